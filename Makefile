@@ -1,0 +1,33 @@
+# make demo | make test | make check        PYTHON=python3.13 VENV=.venv313 make test   for another Python
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= /tmp/repbias_demo
+BIN = $(VENV)/bin
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m experiments.run --experiment=complexity --preset=quick --workdir=$(DEMO)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python setup.py requirements.txt
+	$(BIN)/python -m pip install --quiet -e . -c requirements.txt
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/bin/python setup.py requirements.txt
+	$(BIN)/python -m pip install --quiet -e '.[test]' -c requirements.txt
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,223 @@
+"""Runs an experiment: data, training, measuring, verdicts, figures and a page.
+
+  python -m experiments.run --experiment=complexity --workdir=DIR [--preset=smoke|quick|full] [--num_seeds=N] [--seed=0]
+         [--stage=train,measure,report] [--config.NAME=VALUE ...] [--only_print] [--reference=DIR]
+
+Exit status: 0 done; 75 interrupted, run the same command again; 2 bad input; 1 anything else.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+
+from experiments import EXPERIMENTS
+from repbias_jax import pipeline, store
+from repbias_jax.config import ConfigError, Experiment, Preset, describe_type, fields_of, override
+from repbias_jax.measure import Results
+from repbias_jax.population import Interrupted
+from repbias_jax.report import tables
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "scipy", "pandas", "matplotlib")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("experiment", None, "name of the experiment")
+flags.DEFINE_string("workdir", None, "folder for results; the experiment gets its own folder in it")
+flags.DEFINE_string("preset", "full", "size of the experiment")
+flags.DEFINE_integer("num_seeds", None, "seeds of every setting; by default the preset's")
+flags.DEFINE_integer("seed", 0, "first seed", lower_bound=0)
+flags.DEFINE_list("stage", list(pipeline.STAGES), "stages to run")
+flags.DEFINE_bool("only_print", False, "show what would be run, and start nothing")
+flags.DEFINE_integer("devices", 0, "virtual devices on CPU; 0: one a core", lower_bound=0)
+flags.DEFINE_float("checkpoint_seconds", 10.0, "shortest time between two checkpoints", lower_bound=0)
+flags.DEFINE_string("reference", None, "also write the small files of a reference run to this folder")
+flags.DEFINE_string("compilation_cache", None, "folder of your own for JAX's persistent compilation cache; default: none")
+
+
+def parse(arguments: Sequence[str]) -> list[str]:
+    """Flags by absl; `--config.NAME=VALUE` is kept for `assemble`. Bad flags are one line and status 2."""
+    if any(a in ("--help", "-h", "-help", "--helpfull") for a in arguments):
+        print(help_text())
+        sys.exit(DONE)
+    dotted = [a for a in arguments if a.startswith("--config.")]
+    try:
+        rest = FLAGS([a for a in arguments if a not in dotted])
+    except flags.Error as error:
+        sys.exit(_complain(str(error).replace("\n", " ")))
+    return [*rest, *dotted]
+
+
+def help_text() -> str:
+    """Experiments, presets, flags and every dotted name with its type, default and unit."""
+    lines = [str(__doc__), "Flags:"]
+    for flag in FLAGS.flags_by_module_dict().get(__name__, FLAGS.flags_by_module_dict().get("__main__", [])):
+        lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default_as_str or 'none'})")
+    for name, module in EXPERIMENTS.items():
+        experiment: Experiment = module.EXPERIMENT
+        lines += ["", f"Experiment {name}: {experiment.title}"]
+        for preset, size in experiment.presets:
+            chosen = ", ".join(size.settings) or "all settings"
+            lines.append(
+                f"  --preset={preset}: {size.num_seeds} seeds; {chosen}; {', '.join(size.columns) or 'all columns'}"
+            )
+        lines.append("  dotted names (type, unit; default):")
+        for dotted, (kind, field) in fields_of(experiment.config).items():
+            part, leaf = dotted.split(".")
+            value = getattr(getattr(experiment.config, part), leaf)
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            unit = f", {field.metadata['unit']}" if field.metadata["unit"] else ""
+            lines.append(f"    --config.{dotted}  {field.metadata['doc']} ({describe_type(kind)}{unit}; {text or 'empty'})")
+    return "\n".join(lines)
+
+
+def assemble(module: ModuleType, preset_name: str, num_seeds: int | None, seed: int, dotted: Sequence[str]) -> Experiment:
+    """The experiment as asked for: its preset, then the user's overrides.
+
+    Raises:
+      ConfigError: unknown preset or name, bad value, or an override of a field that the settings sweep.
+    """
+    experiment: Experiment = module.EXPERIMENT
+    presets = dict(experiment.presets)
+    if preset_name not in presets:
+        raise ConfigError(f"unknown --preset={preset_name}; known: {', '.join(presets)}")
+    preset: Preset = presets[preset_name]
+    settings = [s for s in experiment.settings if not preset.settings or s[0] in preset.settings]
+    columns = [c for c in experiment.columns if not preset.columns or c[0] in preset.columns]
+    changes = [*preset.overrides]
+    for argument in dotted:
+        name, sign, text = argument.removeprefix("--config.").partition("=")
+        if not sign:
+            raise ConfigError(f"{argument}: expected {argument}=VALUE")
+        override(experiment.config, name, text)
+        sweeping = [s for s, own in settings if name in dict(own) and name not in dict(preset.overrides)]
+        if sweeping:
+            raise ConfigError(f"--config.{name}: swept by the settings {', '.join(sweeping)}, and cannot be overridden")
+        changes.append((name, text))
+        if any(name in dict(own) for _, own in columns):
+            # One column compares another value of this field: what the user asks for takes the place of all columns.
+            columns = [("chosen", ())]
+    config, fixed = experiment.config, dict(preset.overrides)
+    for name, value in changes:
+        config = override(config, name, value)
+    settings = [(s, tuple((n, v) for n, v in own if n not in fixed)) for s, own in settings]
+    return dataclasses.replace(
+        experiment, config=config, settings=tuple(settings), columns=tuple(columns), seed=seed,
+        num_seeds=preset.num_seeds if num_seeds is None else num_seeds,
+    )  # fmt: skip
+
+
+def record() -> dict[str, Any]:
+    """Versions, machine and commit, for the manifest."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        commit = "not a checkout"
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {**versions, "python": platform.python_version(), "devices": devices, "commit": commit}
+
+
+def plan_lines(plan: pipeline.Plan) -> list[str]:
+    """What would be run and what it would cost."""
+    cost = pipeline.estimate(plan)
+    lines = [f"{plan.experiment.name}: {plan.experiment.title}"]
+    for group in plan.groups:
+        lines.append(f"  group {group.name}: {', '.join(group.settings)}; {group.static.config.num_steps:,} steps")
+    nominal = 5e10 * min(plan.layout.rows, jax.device_count())
+    lines += [
+        f"  {len(plan.groups)} groups, {cost['chunks']:.0f} chunks of {plan.layout.rows} x {plan.layout.lanes} runs, "
+        f"at most {cost['compilations']:.0f} compilations",
+        f"  {cost['runs']:.0f} runs, {cost['run_steps']:,.0f} run-steps, {cost['flops'] / 1e12:,.1f} TFLOP",
+        f"  memory a device about {cost['device_bytes'] / 1e6:,.0f} MB, disk at most {cost['disk_bytes'] / 1e9:,.2f} GB",
+        f"  training about {cost['flops'] / nominal / 60:,.1f} min at {nominal / 1e9:.0f} GFLOP/s",
+    ]
+    return lines
+
+
+def _stages(asked: Sequence[str]) -> list[str]:
+    for name in asked:
+        if name not in pipeline.STAGES:
+            raise ConfigError(f"unknown --stage={name}; known: {', '.join(pipeline.STAGES)}")
+    return list(asked)
+
+
+def _required(name: str) -> str:
+    value = FLAGS[name].value
+    if not value:
+        raise ConfigError(f"--{name} is missing" + (f"; known: {', '.join(EXPERIMENTS)}" if name == "experiment" else ""))
+    return value
+
+
+def _catch_signals() -> Callable[[], bool]:
+    """The first SIGTERM, SIGINT or SIGUSR1 is noted, to be polled; a second one exits at once."""
+    caught: list[int] = []
+
+    def note(number, _frame):
+        if caught:
+            os._exit(INTERRUPTED)
+        caught.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, note)
+    return lambda: bool(caught)
+
+
+def _complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return BAD_INPUT
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads flags, runs, prints; returns the exit status."""
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+    dotted = [a for a in arguments[1:] if a.startswith("--config.")]
+    try:
+        if extra := [a for a in arguments[1:] if a not in dotted]:
+            raise ConfigError(f"unexpected argument {extra[0]}; flags are written --name=value")
+        name = _required("experiment")
+        if name not in EXPERIMENTS:
+            raise ConfigError(f"unknown --experiment={name}; known: {', '.join(EXPERIMENTS)}")
+        module = EXPERIMENTS[name]
+        stages = _stages(FLAGS.stage)
+        experiment = assemble(module, FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted)
+        folder = Path(_required("workdir")) / name
+        jax.config.update("jax_num_cpu_devices", FLAGS.devices or os.cpu_count() or 1)
+        if FLAGS.compilation_cache:
+            jax.config.update("jax_compilation_cache_dir", f"{FLAGS.compilation_cache}/jax-{jax.__version__}")
+        pipeline.check_workdir(folder)
+        plan = pipeline.place(experiment, pipeline.check(experiment, jax.default_backend()), folder, jax.device_count())
+        if FLAGS.only_print:
+            print("\n".join(plan_lines(plan)))
+            return DONE
+        rows = pipeline.run(plan, module, folder, stages, _catch_signals(), record(), FLAGS.checkpoint_seconds)
+    except ConfigError as error:
+        return _complain(str(error))
+    except Interrupted as error:
+        print(f"interrupted: {error}; run the same command again", file=sys.stderr, flush=True)
+        return INTERRUPTED
+    except store.StoreError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
+    if rows and "report" in stages:
+        print("\n".join(tables.claims_lines(rows)))
+        for path in (folder / "report.html", folder / "figures", folder / "results.csv"):
+            print(path)
+    if FLAGS.reference:
+        tables.reference(Results(folder), rows, Path(FLAGS.reference))
+    return DONE
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

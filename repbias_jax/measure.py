@@ -1,0 +1,308 @@
+"""Reads the store in bounded blocks, maps probes over runs, snapshots and sites, and writes tidy rows.
+
+`load` opens a finished workdir for library users; `Results` is what statistics, reports and experiments read.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from repbias_jax import population, store, training
+from repbias_jax.config import ConfigError, Dials, Static
+from repbias_jax.data import DATA
+from repbias_jax.population import Chunk, Interrupted, Layout
+from repbias_jax.probes import PROBES
+from repbias_jax.probes.variance import Measured, Side
+
+COLUMNS = (
+    "experiment", "group", "setting", "seed", "step", "site", "probe", "metric", "feature", "other", "at", "split",
+    "value", "reason",
+)  # fmt: skip
+MASTERY = 0.95  # accuracy of every class at which a feature counts as learned
+
+
+class Results:
+    """A measured experiment: tidy frames, and the activations opened lazily.
+
+    Attributes:
+      rows: `results.csv` as written, one row a number.
+      curves: loss and accuracies, a row for each setting, seed, step, output and split.
+      settings: a row a setting; its configuration's dotted names as columns.
+      manifest: of the workdir.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.manifest = store.read_json(self.folder / "manifest.json", "train")
+        kinds = dict.fromkeys(("setting", "site", "probe", "metric", "feature", "other", "at", "reason"), "str")
+        self.rows = pd.read_csv(self.folder / "results.csv", keep_default_na=False, na_values={"value": [""]}, dtype=kinds)
+        self.settings = pd.read_csv(self.folder / "settings.csv", keep_default_na=False).set_index("setting")
+        parts = [pd.read_csv(p) for p in sorted(self.folder.glob("*/*/curves.csv"))]
+        self.curves = pd.concat(parts).sort_values(["setting", "seed", "step", "output", "split"], ignore_index=True)
+
+    def values(self, setting: str, metric: str, feature: str = "", site: str = "last_hidden", **more: Any) -> pd.Series:
+        """One number a seed, at the last step unless `step` is given.
+
+        Args:
+          setting: full name.
+          metric: such as `r2`.
+          feature: factor name; empty where the metric has none.
+          site: a site's name; `last_hidden` is the penultimate layer.
+          more: further columns to match: `step`, `at`.
+
+        Returns:
+          Values by seed, sorted; NaN where missing.
+        """
+        found = self.table(setting, metric, feature, site, **more)
+        return found.set_index("seed")["value"].sort_index()
+
+    def table(self, setting: str, metric: str, feature: str = "", site: str = "last_hidden", **more: Any) -> pd.DataFrame:
+        """The rows that match; `step="all"` for all steps."""
+        if site == "last_hidden":
+            site = self.last_hidden(setting)
+        step = more.pop("step", None)
+        if step is None:
+            step = self.last_step(setting)
+        rows = self._indexed(setting, metric)
+        chosen = (rows["feature"] == feature) & (rows["site"] == site)
+        for column, value in more.items():
+            chosen &= rows[column] == value
+        return rows[chosen] if isinstance(step, str) else rows[chosen & (rows["step"] == step)]
+
+    def _indexed(self, setting: str, metric: str) -> pd.DataFrame:
+        if not hasattr(self, "_groups"):
+            self._groups = dict(list(self.rows.groupby(["setting", "metric"])))
+        return self._groups.get((setting, metric), self.rows.iloc[:0])
+
+    def has(self, *settings: str) -> bool:
+        """Whether all settings were run."""
+        return all(name in self.settings.index for name in settings)
+
+    def last_step(self, setting: str) -> int:
+        """Length of training, in steps."""
+        return int(self.settings.loc[setting, "num_steps"])  # pyright: ignore[reportArgumentType]
+
+    def last_hidden(self, setting: str) -> str:
+        """Name of the penultimate layer."""
+        return population.last_hidden(self.sites(setting))
+
+    def sites(self, setting: str) -> list[str]:
+        """Sites in order, from input to logits."""
+        return str(self.settings.loc[setting, "sites"]).split(" ")
+
+    def outputs(self, setting: str) -> list[str]:
+        """Names of the reported factors, in the order listed."""
+        return str(self.settings.loc[setting, "outputs"]).split(" ")
+
+    def accuracy(self, setting: str, output: str, metric: str = "worst_class", split: str = "test") -> pd.DataFrame:
+        """A curve: a row a step, a column a seed. `worst_class` is the lowest class's accuracy, `accuracy` their mean."""
+        position = self.outputs(setting).index(output)
+        curves = self.curves
+        chosen = (curves["setting"] == setting) & (curves["output"] == position) & (curves["split"] == split)
+        return curves[chosen].pivot(index="step", columns="seed", values=metric)
+
+    def mastery(self, setting: str, output: str, threshold: float = MASTERY) -> pd.Series:
+        """Step of the first of three evaluations in a row in which every class is above the threshold; NaN: never."""
+        above = self.accuracy(setting, output) > threshold
+        lasting = above & above.shift(-1, fill_value=False) & above.shift(-2, fill_value=False)
+        return lasting.idxmax().where(lasting.any()).astype(float)
+
+    def activations(
+        self, setting: str, site: str = "last_hidden"
+    ) -> Iterator[tuple[int, np.ndarray, dict]]:
+        """Seed, activations `[T, N, D]` and factors `[N]` by name, a run at a time."""
+        site = self.last_hidden(setting) if site == "last_hidden" else site
+        for path in sorted(self.folder.glob("*/*/activations.zarr")):
+            arrays = store.Activations(path)
+            names = arrays.attributes()["settings"]
+            factors = [p.name for p in path.glob("factor.*")]
+            for run, index in enumerate(arrays.read("setting")):
+                if names[index] == setting:
+                    own = {name.removeprefix("factor."): arrays.read(name, run) for name in factors}
+                    yield int(arrays.read("seed", run)), arrays.read(site, run), own
+
+
+def load(workdir: str | Path) -> Results:
+    """Opens a measured workdir: `<workdir>/<experiment>` or, where it holds one experiment, `<workdir>`.
+
+    Raises:
+      ConfigError: there is no measured experiment, or there are several.
+    """
+    root = Path(workdir)
+    found = [root] if (root / "results.csv").exists() else sorted(p.parent for p in root.glob("*/results.csv"))
+    if len(found) != 1:
+        raise ConfigError(f"{root}: expected one measured experiment, found {[p.name for p in found] or 'none'}")
+    return Results(found[0])
+
+
+class Block(NamedTuple):
+    """Some runs of a chunk at one site and snapshot."""
+
+    chunk: Chunk
+    site: str
+    step: int
+    first: int  # of the runs, within the chunk
+    activations: np.ndarray  # [runs, N, D]
+    factors: dict[str, np.ndarray]  # [runs, N] each
+
+
+def measure(
+    folder: Path, name: str, chunks: Sequence[Chunk], layout: Layout, probes: Sequence[str], stop: Callable[[], bool]
+) -> None:
+    """Runs the probes on all chunks and writes `results.csv`.
+
+    Args:
+      folder: the experiment's folder, with every chunk done.
+      name: of the experiment.
+      chunks: what was trained.
+      layout: lanes of a block.
+      probes: names in PROBES.
+      stop: polled between chunks.
+
+    Raises:
+      StoreError: something is missing or damaged.
+      Interrupted: `stop` said so; nothing was written.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for chunk in tqdm(chunks, desc="measure", unit="chunk", disable=not sys.stderr.isatty()):
+        if stop():
+            raise Interrupted("measuring starts again")
+        done = store.read_json(folder / chunk.path / "done.json", "train")
+        store.verify(folder / chunk.path, done["files"], "train")
+        found = _of_final(list(_measure_chunk(folder, chunk, layout, probes)), chunk)
+        rows += [(name, chunk.group.name, *row) for row in found]
+    rows.sort(key=lambda row: (row[2], row[3], row[4], row[5], row[6:11]))
+    store.write_table(folder / "results.csv", COLUMNS, rows)
+
+
+def _measure_chunk(folder: Path, chunk: Chunk, layout: Layout, probes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Rows from `setting` on, for all sites and snapshots of a chunk."""
+    static, last = chunk.group.static, chunk.group.static.config.num_steps
+    values = DATA[static.config.task.name].num_values(static.config.task)
+    penultimate = population.last_hidden(tuple(population.sites_of(static, next(iter(chunk.group.dials.values())))))
+    params = None
+    for block in _blocks(folder / chunk.path, chunk, layout.lanes):
+        for name in probes:
+            probe = PROBES[name]
+            here = not probe.sites or block.site in [penultimate if s == "last_hidden" else s for s in probe.sites]
+            if not here or not (probe.along or block.step in (0, last)):
+                continue
+            if probe.kind == "representation":
+                found = _representation(name, values)(block.activations, block.factors)
+            elif block.step == last:  # only the last weights are kept
+                params = _restored(folder / chunk.path, chunk, layout) if params is None else params
+                found = _intervene(name, block, params)
+            else:
+                continue
+            yield from _rows(block, name, found)
+
+
+def _blocks(folder: Path, chunk: Chunk, lanes: int) -> Iterator[Block]:
+    """The pieces of a chunk as they lie on disk: `lanes` runs, one snapshot, one site."""
+    arrays = store.Activations(folder / "activations.zarr")
+    names = [p.name for p in sorted((folder / "activations.zarr").glob("factor.*"))]
+    factors = {name.removeprefix("factor."): arrays.read(name).astype(np.int32) for name in names}
+    for site in arrays.attributes()["sites"]:
+        steps = arrays.read(f"snapshot_{site}")
+        for t, step in enumerate(steps):
+            for first in range(0, len(chunk.runs), lanes):
+                piece = slice(first, min(first + lanes, len(chunk.runs)))  # tensorstore refuses a longer one
+                own = {name: values[piece] for name, values in factors.items()}
+                yield Block(chunk, site, int(step), first, arrays.read(site, np.s_[piece, t]), own)
+
+
+def _halves(phi, factors) -> tuple[Side, Side]:
+    """The fit half and the score half of one run's probe set."""
+    half = len(phi) // 2
+    fit = (phi[:half], {n: v[:half] for n, v in factors.items()})
+    return fit, (phi[half:], {n: v[half:] for n, v in factors.items()})
+
+
+@functools.cache
+def _representation(name: str, num_values: int) -> Callable:
+    """A probe of representations, compiled for many runs: `[R, N, D]` and factors `[R, N]`."""
+    return jax.jit(jax.vmap(lambda phi, factors: PROBES[name].function(*_halves(phi, factors), num_values)))
+
+
+@functools.cache
+def _intervention(name: str, static: Static, site: str) -> Callable:
+    """An intervention, compiled for many runs; `finish` is the model from `site` onwards."""
+    task, model = static.config.task, training.build_model(static)
+    reported = task.outputs or DATA[task.name].feature_names(task)
+    blank = jnp.zeros(DATA[task.name].input_shape(task), jnp.float32)
+
+    def one(phi, factors, params: Any, dials: Dials):
+        def finish(activations):
+            # The rest of the model sees `activations`: the edit of a blank input's own activation up to them.
+            own = model.apply(params, blank, dials)[1][site]
+            edits = (activations - own.reshape(-1)).reshape(-1, *own.shape)
+            logits, _ = jax.vmap(lambda edit: model.apply(params, blank, dials, edits={site: edit}))(edits)
+            place = jnp.argsort(dials.output_order)  # the position of each listed factor
+            return {factor: logits[:, place[o]] for o, factor in enumerate(reported)}
+
+        return PROBES[name].function(*_halves(phi, factors), finish)
+
+    return jax.jit(jax.vmap(one))
+
+
+def _intervene(name: str, block: Block, params: Any) -> Mapping[Measured, Any]:
+    """An intervention on the runs of a block. Args: params of the whole chunk, `[runs, ...]`."""
+    group, here = block.chunk.group, slice(block.first, block.first + len(block.activations))
+    dials = jax.tree.map(lambda *x: jnp.stack(x), *[group.dials[setting] for setting, _ in block.chunk.runs[here]])
+    own = jax.tree.map(lambda x: x[here], params)
+    with jax.default_matmul_precision(group.static.runtime.precision):
+        return _intervention(name, group.static, block.site)(block.activations, block.factors, own, dials)
+
+
+def _restored(folder: Path, chunk: Chunk, layout: Layout) -> Any:
+    """The final weights of a chunk's runs, `[runs, ...]`, checked against the done marker."""
+    static, (setting, seed) = chunk.group.static, chunk.runs[0]
+    one = jax.eval_shape(lambda d, s: training.init(static, d, s), chunk.group.dials[setting], jnp.int32(seed))
+    done = store.read_json(folder / "done.json", "train")
+    checkpoints = store.Checkpoints(folder / "checkpoint")
+    try:
+        like = population.saved_like(one, static.config, layout)
+        step, saved, _ = checkpoints.restore(like, jax.jit(jax.vmap(jax.vmap(store.fingerprint))))
+    finally:
+        checkpoints.close()
+    prints = [f"{int(p):08x}" for p in np.asarray(saved.fingerprints).reshape(-1)[: len(chunk.runs)]]
+    if step != done["steps"] or prints != [r["fingerprint"] for r in done["runs"]]:
+        raise store.StoreError(f"{folder}/checkpoint: damaged; delete {folder} and rerun --stage=train")
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(chunk.runs)], saved.state.params)
+
+
+def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[tuple[Any, ...]]:
+    """Rows from `setting` on, for one block and probe."""
+    sound = np.isfinite(block.activations).all(axis=(1, 2))
+    living = np.ptp(block.activations, axis=1).max(axis=1) > 0
+    for key, values in found.items():
+        for i, value in enumerate(np.asarray(values)):
+            setting, seed = block.chunk.runs[block.first + i]
+            reason = ""
+            if np.isnan(value):
+                reason = "diverged" if not sound[i] else "constant feature" if living[i] else "constant layer"
+            yield (
+                setting, seed, block.step, block.site, probe, key.metric, key.feature, key.other, key.at,
+                "score", store.number(value), reason,
+            )  # fmt: skip
+
+
+def _of_final(rows: list[tuple[Any, ...]], chunk: Chunk) -> list[tuple[Any, ...]]:
+    """Adds `r2_of_final` = variance(t) / total_variance(T): along training on one scale, that of the last snapshot."""
+    last = chunk.group.static.config.num_steps
+    totals = {(r[0], r[1], r[3]): r[10] for r in rows if r[2] == last and r[5] == "total_variance"}
+    added = []
+    for row in rows:
+        if row[5] == "variance" and (total := totals.get((row[0], row[1], row[3]))):
+            share = float(row[10]) / float(total) if row[10] and float(total) > 0 else np.nan
+            reason = row[11] or ("" if np.isfinite(share) else "constant layer")
+            added.append((*row[:5], "r2_of_final", *row[6:10], store.number(share), reason))
+    return rows + added

@@ -1,0 +1,291 @@
+"""Train, measure, report: the table of contents.
+
+`check` resolves every name and shape before anything is written; `run` calls the stages in order, each of which reads
+the files of the one before and is skipped when its fingerprint says that nothing it depends on has changed.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from repbias_jax import measure, population, report, store, training
+from repbias_jax.config import Config, ConfigError, Experiment, Runtime, check_types, flatten, num_outputs
+from repbias_jax.data import DATA
+from repbias_jax.models import MODELS
+from repbias_jax.population import Chunk, Group, Layout
+from repbias_jax.probes import PROBES
+
+STAGES = ("train", "measure", "report")
+LANES = {"cpu": 8, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
+DISK_MARGIN = 1.1
+
+
+class Plan(NamedTuple):
+    """What will be run."""
+
+    experiment: Experiment
+    configs: dict[str, Config]
+    groups: list[Group]
+    layout: Layout
+    runtime: Runtime
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """All chunks, in order."""
+        return population.chunks_of(self.groups, self.layout)
+
+
+def run(
+    plan: Plan, module: ModuleType, folder: Path, stages: Sequence[str], stop: Callable[[], bool],
+    record: Mapping[str, Any], checkpoint_seconds: float = 10.0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Runs the stages that are asked for and not up to date; returns the rows of `claims.csv`.
+
+    Args:
+      plan: from `check` and `place`.
+      module: the experiment's, with `claims(results, column)` and `figures(results)`.
+      folder: of the experiment.
+      stages: of STAGES.
+      stop: polled; when true, everything is saved and `Interrupted` raised.
+      record: versions, commit and so on, for the manifest; never compared.
+      checkpoint_seconds: shortest time between two checkpoints.
+    """
+    covers = covered(plan)
+    manifest = _begin(folder, plan, covers, record)
+    if "train" in stages and not _current(manifest, "train", covers["train"]):
+        population.train(folder, plan.chunks, plan.layout, stop, checkpoint_seconds)
+        manifest = _done(folder, manifest, "train", covers["train"], [])
+    with store.lock(folder / "lock"):
+        if "measure" in stages and not _current(manifest, "measure", covers["measure"], folder):
+            measure.measure(folder, plan.experiment.name, plan.chunks, plan.layout, plan.experiment.probes, stop)
+            manifest = _done(folder, manifest, "measure", covers["measure"], ["results.csv", "settings.csv"])
+        reported = covers["report"] | {"module": _source(Path(str(module.__file__)))}
+        if "report" in stages and not _current(manifest, "report", reported, folder):
+            written = report.write(folder, plan.experiment, module)
+            _done(folder, manifest, "report", reported, written)
+    return report.read_claims(folder)
+
+
+def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list[Group], Runtime]:
+    """Checks types, ranges, names and shapes; nothing is written.
+
+    Raises:
+      ConfigError: what was wrong, what was expected and where.
+    """
+    if experiment.num_seeds < 1:
+        raise ConfigError(f"--num_seeds={experiment.num_seeds}: expected at least 1")
+    for name in experiment.probes:
+        if name not in PROBES:
+            raise ConfigError(f"unknown probe {name}; known: {', '.join(PROBES)}")
+    runtime = Runtime(backend, LANES.get(backend, 8))
+    configs = experiment.configs()
+    for config in configs.values():
+        _check_config(config)
+    return configs, population.groups_of(configs, runtime), runtime
+
+
+def _check_config(config: Config) -> None:
+    check_types(config)
+    for kind, name, known in (("task", config.task.name, DATA), ("model", config.model.name, MODELS)):
+        if name not in known:
+            raise ConfigError(f"config.{kind}.name={name}: unknown; known: {', '.join(known)}")
+    DATA[config.task.name].check(config.task)
+    task, training_ = config.task, config.training
+    if not config.model.widths:
+        raise ConfigError("config.model.widths is empty: expected at least one hidden layer, such as 128,64")
+    if training_.batch_size > task.num_train:
+        raise ConfigError(
+            f"config.training.batch_size={training_.batch_size}: expected at most config.task.num_train={task.num_train}"
+        )
+    if task.num_test > task.num_train:
+        raise ConfigError(f"config.task.num_test={task.num_test}: expected at most config.task.num_train={task.num_train}")
+    phases = config.num_phases
+    for row in training_.loss_weights:
+        if len(row) != num_outputs(task):
+            raise ConfigError(f"config.training.loss_weights: expected {num_outputs(task)} weights a phase, one an output")
+    ends = training_.phase_ends or (config.num_steps,)
+    rising = all(a < b for a, b in itertools.pairwise(ends))
+    if len(ends) != phases or ends[-1] != config.num_steps or not rising:
+        raise ConfigError(
+            f"config.training.phase_ends={training_.phase_ends}: expected {phases} rising steps that end at "
+            f"{config.num_steps}"
+        )
+    static = population.groups_of({"": config}, Runtime())[0]
+    sites = population.sites_of(static.static, static.dials[""])
+    if config.keep.along not in ("last_hidden", *sites):
+        raise ConfigError(f"config.keep.along={config.keep.along}: unknown site; known: last_hidden, {', '.join(sites)}")
+
+
+def place(experiment: Experiment, checked: tuple, folder: Path, devices: int) -> Plan:
+    """Lays the runs out: as the workdir has them, or anew.
+
+    Raises:
+      ConfigError: the workdir holds another configuration, or more seeds.
+    """
+    configs, groups, runtime = checked
+    layout = Layout(devices, runtime.lanes, experiment.seed, (experiment.num_seeds,))
+    plan = Plan(experiment, configs, groups, layout, runtime)
+    if not (folder / "manifest.json").exists():
+        return plan
+    manifest = store.read_json(folder / "manifest.json", "train")
+    _same(folder, manifest["train_covers"], covered(plan)["train"])
+    extents = tuple(manifest["layout"]["extents"])
+    if experiment.num_seeds < extents[-1]:
+        raise ConfigError(
+            f"{folder} holds {extents[-1]} seeds, but --num_seeds={experiment.num_seeds} was asked for: ask for at least "
+            f"{extents[-1]}, or use another --workdir"
+        )
+    if experiment.num_seeds > extents[-1]:
+        extents = (*extents, experiment.num_seeds)
+    return plan._replace(layout=Layout(manifest["layout"]["rows"], runtime.lanes, experiment.seed, extents))
+
+
+def covered(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What each stage depends on: the contents of its fingerprint."""
+    settings = {name: {k: _plain(v) for k, v in flatten(config).items()} for name, config in plan.configs.items()}
+    runtime = dataclasses.asdict(plan.runtime)
+    train = {"format": store.FORMAT, "settings": settings, "runtime": runtime, "seed": plan.layout.seed}
+    here = Path(__file__).parent
+    probes = {"probes": list(plan.experiment.probes), "source": _source(here / "probes", here / "measure.py")}
+    measured = {"train": train, "seeds": list(plan.layout.extents), **probes}
+    claims = {"source": _source(here / "report", here / "statistics.py")}
+    return {
+        "train": {"train": train, "seeds": list(plan.layout.extents)},
+        "measure": measured,
+        "report": {"measure": measured, **claims},
+    }
+
+
+def _source(*places: Path) -> str:
+    """Digest of code, so that a changed probe or claim reruns its stage and what follows it."""
+    files = sorted(f for p in places for f in (p.rglob("*") if p.is_dir() else [p]) if f.suffix in (".py", ".html"))
+    return store.digest([store.checksum(f) for f in files])
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises ConfigError naming the first field in which two trainings differ."""
+    new = new["train"]
+    pairs = [("the seed", old["seed"], new["seed"])]
+    pairs += [(f"runtime.{k}", old["runtime"].get(k), v) for k, v in new["runtime"].items()]
+    pairs.append(("settings", sorted(old["settings"]), sorted(new["settings"])))
+    for name in sorted(set(old["settings"]) & set(new["settings"])):
+        fields = new["settings"][name]
+        pairs += [(f"config.{k} (setting {name})", old["settings"][name].get(k), v) for k, v in fields.items()]
+    for what, before, now in pairs:
+        if before != now:
+            raise ConfigError(
+                f"{folder} was trained with {what} = {before}, but this command asks for {now}: use the same value, or "
+                f"another --workdir"
+            )
+
+
+def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the folder, its manifest and `settings.csv`; a manifest that is there keeps its stages."""
+    path = folder / "manifest.json"
+    manifest = store.read_json(path, "train") if path.exists() else {"format": store.FORMAT, "stages": {}}
+    fresh = {
+        "experiment": plan.experiment.name,
+        "layout": {"rows": plan.layout.rows, "lanes": plan.layout.lanes, "extents": list(plan.layout.extents)},
+        "train_covers": covers["train"]["train"],
+        "record": manifest.get("record", dict(record)),
+    }
+    if any(manifest.get(k) != v for k, v in fresh.items()):
+        need, free = estimate(plan)["disk_bytes"] * DISK_MARGIN, shutil.disk_usage(_existing(folder)).free
+        if not path.exists() and need > free:
+            raise store.StoreError(f"{folder}: needs about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        manifest |= fresh
+        folder.mkdir(parents=True, exist_ok=True)
+        store.sweep(folder)
+        columns, rows = settings_table(plan)
+        store.write_table(folder / "settings.csv", columns, rows)
+        store.write_json(path, manifest)
+    return manifest
+
+
+def _existing(folder: Path) -> Path:
+    return next(p for p in (folder, *folder.absolute().parents) if p.exists())
+
+
+def check_workdir(folder: Path) -> None:
+    """Raises ConfigError when a folder is a file or cannot be written."""
+    place = _existing(folder)
+    if not place.is_dir():
+        raise ConfigError(f"--workdir={folder.parent}: {place} is a file; expected a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"--workdir={folder.parent}: {place} cannot be written")
+
+
+def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
+    """`settings.csv`: a row a setting, a column a field."""
+    rows = []
+    for group in plan.groups:
+        sites = " ".join(population.sites_of(group.static, group.dials[group.settings[0]]))
+        for name in group.settings:
+            config = plan.configs[name]
+            task = config.task
+            outputs = " ".join(task.outputs or DATA[task.name].feature_names(task))
+            values = [str(_plain(v)) for v in flatten(config).values()]
+            rows.append([name, name.split(".")[0], group.name, config.num_steps, outputs, sites, *values])
+    return ["setting", "column", "group", "num_steps", "outputs", "sites", *flatten(plan.experiment.config)], rows
+
+
+def _current(manifest: Mapping[str, Any], stage: str, covers: Mapping[str, Any], folder: Path | None = None) -> bool:
+    """Whether a stage was done with the same fingerprint and its files are as it left them."""
+    entry = manifest["stages"].get(stage)
+    if entry is None or entry["fingerprint"] != store.digest(covers):
+        return False
+    return all((p := Path(str(folder), n)).is_file() and store.checksum(p) == s for n, s in entry["files"].items())
+
+
+def _done(folder: Path, manifest: dict[str, Any], stage: str, covers: Any, files: Sequence[str]) -> dict[str, Any]:
+    sums = {name: store.checksum(folder / name) for name in files}
+    manifest["stages"][stage] = {"fingerprint": store.digest(covers), "covers": sorted(covers), "files": sums}
+    store.write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def estimate(plan: Plan) -> dict[str, float]:
+    """What a run will cost. Returns: chunks, compilations, runs, run_steps, flops, disk_bytes, device_bytes."""
+    total = dict.fromkeys(("chunks", "compilations", "runs", "run_steps", "flops", "disk_bytes", "device_bytes"), 0.0)
+    seeds, stack = plan.layout.extents[-1], plan.layout.rows * plan.layout.lanes
+    devices = min(plan.layout.rows, len(jax.devices()))
+    for group in plan.groups:
+        static, config, dials = group.static, group.static.config, group.dials[group.settings[0]]
+        runs = seeds * len(group.settings)
+        sites = population.sites_of(static, dials)
+        along = population.last_hidden(tuple(sites)) if config.keep.along == "last_hidden" else config.keep.along
+        kept = {n: len(population.snapshots_of(config)) if n == along else 2 for n in sites}
+        activations = sum(4 * kept[n] * examples * units for n, (examples, units) in sites.items())
+        step_flops, run_bytes = _cost_of_step(static, dials)
+        looking = sum(4 * examples * units for examples, units in sites.values())
+        total["chunks"] += math.ceil(runs / stack)
+        total["compilations"] += 5
+        total["runs"] += runs
+        total["run_steps"] += runs * config.num_steps
+        total["flops"] += runs * config.num_steps * step_flops
+        total["disk_bytes"] += runs * (activations + 2 * run_bytes)
+        total["device_bytes"] = max(total["device_bytes"], stack / devices * (4 * run_bytes + looking))
+    return total
+
+
+def _cost_of_step(static: Any, dials: Any) -> tuple[float, float]:
+    """Floating-point operations of one update, by the compiler's count, and bytes of one run's state and data."""
+    config, seed = static.config, jax.ShapeDtypeStruct((), jnp.int32)
+    data = jax.eval_shape(lambda d, s: training.make_data(config.task, config.keep.probe_set, d, s), dials, seed)
+    state = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, seed)
+    size = sum(x.size * 4 for x in jax.tree.leaves((state, data)))
+    weights = sum(x.size for x in jax.tree.leaves(state.params) if x.ndim > 1)
+    return 6.0 * weights * config.training.batch_size, float(size)

@@ -1,0 +1,384 @@
+"""Many runs at once: groups, chunks, lanes, devices, resuming and progress.
+
+Runs that share their static half form a group and its programs are compiled once. A chunk is `rows x lanes` runs that
+train at once: rows are sharded over devices, lanes are the innermost `vmap`, and the rows of one device follow each
+other. So bits depend on the number of lanes and not on the number of devices, chunks or runs, and a chunk begun on two
+devices can be finished on one. No program has a collective.
+"""
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+from repbias_jax import store, training
+from repbias_jax.config import Config, Dials, Runtime, Static, dials_of, flatten, num_outputs, static_half
+from repbias_jax.data import DATA
+
+SEGMENT_SECONDS = 20.0  # a longer stretch is cut, so that signals and checkpoints are never far away
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and everything so far is saved."""
+
+
+class Group(NamedTuple):
+    """All settings that share their static half."""
+
+    name: str
+    static: Static
+    settings: tuple[str, ...]
+    dials: Mapping[str, Dials]  # by setting
+
+
+class Chunk(NamedTuple):
+    """The runs of a group that train at once; unit of memory, checkpoint and resume."""
+
+    group: Group
+    name: str
+    runs: tuple[tuple[str, int], ...]  # (setting, seed)
+
+    @property
+    def path(self) -> str:
+        """Folder below the experiment's."""
+        return f"{self.group.name}/{self.name}"
+
+
+class Layout(NamedTuple):
+    """How runs are laid out; decided when a workdir is made, and kept, because bits depend on it."""
+
+    rows: int
+    lanes: int
+    seed: int
+    extents: tuple[int, ...]  # numbers of seeds: 4, then extended to 16
+
+
+def groups_of(configs: Mapping[str, Config], runtime: Runtime) -> list[Group]:
+    """Groups settings by their static half, in order of appearance."""
+    found: dict[Static, list[str]] = {}
+    for name, config in configs.items():
+        found.setdefault(static_half(config, runtime), []).append(name)
+    groups = []
+    for static, names in found.items():
+        rates = DATA[static.config.task.name].base_rates(static.config.task)
+        code = store.digest([flatten(static.config), static.dropout, static.runtime.__dict__])[:8]
+        dials = {name: dials_of(configs[name], rates) for name in names}
+        groups.append(Group(f"{names[0]}-{code}", static, tuple(names), dials))
+    return groups
+
+
+def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
+    """All chunks; adding an extent leaves those of the extents before as they are."""
+    chunks = []
+    for group in groups:
+        pieces: list[tuple[tuple[str, int], ...]] = []
+        for low, high in itertools.pairwise((0, *layout.extents)):
+            runs = [(name, layout.seed + k) for k in range(low, high) for name in group.settings]
+            size = layout.rows * layout.lanes
+            pieces += [tuple(runs[i : i + size]) for i in range(0, len(runs), size)]
+        chunks += [Chunk(group, f"chunk_{i:03d}", piece) for i, piece in enumerate(pieces)]
+    return chunks
+
+
+def snapshots_of(config: Config) -> tuple[int, ...]:
+    """Steps at which the site along training is kept."""
+    keep, end, steps, step = config.keep, config.num_steps, [0], 0
+    while keep.every:
+        late = keep.until and keep.every_late and step >= keep.until
+        step += keep.every_late if late else keep.every
+        if step >= end:
+            break
+        steps.append(step)
+    return (*steps, end)
+
+
+def points_of(config: Config) -> tuple[int, ...]:
+    """Segment ends, step 0 first: the points of the curves, and all snapshots."""
+    regular = range(0, config.num_steps, config.training.observe_every)
+    return tuple(sorted({*regular, *snapshots_of(config), config.num_steps}))
+
+
+def sites_of(static: Static, dials: Dials) -> dict[str, tuple[int, int]]:
+    """Sites of a model with their examples and units, without running it. Returns: (N, D) by site, in order."""
+
+    def look(dials: Dials, seed: jax.Array) -> list[tuple[str, jax.Array]]:
+        data = training.make_data(static.config.task, static.config.keep.probe_set, dials, seed)
+        names.extend(found := training.represent(static, dials, data, training.init(static, dials, seed)))
+        return list(found.values())
+
+    names: list[str] = []
+    shapes = jax.eval_shape(look, dials, jax.ShapeDtypeStruct((), jnp.int32))
+    return {name: (s.shape[0], s.shape[1]) for name, s in zip(names, shapes, strict=True)}
+
+
+def last_hidden(sites: Sequence[str]) -> str:
+    """The penultimate layer: the last site before the logits."""
+    return [name for name in sites if name != "logits"][-1]
+
+
+def saved_like(one: Any, config: Config, layout: Layout) -> store.Saved:
+    """A chunk's checkpoint as shapes, curves NaN. Args: one, the state of one run as shapes."""
+    stack = (layout.rows, layout.lanes)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*stack, *x.shape), x.dtype), one)
+    curve = (len(points_of(config)), len(training.SPLITS), num_outputs(config.task), len(training.METRICS))
+    return store.Saved(state, np.zeros(stack, np.uint32), np.full((*stack, *curve), np.nan, np.float32))
+
+
+class Programs:
+    """The compiled programs of a group; one compilation each, whatever the number of chunks, segments and runs."""
+
+    def __init__(self, static: Static, mesh: Mesh):
+        self.mesh = mesh
+        self.data = _data_program(static.config.task, static.config.keep.probe_set, mesh)
+        self.init = _spread(mesh, lambda d, s: training.init(static, d, s), 2, by_lane=False)
+        self.segment = _spread(mesh, lambda *a: training.segment(static, *a), 4, shared=2)
+        self.observe = _spread(mesh, lambda d, x, s: training.observe(static, d, x, s), 3)
+        self.represent = _spread(mesh, lambda d, x, s: training.represent(static, d, x, s), 3)
+        self.fingerprint = _spread(mesh, store.fingerprint, 1)
+
+    def compilations(self) -> dict[str, int]:
+        """How often each program was compiled."""
+        names = ("init", "segment", "observe", "represent", "fingerprint")
+        return {name: getattr(self, name)._cache_size() for name in names}
+
+
+_DATA_PROGRAMS: dict[Any, Callable] = {}
+
+
+def _data_program(task: Any, probe_set: str, mesh: Mesh) -> Callable:
+    """Groups that differ in model or optimizer share their data program, which is the slowest to compile."""
+    key = (task, probe_set, mesh)
+    if key not in _DATA_PROGRAMS:
+        _DATA_PROGRAMS[key] = _spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s), 2, by_lane=False)
+    return _DATA_PROGRAMS[key]
+
+
+def _spread(mesh: Mesh, function: Callable, mapped: int, shared: int = 0, by_lane: bool = True) -> Callable:
+    """`function` of one run, for runs `[rows, lanes]`: rows over devices, one after the other on each, lanes at once.
+
+    Args:
+      mesh: one axis, `runs`.
+      function: of `mapped` arguments of one run and then `shared` ones.
+      mapped: arguments with leading axes `[rows, lanes]`.
+      shared: arguments that are the same for all.
+      by_lane: False for what runs once, where mapping lanes in turn compiles faster.
+    """
+
+    def on_device(*arguments):
+        own, common = arguments[:mapped], arguments[mapped:]
+
+        def one_run(run):
+            return function(*run, *common)
+
+        one_row = jax.vmap(one_run) if by_lane else lambda row: jax.lax.map(one_run, row)
+        return jax.lax.map(one_row, own)
+
+    specs = (P("runs"),) * mapped + (P(),) * shared
+    return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("runs")))
+
+
+def make_mesh(rows: int) -> Mesh:
+    """A mesh over as many devices as divide the rows evenly."""
+    devices = jax.devices()
+    size = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+    return jax.make_mesh((size,), ("runs",), axis_types=(AxisType.Auto,), devices=devices[:size])
+
+
+class Progress:
+    """One line on a terminal, plain log lines elsewhere: runs, steps, rate, time left."""
+
+    def __init__(self, runs: int, run_steps: int, every: float):
+        self.runs, self.total, self.every = runs, run_steps, every
+        self.done_runs, self.done, self.begun = 0, 0, time.monotonic()
+        self.fresh, self.spoken = 0, self.begun
+        self.bar = tqdm(total=run_steps, unit="run-step", unit_scale=True, disable=not sys.stderr.isatty())
+
+    def skip(self, runs: int, run_steps: int) -> None:
+        """Counts what was there already."""
+        self.done_runs, self.done = self.done_runs + runs, self.done + run_steps
+        self.bar.update(run_steps)
+
+    def advance(self, chunk: Chunk, step: int, steps: int) -> None:
+        """Reports `steps` more steps of a chunk, which is now at `step`."""
+        self.fresh, self.done = self.fresh + steps * len(chunk.runs), self.done + steps * len(chunk.runs)
+        self.bar.update(steps * len(chunk.runs))
+        self.bar.set_description(f"{self.done_runs}/{self.runs} runs, step {step}", refresh=False)
+        now = time.monotonic()
+        if self.bar.disable and now - self.spoken >= self.every:
+            self.spoken = now
+            rate = self.fresh / max(now - self.begun, 1e-9)
+            print(
+                f"train: {chunk.path} step {step}; {self.done_runs}/{self.runs} runs done; {rate:,.0f} run-steps/s; "
+                f"{(self.total - self.done) / rate / 60:.1f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Ends the line."""
+        self.bar.close()
+
+
+def train(
+    folder: Path, chunks: Sequence[Chunk], layout: Layout, stop: Callable[[], bool], checkpoint_seconds: float
+) -> None:
+    """Trains every chunk that is not done, each to its end, and leaves a done marker in its folder.
+
+    Args:
+      folder: the experiment's folder.
+      chunks: from `chunks_of`.
+      layout: rows and lanes.
+      stop: polled between segments; when true, everything is saved and `Interrupted` raised.
+      checkpoint_seconds: shortest time between two checkpoints.
+    """
+    runs = sum(len(c.runs) for c in chunks)
+    run_steps = sum(len(c.runs) * c.group.static.config.num_steps for c in chunks)
+    progress = Progress(runs, run_steps, min(10.0, checkpoint_seconds))
+    mesh = make_mesh(layout.rows)
+    try:
+        for _, members in itertools.groupby(chunks, key=lambda c: c.group.name):
+            todo = [c for c in members if not _is_done(folder / c.path, c, progress)]
+            programs = Programs(todo[0].group.static, mesh) if todo else None
+            for chunk in todo:
+                if stop():
+                    raise Interrupted(f"stopped before {chunk.path}; the chunks before it are done")
+                with store.lock(folder / chunk.path / "lock"):
+                    if not _is_done(folder / chunk.path, chunk, progress):
+                        _Trainer(folder / chunk.path, chunk, layout, programs, progress).run(stop, checkpoint_seconds)
+    finally:
+        progress.close()
+
+
+def _is_done(folder: Path, chunk: Chunk, progress: Progress) -> bool:
+    if not (folder / "done.json").exists():
+        return False
+    done = store.read_json(folder / "done.json", "train")
+    if [(r["setting"], r["seed"]) for r in done["runs"]] != list(chunk.runs):
+        raise store.StoreError(f"{folder}/done.json: holds other runs; delete {folder} and rerun --stage=train")
+    progress.skip(len(chunk.runs), len(chunk.runs) * chunk.group.static.config.num_steps)
+    return True
+
+
+class _Trainer:
+    """One chunk, from its start or its last checkpoint to its done marker."""
+
+    def __init__(self, folder: Path, chunk: Chunk, layout: Layout, programs: Any, progress: Progress):
+        self.folder, self.chunk, self.layout, self.programs, self.progress = folder, chunk, layout, programs, progress
+        self.config = chunk.group.static.config
+        self.points = points_of(self.config)
+        shape = (layout.rows, layout.lanes)
+        # A short last chunk is filled up with copies of its last run, which are computed and dropped.
+        filled = [*chunk.runs, *[chunk.runs[-1]] * (math.prod(shape) - len(chunk.runs))]
+        sharding = NamedSharding(programs.mesh, P("runs"))
+        dials = [chunk.group.dials[setting] for setting, _ in filled]
+        self.dials = jax.device_put(
+            jax.tree.map(lambda *x: np.stack([np.asarray(v) for v in x]).reshape(*shape, *x[0].shape), *dials), sharding
+        )
+        self.seeds = jax.device_put(np.asarray([k for _, k in filled], np.int32).reshape(shape), sharding)
+
+    def run(self, stop: Callable[[], bool], checkpoint_seconds: float) -> None:
+        """Trains to the end; raises Interrupted after saving when `stop` says so."""
+        store.sweep(self.folder)
+        data = self.programs.data(self.dials, self.seeds)
+        checkpoints = store.Checkpoints(self.folder / "checkpoint")
+        try:
+            step, state, curves = self._start(checkpoints)
+            activations = self._open(data)
+            self.progress.skip(0, step * len(self.chunk.runs))
+            if step == 0:
+                self._look(0, data, state, curves, activations)
+            saved_at, clock, longest = step, time.monotonic(), self.config.num_steps
+            while step < self.config.num_steps:
+                end = min(next(p for p in self.points if p > step), step + longest)
+                begun = time.monotonic()
+                state = self.programs.segment(self.dials, self.seeds, data, state, np.int32(step), np.int32(end))
+                if end in self.points:
+                    self._look(end, data, state, curves, activations)
+                jax.block_until_ready(state)
+                longest = max(1, int(SEGMENT_SECONDS * (end - step) / (time.monotonic() - begun)))
+                advanced, step = end - step, end
+                ending = stop()
+                if ending or step == self.config.num_steps or time.monotonic() - clock >= checkpoint_seconds:
+                    self._save(checkpoints, step, state, curves)
+                    saved_at, clock = step, time.monotonic()
+                self.progress.advance(self.chunk, step, advanced)
+                if ending and step < self.config.num_steps:
+                    raise Interrupted(f"{self.chunk.path} is saved at step {saved_at} of {self.config.num_steps}")
+            self._finish(state, curves)
+        finally:
+            checkpoints.close()
+
+    def _start(self, checkpoints: store.Checkpoints) -> tuple[int, Any, np.ndarray]:
+        """Step, state and curves to go on from."""
+        like = saved_like(None, self.config, self.layout)._replace(state=self.programs.init(self.dials, self.seeds))
+        step, saved, damaged = checkpoints.restore(like, self.programs.fingerprint)
+        for line in damaged:
+            print(line, file=sys.stderr, flush=True)
+        return max(step, 0), saved.state, np.array(saved.curves)
+
+    def _open(self, data: training.Data) -> store.Activations:
+        """The arrays of this chunk, made where they are missing."""
+        runs, factors = len(self.chunk.runs), {}
+        for name, values in data.probe_factors.items():
+            factors[f"factor.{name}"] = (("run", "example"), self._real(values).astype(np.int8))
+        settings = sorted({setting for setting, _ in self.chunk.runs})
+        examples = next(iter(factors.values()))[1].shape[1]
+        coordinates = {
+            **factors,
+            "split": (("example",), np.repeat(np.asarray([0, 1], np.int8), examples // 2)),
+            "seed": (("run",), np.asarray([k for _, k in self.chunk.runs], np.int32)),
+            "setting": (("run",), np.asarray([settings.index(s) for s, _ in self.chunk.runs], np.int32)),
+        }
+        sites = sites_of(self.chunk.group.static, next(iter(self.chunk.group.dials.values())))
+        along = last_hidden(tuple(sites)) if self.config.keep.along == "last_hidden" else self.config.keep.along
+        self.kept = {name: snapshots_of(self.config) if name == along else (0, self.config.num_steps) for name in sites}
+        attributes = {"settings": settings, "sites": list(sites), "along": along, "split": "0 fit, 1 score"}
+        activations = store.Activations(self.folder / "activations.zarr")
+        shapes = {name: (self.kept[name], *sites[name]) for name in sites}
+        activations.create(shapes, runs, self.layout.lanes, coordinates, attributes)
+        return activations
+
+    def _real(self, values: Any) -> np.ndarray:
+        """The chunk's own runs `[run, ...]` of values `[rows, lanes, ...]`, without what fills it up."""
+        host = np.asarray(values)
+        return host.reshape(-1, *host.shape[2:])[: len(self.chunk.runs)]
+
+    def _look(self, step: int, data: Any, state: Any, curves: np.ndarray, activations: store.Activations) -> None:
+        """Records a point of the curves and, at a snapshot, the activations."""
+        curves[:, :, self.points.index(step)] = np.asarray(self.programs.observe(self.dials, data, state))
+        wanted = [name for name, steps in self.kept.items() if step in steps]
+        sites = self.programs.represent(self.dials, data, state) if wanted else {}
+        for name in wanted:
+            activations.write(name, self.kept[name].index(step), self._real(sites[name]))
+
+    def _save(self, checkpoints: store.Checkpoints, step: int, state: Any, curves: np.ndarray) -> None:
+        checkpoints.save(step, store.Saved(state, np.asarray(self.programs.fingerprint(state)), curves))
+
+    def _finish(self, state: Any, curves: np.ndarray) -> None:
+        """Writes the curves and the done marker."""
+        names = training.SPLITS
+        rows = [
+            (setting, seed, step, output, names[split], *(store.number(v) for v in values[t, split, output]))
+            for (setting, seed), values in zip(self.chunk.runs, self._real(curves), strict=True)
+            for t, step in enumerate(self.points)
+            for split in range(2)
+            for output in range(values.shape[2])
+        ]
+        store.write_table(self.folder / "curves.csv", store.CURVE_COLUMNS, rows)
+        prints = self._real(self.programs.fingerprint(state))
+        runs = [
+            {"setting": setting, "seed": seed, "fingerprint": f"{int(value):08x}"}
+            for (setting, seed), value in zip(self.chunk.runs, prints, strict=True)
+        ]
+        steps, sums = self.config.num_steps, store.metadata_sums(self.folder)
+        store.write_json(self.folder / "done.json", {"format": store.FORMAT, "runs": runs, "steps": steps, "files": sums})

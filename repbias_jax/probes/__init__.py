@@ -1,0 +1,27 @@
+"""Probes, by name: functions of arrays that return numbers. Add one: a function, and a line here.
+
+`representation`: `fn(fit, score, num_values)`, each side (activations `[N, D]`, factors) of one run at one snapshot.
+`intervention`: `fn(fit, score, finish)`, where `finish` is the rest of the model. Both return `{Measured: number}`.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from repbias_jax.probes import readout, variance
+
+
+class Probe(NamedTuple):
+    """A probe, what it needs, and where it is run."""
+
+    function: Callable
+    kind: Literal["representation", "intervention"]
+    along: bool = False  # also at the snapshots along training, and not only at the first and the last
+    sites: tuple[str, ...] = ()  # only there; empty: everywhere
+
+
+PROBES: dict[str, Probe] = {
+    "variance": Probe(variance.variance, "representation", along=True),
+    "walsh": Probe(variance.walsh, "representation"),
+    "partition": Probe(variance.partition, "representation"),
+    "readout": Probe(readout.readout, "intervention", sites=("last_hidden",)),
+}

@@ -1,0 +1,267 @@
+"""Representation variance explained by each feature: the main measure.
+
+Encoding direction: from the feature to the representation. `phi` `[N, D]` are activations, `f` the feature's value as
+one-hot columns; everything is centred with the mean of the FIT set, before anything is multiplied (float32 covariances
+of uncentred ReLU activations cancel). With M `[C, D]` the fit set's mean of phi given f:
+
+  SST = sum |phi|^2      SSE = sum |phi - M[f]|^2      r2 = 1 - SSE / SST       sums over the score set
+
+and, so that permutations need only class sums, SST - SSE = 2 <G' phi, M> - sum_c n_c |M_c|^2 for the one-hot G `[N, C]`.
+For a binary feature r2 = p (1 - p) |d|^2 / tr(S), d the difference of the class means.
+
+Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of sums, null and partition are ours.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from repbias_jax.config import ConfigError
+
+NUM_PERMUTATIONS = 100
+Factors = Mapping[str, Array]
+Side = tuple[Array, Factors]  # activations [N, D] and factors [N] each, of one run at one snapshot
+
+
+class Measured(NamedTuple):
+    """The name of one number a probe returns."""
+
+    metric: str
+    feature: str = ""
+    other: str = ""
+    at: str = ""
+
+
+class Moments(NamedTuple):
+    """Class sums of a feature, all that r2 needs. M: means on the fit set; A: sums on the score set."""
+
+    means: Array  # [C, D]
+    sums: Array  # [C, D]
+    counts: Array  # [C], score set
+
+
+def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+    """Variance explained by each factor, one at a time.
+
+    Range of r2: minus infinity to 1; direction: higher is more strongly represented; perfect (the representation is a
+    function of the feature alone): 1; random: the null level -(C - 1) / N_fit. Invariant to rotation, shift and scale
+    of the representation. `variance` is in squared activation units, summed over units; `r2_mean_of_ratios` is the
+    mean over living units of each unit's own ratio, the paper's literal form, which has no stable null.
+
+    Args:
+      fit: activations `[N, D]` and factors int `[N]` to fit on.
+      score: the same, of other examples, to score on.
+      num_values: the largest number of values of a factor, C.
+
+    Returns:
+      For every factor but single bits: `r2`, `variance`, `r2_mean_of_ratios`, `null`, `null_low` and `null_high` (the
+      central 95 % of r2 under permuted labels); once: `total_variance`. NaN where the layer or the factor is constant.
+
+    Source: science of the paper's section 2; the band is ours.
+    """
+    phi_fit, phi_score = _centre(fit[0], score[0])
+    total = jnp.sum(jnp.square(phi_score), axis=0)  # [D]
+    sst = jnp.where(_constant(score[0], total.sum()), jnp.nan, total.sum())
+    out = {Measured("total_variance"): total.sum() / len(phi_score)}
+    for name in _whole(fit[1]):
+        hot_fit, hot_score = (_one_hot(side[1][name], num_values) for side in (fit, score))
+        used = jnp.sum(hot_fit.sum(0) > 0)
+        sst_f = jnp.where(used > 1, sst, jnp.nan)
+        by_unit = _explained(_moments(hot_fit, hot_score, phi_fit, phi_score))
+        ratios = jnp.where(total > 0, by_unit / jnp.where(total > 0, total, 1), jnp.nan)
+        null = _permuted(hot_fit, hot_score, phi_fit, phi_score) / sst_f
+        low, high = jnp.quantile(null, jnp.asarray([0.025, 0.975]))
+        out |= {
+            Measured("r2", name): by_unit.sum() / sst_f,
+            Measured("variance", name): jnp.where(used > 1, by_unit.sum() / len(phi_score), jnp.nan),
+            Measured("r2_mean_of_ratios", name): jnp.where(jnp.isnan(sst_f), jnp.nan, jnp.nanmean(ratios)),
+            Measured("null", name): jnp.where(used > 1, -(used - 1) / len(phi_fit), jnp.nan),
+            Measured("null_low", name): low,
+            Measured("null_high", name): high,
+        }
+    return out
+
+
+def walsh(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+    """The Walsh partition: variance explained by products of +/-1 bits, by block and degree.
+
+    On an exactly crossed set the products are orthogonal, so their shares add up: features (a parity is one product),
+    parts (products of fewer bits of a block), `across` (products over several blocks) and `rest` (distractors) make 1.
+    Factors named `block.bit0`, `block.bit1`, ... are the bits; without any the result is empty. Range, direction and
+    perfect value as for r2, of which each entry is a sum over `q` products; random: `walsh_null` = -q / N_fit.
+
+    Args:
+      fit: activations `[N, D]` and factors int `[N]`, exactly crossed in the bits.
+      score: the same, other examples.
+      num_values: not used; bits have two values.
+
+    Returns:
+      `walsh_r2` and `walsh_null` for every block and degree (`at`), and for `across` by degree; `walsh_r2` of `rest`.
+
+    Source: ours.
+    """
+    del num_values
+    names = sorted((n for n in fit[1] if ".bit" in n), key=lambda n: (n.split(".bit")[0], int(n.split(".bit")[1])))
+    if not names:
+        return {}
+    owners = [name.split(".bit")[0] for name in names]
+    members = np.array([[q >> i & 1 for i in range(len(names))] for q in range(1, 2 ** len(names))], bool)  # [Q, bits]
+    phi_fit, phi_score = _centre(fit[0], score[0])
+    sst = jnp.sum(jnp.square(phi_score))
+    sst = jnp.where(_constant(score[0], sst), jnp.nan, sst)
+    on_fit, on_score = (
+        _dot(_products(jnp.stack([side[1][n] for n in names], 1)).T, phi) / len(phi)
+        for side, phi in ((fit, phi_fit), (score, phi_score))
+    )  # [Q, D] each: coefficients
+    share = len(phi_score) * jnp.sum((2 * on_score - on_fit) * on_fit, axis=1) / sst  # [Q]
+    out, groups = {Measured("walsh_r2", "rest"): 1 - share.sum()}, {}
+    for q, row in enumerate(members):
+        touched = {owners[i] for i in np.flatnonzero(row)}
+        groups.setdefault((touched.pop() if len(touched) == 1 else "across", int(row.sum())), []).append(q)
+    for (block, degree), chosen in groups.items():
+        out[Measured("walsh_r2", block, at=str(degree))] = share[np.asarray(chosen)].sum()
+        null = jnp.where(jnp.isnan(sst), jnp.nan, -len(chosen) / len(phi_fit))
+        out[Measured("walsh_null", block, at=str(degree))] = null
+    return out
+
+
+def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+    """Unique and shared parts of each feature, for features that are correlated or unbalanced.
+
+    Least squares of the representation on all features at once, and on all but one: `joint_r2`; `unique_r2` of f is
+    what the joint fit loses without f; `shared_r2` is r2 of f alone less its unique part. Independent features: shared
+    0, unique the r2 of `variance`. Range, direction, perfect, random and invariances as for r2 (random joint: minus
+    the number of free columns over N_fit).
+
+    Args:
+      fit: activations `[N, D]` and factors int `[N]`.
+      score: the same, other examples.
+      num_values: the largest number of values of a factor, C.
+
+    Returns:
+      `joint_r2` once, `unique_r2` and `shared_r2` for each feature (factors that are not parts, bits or twins).
+
+    Source: ours.
+    """
+    phi_fit, phi_score = _centre(fit[0], score[0])
+    sst = jnp.sum(jnp.square(phi_score))
+    sst = jnp.where(_constant(score[0], sst), jnp.nan, sst)
+    names = [n for n in _whole(fit[1]) if "." not in n and not n.startswith("twin_")]
+    designs = []
+    for side in (fit, score):
+        designs.append({n: _one_hot(side[1][n], num_values)[:, 1:] for n in names})
+    middle = {n: designs[0][n].mean(0) for n in names}
+
+    def r2(chosen: list[str]) -> Array:
+        if not chosen:
+            return jnp.zeros(())
+        z_fit, z_score = (jnp.concatenate([d[n] - middle[n] for n in chosen], 1) for d in designs)
+        # The pseudo-inverse, since features may be copies of each other; q x q with q a handful.
+        weights = _dot(jnp.linalg.pinv(_dot(z_fit.T, z_fit), hermitian=True), _dot(z_fit.T, phi_fit))
+        return jnp.sum(weights * (2 * _dot(z_score.T, phi_score) - _dot(_dot(z_score.T, z_score), weights))) / sst
+
+    joint = r2(names)
+    out = {Measured("joint_r2"): joint}
+    for name in names:
+        constant = jnp.all(fit[1][name] == fit[1][name][0])
+        unique = jnp.where(constant, jnp.nan, joint - r2([n for n in names if n != name]))
+        out |= {Measured("unique_r2", name): unique, Measured("shared_r2", name): r2([name]) - unique}
+    return out
+
+
+def variance_explained(
+    activations: np.ndarray, factors: Mapping[str, np.ndarray], split: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
+    """Variance of a representation explained by each feature, for anyone's arrays.
+
+    Args:
+      activations: real `[N, D]`, finite.
+      factors: by name, `[N]` each, any values; each distinct value is a class.
+      split: `[N]`, 0 to fit and 1 to score; by default even examples fit and odd ones score.
+
+    Returns:
+      By factor: `r2`, `variance`, `r2_mean_of_ratios`, `null`, `null_low`, `null_high`, as `variance` has them.
+
+    Raises:
+      ConfigError: shapes that do not fit, activations that are not finite, an empty half.
+
+    Source: as `variance`.
+    """
+    phi = np.asarray(activations, np.float64)
+    if phi.ndim != 2 or not np.isfinite(phi).all():
+        raise ConfigError(f"activations: expected finite numbers [N, D], not shape {phi.shape}")
+    part = np.arange(len(phi)) % 2 if split is None else np.asarray(split)
+    codes = {}
+    for name, values in factors.items():
+        if np.shape(values) != (len(phi),):
+            raise ConfigError(f"factor {name}: expected shape ({len(phi)},), not {np.shape(values)}")
+        codes[name] = np.unique(np.asarray(values), return_inverse=True)[1]
+    if part.shape != (len(phi),) or not ((part == 0).sum() >= 2 and (part == 1).sum() >= 2):
+        raise ConfigError("split: expected [N] with at least two examples of 0 (fit) and of 1 (score)")
+    phi = (phi - phi.mean(0)).astype(np.float32)  # in float64, so that an offset costs no digits
+    sides = [
+        (jnp.asarray(phi[part == s]), {str(n): jnp.asarray(c[part == s], jnp.int32) for n, c in codes.items()})
+        for s in (0, 1)
+    ]
+    num_values = max((int(c.max()) + 1 for c in codes.values()), default=2)
+    found = jax.jit(variance, static_argnames="num_values")(*sides, num_values=max(2, num_values))
+    metrics = ("r2", "variance", "r2_mean_of_ratios", "null", "null_low", "null_high")
+    return {str(n): {m: float(found[Measured(m, str(n))]) for m in metrics} for n in factors}
+
+
+def _whole(factors: Factors) -> list[str]:
+    """Factors that are features or their parts: all but single bits and the latent target."""
+    return [name for name in factors if ".bit" not in name and name != "target"]
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _centre(fit: Array, score: Array) -> tuple[Array, Array]:
+    """Both sets about the fit set's mean, twice, since the mean of large numbers is rounded."""
+    fit, score = fit - fit.mean(0), score - fit.mean(0)
+    return fit - fit.mean(0), score - fit.mean(0)
+
+
+def _constant(raw: Array, sst: Array) -> Array:
+    """Whether a layer's variance is no more than rounding."""
+    return sst <= raw.size * jnp.square(4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(raw)))
+
+
+def _one_hot(codes: Array, num_values: int) -> Array:
+    return jax.nn.one_hot(codes, num_values, dtype=jnp.float32)
+
+
+def _moments(hot_fit: Array, hot_score: Array, phi_fit: Array, phi_score: Array) -> Moments:
+    """Class sums. Args: one-hot `[..., N, C]`, activations `[N, D]`."""
+    count = hot_fit.sum(-2)[..., None]
+    means = _dot(jnp.swapaxes(hot_fit, -1, -2), phi_fit) / jnp.maximum(count, 1)
+    return Moments(means, _dot(jnp.swapaxes(hot_score, -1, -2), phi_score), hot_score.sum(-2))
+
+
+def _explained(m: Moments) -> Array:
+    """SST - SSE of each unit, `[..., D]`."""
+    return jnp.sum((2 * m.sums - m.counts[..., None] * m.means) * m.means, axis=-2)
+
+
+def _permuted(hot_fit: Array, hot_score: Array, phi_fit: Array, phi_score: Array) -> Array:
+    """SST - SSE under `NUM_PERMUTATIONS` permutations of the labels, the same ones for every run. Returns `[P]`."""
+    key_fit, key_score = jax.random.split(jax.random.key(0))
+    permute = jax.vmap(lambda key, hot: jax.random.permutation(key, hot), in_axes=(0, None))
+    shuffled_fit = permute(jax.random.split(key_fit, NUM_PERMUTATIONS), hot_fit)
+    shuffled_score = permute(jax.random.split(key_score, NUM_PERMUTATIONS), hot_score)
+    return jnp.sum(_explained(_moments(shuffled_fit, shuffled_score, phi_fit, phi_score)), axis=-1)
+
+
+def _products(bits: Array) -> Array:
+    """All non-empty products of +/-1 bits. Args: `[N, k]` in {0, 1}. Returns: `[N, 2^k - 1]`, set q has bit i of q."""
+    signs = 1.0 - 2.0 * bits.astype(jnp.float32)
+    products = jnp.ones((len(bits), 1), jnp.float32)
+    for i in range(bits.shape[1]):
+        products = jnp.concatenate([products, products * signs[:, i : i + 1]], axis=1)
+    return products[:, 1:]

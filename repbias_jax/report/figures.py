@@ -1,0 +1,114 @@
+"""Figures: variance explained and accuracy along training, by layer, by rung, and the Walsh spectrum.
+
+Every panel of variance explained shows three floors: the null band, the untrained network and the unused twins. Lines
+differ in dash and marker as well as in color, so they can be told apart in grey.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats
+
+from repbias_jax import store
+
+# Okabe and Ito's colors, dark to light; marker and dash differ too.
+STYLES = (
+    {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+    {"color": "#D55E00", "marker": "s", "linestyle": "--"},
+    {"color": "#009E73", "marker": "^", "linestyle": "-."},
+    {"color": "#CC79A7", "marker": "D", "linestyle": ":"},
+    {"color": "#56B4E9", "marker": "v", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
+    {"color": "#E69F00", "marker": "P", "linestyle": (0, (1, 1))},
+)
+FLOOR = {"color": "0.35", "linewidth": 1.0}
+FONT = {"font.size": 8.5, "axes.titlesize": 9, "legend.fontsize": 7.5, "axes.spines.top": False, "axes.spines.right": False}
+VARIANCE = "variance explained, r2 (share)"
+
+
+class Drawn(NamedTuple):
+    """A figure, its file's name and how to read it."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+def grid(rows: int, columns: int, width: float = 3.5, height: float = 2.7) -> tuple[Figure, np.ndarray]:
+    """A figure with panels `[rows, columns]`, laid out so that nothing overlaps."""
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=150)
+        FigureCanvasAgg(figure)
+        return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def label(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title and axis labels as plain text (names from outside may hold markup)."""
+    for text in (axes.set_title(title, loc="left"), axes.set_xlabel(x), axes.set_ylabel(y)):
+        text.set_parse_math(False)
+
+
+def band(axes: Axes, by_seed: pd.DataFrame, name: str, style: Mapping[str, Any], marks: int = 8) -> None:
+    """Mean over seeds with its 95 % t interval. Args: by_seed, a row an x, a column a seed."""
+    mean, k = by_seed.mean(axis=1), by_seed.count(axis=1)
+    half = stats.t.ppf(0.975, np.maximum(k - 1, 1)) * by_seed.std(axis=1) / np.sqrt(np.maximum(k, 1))
+    every = max(1, len(mean) // marks)
+    (line,) = axes.plot(mean.index, mean, markersize=4, markevery=every, linewidth=1.4, label=name, **style)
+    axes.fill_between(mean.index, mean - half, mean + half, color=style["color"], alpha=0.25, linewidth=0)
+    line.set_gid(f"mean of {name}")
+
+
+def dots(
+    axes: Axes, x: Sequence[float], by_seed: pd.DataFrame, name: str, style: Mapping[str, Any], shift: float = 0
+) -> None:
+    """One dot a seed beside a mean with its 95 % t interval. Args: by_seed, a row an x, a column a seed."""
+    place = np.asarray(x, float) + shift
+    mean, k = by_seed.mean(axis=1), np.maximum(by_seed.count(axis=1), 1)
+    half = np.nan_to_num(stats.t.ppf(0.975, np.maximum(k - 1, 1)) * by_seed.std(axis=1) / np.sqrt(k))
+    spread = np.linspace(-0.05, 0.05, by_seed.shape[1])
+    for i, at in enumerate(place):
+        axes.plot(at + spread, by_seed.iloc[i], ".", color=style["color"], alpha=0.45, markersize=3)
+    axes.errorbar(place, mean, half, capsize=2, markersize=5, linewidth=1.4, label=name, **style)
+
+
+def null(axes: Axes, low: float, high: float) -> None:
+    """The null band: the central 95 % of r2 under permuted labels."""
+    axes.axhspan(low, high, color="0.75", alpha=0.6, linewidth=0, zorder=0)
+    line = axes.axhline((low + high) / 2, linestyle=(0, (1, 2)), label="null (permuted labels, 95 %)", **FLOOR)
+    line.set_gid("null")
+
+
+def floor(axes: Axes, x: Sequence[float], values: Sequence[float], name: str, marker: str) -> None:
+    """A floor: hollow grey marks, such as the untrained network or the unused twins."""
+    axes.plot(x, values, linestyle="none", marker=marker, markersize=6, markerfacecolor="none", label=name, **FLOOR)
+
+
+def legend(axes: Axes, below: float) -> None:
+    """A legend below the panel, so that it never hides data. Args: below, its top in panel heights."""
+    handles, names = axes.get_legend_handles_labels()
+    columns = 2 if len(names) > 3 else 1
+    found = axes.legend(
+        handles, names, loc="upper center", bbox_to_anchor=(0.5, below), ncols=columns, frameon=False, fontsize=7
+    )
+    for text in found.get_texts():
+        text.set_parse_math(False)
+
+
+def save(folder: Path, drawn: Sequence[Drawn]) -> list[Drawn]:
+    """Writes every figure as PNG and PDF; returns them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for item in drawn:
+        for ending in ("png", "pdf"):
+            # No date in the files: the same numbers give the same bytes.
+            metadata = {"Software": None} if ending == "png" else {"CreationDate": None, "Producer": None, "Creator": None}
+            temporary = folder / f".{item.name}.{ending}.tmp"
+            item.figure.savefig(temporary, format=ending, metadata=metadata)
+            store.write_bytes(folder / f"{item.name}.{ending}", temporary.read_bytes())
+            temporary.unlink()
+    return list(drawn)

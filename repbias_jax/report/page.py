@@ -1,0 +1,89 @@
+"""`report.html`: one self-contained page without scripts. Every name from outside is escaped."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from repbias_jax import store
+from repbias_jax.config import Experiment
+from repbias_jax.measure import MASTERY, Results
+from repbias_jax.report.figures import Drawn
+from repbias_jax.report.tables import _cell, effect_text
+
+
+def write(
+    folder: Path, experiment: Experiment, rows: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn], results: Results
+) -> None:
+    """Writes the page. Args: rows of `claims.csv`, the figures as saved in `figures/`, and what they were made from."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    table = results.settings.drop(columns=["column", "group", "sites"])
+    varying = [name for name in table if table[name].nunique() > 1]
+    text = template.render(
+        title=experiment.title,
+        runs=len(results.curves.drop_duplicates(["setting", "seed"])),
+        seeds=results.curves["seed"].nunique(),
+        columns=[_column(name, rows) for name, _ in experiment.columns],
+        figures=[_figure(folder, item) for item in drawn],
+        left_out=left_out(results),
+        varying=varying,
+        settings=[{"setting": s, "cells": [table.loc[s, n] for n in varying]} for s in table.index],
+        constant=[(name, table[name].iloc[0]) for name in table if name not in varying],
+        record=sorted(results.manifest["record"].items()),
+    )
+    store.write_bytes(folder / "report.html", text.encode())
+
+
+def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    own, known = [], set()
+    for row in rows:
+        if row["column"] == name:
+            text = {k: _rounded(v) for k, v in row.items()}
+            part = any(str(row["id"]).startswith(other) for other in known)
+            known.add(str(row["id"]))
+            own.append(text | {"effect_text": effect_text(row), "part": part})
+    return {"name": name, "exploratory": bool(own and own[0]["exploratory"]), "rows": own}
+
+
+def _rounded(value: Any) -> Any:
+    return f"{value:.3g}" if isinstance(value, float) and not np.isnan(value) else _cell(value)
+
+
+def _figure(folder: Path, item: Drawn) -> dict[str, str]:
+    image = base64.b64encode((folder / "figures" / f"{item.name}.png").read_bytes()).decode()
+    return {"name": item.name, "caption": item.caption, "image": image}
+
+
+def left_out(results: Results) -> list[dict[str, Any]]:
+    """Runs that a claim about their setting leaves out, and why."""
+    rows = []
+    for (setting, seed), own in _final(results).groupby(["setting", "seed"]):
+        names = results.outputs(str(setting))
+        if own["worst_class"].isna().any():
+            rows.append({"setting": setting, "seed": seed, "why": "diverged: its outputs are not finite"})
+            continue
+        failed = [
+            f"{names[int(o)]} at {w:.3f}"
+            for o, w in zip(own["output"], own["worst_class"], strict=True)
+            if not w > MASTERY and _asked(results, str(setting), int(o))
+        ]
+        if failed:
+            rows.append({"setting": setting, "seed": seed, "why": f"worst class not over {MASTERY}: {', '.join(failed)}"})
+    return rows
+
+
+def _final(results: Results) -> pd.DataFrame:
+    curves = results.curves[results.curves["split"] == "test"]
+    return curves[curves["step"] == curves["setting"].map(lambda s: results.last_step(s))]
+
+
+def _asked(results: Results, setting: str, output: int) -> bool:
+    """Whether an output ever has a weight in the loss."""
+    weights = str(results.settings.loc[setting, "training.loss_weights"])
+    return weights == "[]" or any(row[output] > 0 for row in json.loads(weights))

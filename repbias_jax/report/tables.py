@@ -1,0 +1,110 @@
+"""Tables: `claims.csv`, what is printed at the end, and the small files of a reference run."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from repbias_jax import store
+from repbias_jax.measure import Results
+
+CLAIM_COLUMNS = (
+    "id", "column", "claim", "statistic", "effect", "ci_low", "ci_high", "boot_low", "boot_high", "margin", "runs",
+    "left_out", "pass_rate", "accuracy_difference", "p", "p_holm", "paper", "verdict", "verdict_all_seeds", "note",
+    "exploratory",
+)  # fmt: skip
+
+
+def write_claims(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `claims.csv`; missing numbers are empty."""
+    store.write_table(folder / "claims.csv", CLAIM_COLUMNS, [[_cell(row.get(c)) for c in CLAIM_COLUMNS] for row in rows])
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def read_claims(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `claims.csv`, or none where it has not been written."""
+    path = folder / "claims.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def effect_text(row: Mapping[str, Any]) -> str:
+    """`0.31 [0.28, 0.34]`, or a dash."""
+    values = [row.get(k) for k in ("effect", "ci_low", "ci_high")]
+    if any(v in (None, "") or math.isnan(float(v)) for v in values):
+        return "-"
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*map(float, values))
+
+
+def claims_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The claims as lines of plain text."""
+    table = [("claim", "column", "effect [95 % interval]", "runs", "left out", "verdict")]
+    for row in rows:
+        verdict = f"{row['verdict']} (exploratory)" if str(row["exploratory"]) == "True" else row["verdict"]
+        table.append((row["id"], row["column"], effect_text(row), row["runs"], row["left_out"], verdict))
+    widths = [max(len(str(line[i])) for line in table) for i in range(len(table[0]))]
+    return ["  ".join(str(v).ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The claims as a Markdown table, as README shows them."""
+    lines = [
+        "| claim | | statistic | effect [95 % interval] | runs | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if str(row["exploratory"]) == "True":
+            continue
+        used = f"{row['runs']} of {int(row['runs']) + int(row['left_out'])}"
+        text = [row["id"], row["claim"], row["statistic"], effect_text(row), used, f"**{row['verdict']}**"]
+        lines.append("| " + " | ".join(str(v).replace("|", "\\|") for v in text) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """Writes the small files of a reference run: claims, last-snapshot rows, curves as mean and interval, manifest.
+
+    Args:
+      results: of the run.
+      rows: of `claims.csv`.
+      target: folder to write to.
+    """
+    write_claims(target, rows)
+    store.write_bytes(target / "claims.md", markdown(rows).encode())
+    last = results.rows["setting"].map(lambda s: results.last_step(s))
+    final = results.rows[results.rows["step"] == last].drop(columns=["experiment", "group", "split", "other"])
+    # Means over seeds of every measure, and each seed's own value of the main ones.
+    keys = ["setting", "step", "site", "probe", "metric", "feature", "at"]
+    summary = final.groupby(keys)["value"].agg(["mean", "std", "count"]).reset_index()
+    main = final[final["metric"].isin(["r2", "readout_norm"]) & final["site"].isin(["last_hidden", _penultimate(results)])]
+    _write_frame(target / "measures.csv", summary)
+    _write_frame(target / "seeds.csv", main)
+    curves = results.curves[results.curves["split"] == "test"]
+    curves = curves.groupby(["setting", "step", "output"])["accuracy"].agg(["mean", "min", "max", "count"]).reset_index()
+    _write_frame(target / "curves.csv", curves)
+    for picture in sorted((results.folder / "figures").glob("*.png")):
+        store.write_bytes(target / "figures" / picture.name, picture.read_bytes())
+    store.write_bytes(target / "settings.csv", (results.folder / "settings.csv").read_bytes())
+    store.write_json(target / "manifest.json", results.manifest)
+
+
+def _penultimate(results: Results) -> str:
+    return results.last_hidden(str(results.settings.index[0]))
+
+
+def _write_frame(path: Path, frame: pd.DataFrame) -> None:
+    rounded = frame.copy()
+    for name in rounded.select_dtypes(np.floating):
+        rounded[name] = rounded[name].map(lambda v: "" if np.isnan(v) else f"{v:.5g}")
+    store.write_table(path, list(rounded.columns), rounded.to_numpy().tolist())

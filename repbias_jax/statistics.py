@@ -1,0 +1,245 @@
+"""From seeds to an effect, an interval and a verdict.
+
+One primary statistic per part of a claim, one value per seed, paired within a seed. Verdicts are computed here and
+nowhere else:
+
+  reproduced         the 95 % interval is on the expected side of zero and the effect is at least the smallest that matters
+  reproduced, small  on that side, but smaller
+  opposite           the interval is on the other side
+  no difference      the 90 % interval lies within plus and minus the smallest effect that matters
+  inconclusive       none of these
+  not measured       fewer than 12 seeds, or a compared cell in which under 75 % of the seeds learned their features
+
+An equivalence part is `reproduced` when its 90 % interval lies within the margin and `opposite` when its 95 % interval
+lies outside. A claim with several parts has the verdict of its least favourable part, in the order of `ORDER`.
+
+Source: ours.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from repbias_jax.measure import MASTERY, Results
+
+MIN_SEEDS, MIN_PASS_RATE, EQUAL_ACCURACY = 12, 0.75, 0.01
+ORDER = ("reproduced", "reproduced, small", "inconclusive", "no difference", "opposite", "not measured")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One statistic of a claim.
+
+    Attributes:
+      label: `a`, `b`, ... or empty where the claim has one part.
+      statistic: what is computed, in words and symbols, with its unit.
+      values: one number a seed, all seeds, NaN where it has none.
+      passed: seeds by compared cells, whether every feature asked for was learned at every snapshot used.
+      side: +1 or -1, the expected sign; 0 for an equivalence part.
+      sesoi: the smallest effect that matters; the margin of an equivalence part.
+      secondary: the same effect by another measure; where the verdicts differ the card says so.
+      accuracy: difference in accuracy between the features, by seed, where equal accuracy is a premise.
+    """
+
+    label: str
+    statistic: str
+    values: pd.Series
+    passed: pd.DataFrame
+    side: int
+    sesoi: float
+    secondary: pd.Series | None = None
+    accuracy: pd.Series | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One statement of the paper and its parts. `paper` is what the paper says, in words."""
+
+    id: str
+    text: str
+    paper: str
+    parts: tuple[Part, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Mean over seeds with intervals. `p` is two-sided, by sign flips."""
+
+    effect: float
+    ci_low: float
+    ci_high: float
+    inner_low: float  # 90 %
+    inner_high: float
+    boot_low: float
+    boot_high: float
+    p: float
+    runs: int
+
+
+def summarise(values: Sequence[float] | np.ndarray) -> Summary:
+    """Mean, Student-t intervals of 95 and 90 %, percentile bootstrap of 95 %, and p by sign flips.
+
+    Args:
+      values: one number a seed, finite, `[K]`.
+
+    Returns:
+      NaN for what K does not allow: everything at 0, intervals at 1.
+    """
+    x = np.asarray(values, np.float64)
+    k = len(x)
+    if k == 0:
+        return Summary(*[math.nan] * 8, runs=0)
+    mean = float(x.mean())
+    if k == 1:
+        return Summary(mean, *[math.nan] * 7, runs=1)
+    error = float(x.std(ddof=1)) / math.sqrt(k)
+    outer, inner = (float(stats.t.ppf(q, k - 1)) * error for q in (0.975, 0.95))
+    draws = np.random.default_rng(0).integers(0, k, (10_000, k))
+    boot = np.quantile(x[draws].mean(axis=1), [0.025, 0.975])
+    return Summary(
+        mean, mean - outer, mean + outer, mean - inner, mean + inner, float(boot[0]), float(boot[1]), sign_flips(x), k
+    )
+
+
+def sign_flips(values: np.ndarray) -> float:
+    """Two-sided p of the mean under random signs: all 2^K of them up to K = 16, else 100,000 drawn with a fixed seed."""
+    k = len(values)
+    if k <= 16:
+        signs = 1 - 2 * (np.arange(2**k)[:, None] >> np.arange(k) & 1)
+        return float(np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-12))
+    signs = np.random.default_rng(0).choice([-1, 1], (100_000, k))
+    return float((1 + np.sum(np.abs(signs @ values) >= abs(values.sum()) - 1e-12)) / (1 + len(signs)))
+
+
+def verdict(found: Summary, side: int, sesoi: float) -> str:
+    """The verdict of one part, seeds and pass rate being sufficient. Args: as in `Part`."""
+    if not math.isfinite(found.ci_low):
+        return "not measured"
+    if side == 0:
+        if -sesoi <= found.inner_low and found.inner_high <= sesoi:
+            return "reproduced"
+        return "opposite" if found.ci_low > sesoi or found.ci_high < -sesoi else "inconclusive"
+    low, high = sorted((side * found.ci_low, side * found.ci_high))
+    if low > 0:
+        return "reproduced" if side * found.effect >= sesoi else "reproduced, small"
+    if high < 0:
+        return "opposite"
+    if -sesoi <= found.inner_low and found.inner_high <= sesoi:
+        return "no difference"
+    return "inconclusive"
+
+
+def gate(results: Results, cells: Sequence[tuple[str, Sequence[str], Sequence[pd.Series | int]]]) -> pd.DataFrame:
+    """Which seeds learned what they were asked for: every class over 95 % on balanced independent test data.
+
+    Args:
+      results: of the experiment.
+      cells: setting, outputs that must pass, and steps at which they must (a number, or one a seed).
+
+    Returns:
+      Booleans, a row a seed and a column a cell.
+    """
+    columns = {}
+    for setting, outputs, steps in cells:
+        sound = None
+        for output in outputs:
+            curve = results.accuracy(setting, output)
+            for step in steps:
+                at = step if isinstance(step, pd.Series) else pd.Series(step, index=curve.columns)
+                here = pd.Series({k: k in at and at[k] in curve.index and curve.loc[at[k], k] > MASTERY for k in curve})
+                sound = here if sound is None else sound & here
+        columns[f"{setting} ({', '.join(outputs)})"] = sound
+    return pd.DataFrame(columns).fillna(False).astype(bool)
+
+
+def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[str, object]]:
+    """Rows of `claims.csv`: one a claim, and for claims with several parts one a part below it.
+
+    Args:
+      claims: of an experiment, in one column of settings.
+      column: its name.
+      exploratory: whether the column carries no verdicts of its own; its rows say so.
+    """
+    rows: list[dict[str, object]] = []
+    for claim in claims:
+        parts = [_row(claim, part) for part in claim.parts]
+        if len(parts) == 1:
+            rows += parts
+            continue
+        worst = max((str(row["verdict"]) for row in parts), key=ORDER.index)
+        of_all = max((str(row["verdict_all_seeds"]) for row in parts), key=ORDER.index)
+        whole = dict.fromkeys(parts[0]) | {"id": claim.id, "claim": claim.text, "paper": claim.paper}
+        whole |= {
+            "statistic": " and ".join(part.label for part in claim.parts) + " together",
+            "runs": min(int(str(row["runs"])) for row in parts),
+            "left_out": max(int(str(row["left_out"])) for row in parts),
+            "pass_rate": min(float(str(row["pass_rate"])) for row in parts),
+            "p": max(float(str(row["p"])) for row in parts),
+            "verdict": worst,
+            "verdict_all_seeds": of_all,
+            "note": "; ".join(dict.fromkeys(str(row["note"]) for row in parts if row["note"])),
+        }
+        rows += [whole, *parts]
+    names = {claim.id for claim in claims}
+    corrected = holm({str(r["id"]): float(str(r["p"])) for r in rows if r["id"] in names})
+    for row in rows:
+        row |= {"column": column, "exploratory": exploratory, "p_holm": corrected.get(str(row["id"]), math.nan)}
+    return rows
+
+
+def _row(claim: Claim, part: Part) -> dict[str, object]:
+    """One part, judged."""
+    values = part.values.reindex(part.passed.index)
+    passed = part.passed.all(axis=1) & np.isfinite(values)
+    rate = float(part.passed.mean().min()) if len(part.passed) else math.nan
+    used = summarise(values[passed].to_numpy())
+    everyone = summarise(values[np.isfinite(values)].to_numpy())
+    decided = verdict(used, part.side, part.sesoi)
+    notes = []
+    if used.runs < MIN_SEEDS or not rate >= MIN_PASS_RATE:
+        decided = "not measured"
+        notes.append(f"{used.runs} seeds, pass rate {rate:.2f}: needs {MIN_SEEDS} and {MIN_PASS_RATE}")
+    if part.secondary is not None and decided != "not measured":
+        second = verdict(summarise(part.secondary.reindex(values.index)[passed].dropna().to_numpy()), part.side, 0.02)
+        if (second in ORDER[:2]) != (decided in ORDER[:2]) or (second == "opposite") != (decided == "opposite"):
+            notes.append("depends on the measure")
+    equal = math.nan
+    if part.accuracy is not None:
+        difference = summarise(part.accuracy.reindex(values.index)[passed].dropna().to_numpy())
+        equal = difference.effect
+        if not max(abs(difference.inner_low), abs(difference.inner_high)) <= EQUAL_ACCURACY:
+            notes.append("equal accuracy not shown")
+    return {
+        "id": claim.id + part.label,
+        "claim": claim.text,
+        "statistic": part.statistic,
+        "effect": used.effect,
+        "ci_low": used.ci_low,
+        "ci_high": used.ci_high,
+        "boot_low": used.boot_low,
+        "boot_high": used.boot_high,
+        "margin": part.sesoi,
+        "runs": used.runs,
+        "left_out": len(values) - used.runs,
+        "pass_rate": rate,
+        "accuracy_difference": equal,
+        "p": used.p,
+        "paper": claim.paper,
+        "verdict": decided,
+        "verdict_all_seeds": verdict(everyone, part.side, part.sesoi) if everyone.runs >= MIN_SEEDS else "not measured",
+        "note": "; ".join(notes),
+    }
+
+
+def holm(p: dict[str, float]) -> dict[str, float]:
+    """Holm's step-down correction. Args: p by name, NaN where not measured. Returns: the same, corrected."""
+    known = sorted((value, name) for name, value in p.items() if math.isfinite(value))
+    corrected, running = dict.fromkeys(p, math.nan), 0.0
+    for rank, (value, name) in enumerate(known):
+        running = max(running, min(1.0, (len(known) - rank) * value))
+        corrected[name] = running
+    return corrected

@@ -1,0 +1,301 @@
+"""What is on disk: manifests, checkpoints, activations, curves and fingerprints.
+
+Every file is written to a temporary name, synced and renamed. A chunk's folder has one writer, who holds its lock. The
+activations are zarr v3 arrays with checksums; a missing or damaged piece is an error, never a number.
+"""
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+import socket
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from jax import Array
+
+FORMAT = 1
+CURVE_COLUMNS = ("setting", "seed", "step", "output", "split", "loss", "accuracy", "worst_class")
+# What a damaged file makes orbax and tensorstore raise: both report it by one of these.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
+
+
+class StoreError(RuntimeError):
+    """Something on disk is missing, damaged, in use or of another format; the message names it and the way out."""
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: temporary name, sync, rename, sync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporary files that a killed process left in a folder."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON with sorted keys."""
+    write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path, stage: str) -> Any:
+    """Reads JSON of this format. Raises StoreError naming the file and the stage to rerun."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); delete it and rerun --stage={stage}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise StoreError(f"{path}: format {found}, expected {FORMAT}; delete it and rerun --stage={stage}")
+    return content
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterator[Sequence[Any]] | Sequence[Sequence[Any]]) -> None:
+    """Writes a CSV file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def number(value: float) -> str:
+    """A float32 as text that reads back as the same float32; missing is empty."""
+    return "" if np.isnan(value) else np.format_float_positional(np.float32(value), unique=True, trim="-")
+
+
+def digest(content: Any) -> str:
+    """Short digest of anything JSON can hold: what a stage's fingerprint is."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def verify(folder: Path, files: Mapping[str, str], stage: str) -> None:
+    """Raises StoreError for the first of `files` (name -> SHA-256) that is missing or different."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file() or checksum(path) != expected:
+            state = "damaged" if path.is_file() else "missing"
+            raise StoreError(f"{path}: {state}; delete {folder} and rerun --stage={stage}")
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Holds a lock file; it goes with the process. Raises StoreError naming the owner when it is held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise StoreError(f"{path}: in use by {owner}; wait for it or stop it") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def fingerprint(tree: Any) -> Array:
+    """Position-weighted sum of all bits of one run's state, modulo 2^32.
+
+    The weights are odd, so any single flipped bit changes the sum. Equal fingerprints are the proof that a resumed run
+    is the same run.
+
+    Args:
+      tree: arrays of 32-bit numbers.
+
+    Returns:
+      uint32 `[]`.
+
+    Source: ours.
+    """
+    total, offset = jnp.zeros((), jnp.uint32), 0
+    for leaf in jax.tree.leaves(tree):
+        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
+        weights = 2 * (jnp.arange(words.size, dtype=jnp.uint32) + jnp.uint32(offset)) + 1
+        total, offset = total + jnp.sum(words * weights, dtype=jnp.uint32), offset + words.size
+    return total
+
+
+class Saved(NamedTuple):
+    """One checkpoint: all runs of a chunk, stacked."""
+
+    state: Any  # [rows, lanes, ...] each
+    fingerprints: Any  # uint32 [rows, lanes]
+    curves: Any  # float32 [rows, lanes, points, 2, O, 3]; NaN where not yet reached
+
+
+class Checkpoints:
+    """The checkpoints of a chunk, synchronous, the last two kept."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, saved: Saved) -> None:
+        """Saves all runs at a step."""
+        tree = {**saved._asdict(), "curves_sum": np.asarray([_crc(saved.curves)], np.uint32)}
+        self._manager.save(step, args=ocp.args.StandardSave(tree))  # pyright: ignore[reportCallIssue]
+
+    def restore(self, like: Saved, check: Any) -> tuple[int, Saved, list[str]]:
+        """The newest sound checkpoint.
+
+        Args:
+          like: arrays or shapes with shardings, as they shall come back.
+          check: function from a restored state to its fingerprints.
+
+        Returns:
+          Its step (-1: none is sound), the checkpoint, and a line for each damaged one that was passed over.
+        """
+        target = {**like._asdict(), "curves_sum": np.zeros(1, np.uint32)}
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            place = self.folder / str(step)
+            try:
+                found = self._manager.restore(step, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
+            except DAMAGE as error:
+                damaged.append(f"{place}: damaged checkpoint passed over ({type(error).__name__})")
+                continue
+            sums = found.pop("curves_sum")
+            saved = Saved(**found)
+            sound = np.array_equal(np.asarray(check(saved.state)), np.asarray(saved.fingerprints))
+            if sound and int(sums[0]) == _crc(saved.curves):
+                return step, saved, damaged
+            damaged.append(f"{place}: damaged checkpoint passed over (its fingerprint differs)")
+        return -1, like, damaged
+
+    def close(self) -> None:
+        """Waits for and releases what orbax holds."""
+        self._manager.close()
+
+
+def _crc(array: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
+class Activations:
+    """The activations of a chunk: one zarr v3 array `[run, snapshot, example, unit]` a site, and what explains them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._open: dict[str, Any] = {}
+
+    def create(
+        self,
+        sites: Mapping[str, tuple[tuple[int, ...], int, int]],
+        runs: int,
+        lanes: int,
+        coordinates: Mapping[str, tuple[tuple[str, ...], np.ndarray]],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Makes the arrays, empty, and writes the coordinates; what is there and fits is kept.
+
+        Args:
+          sites: by name, the steps of its snapshots, examples N and units D.
+          runs: runs of the chunk.
+          lanes: runs of one piece on disk.
+          coordinates: small arrays by name, with their dimensions' names.
+          attributes: of the group.
+        """
+        for name, (steps, examples, units) in sites.items():
+            dimensions = ("run", f"snapshot_{name}", "example", f"unit_{name}")
+            shape = (runs, len(steps), examples, units)
+            self._create(name, shape, (min(lanes, runs), 1, examples, units), np.dtype(np.float32), dimensions)
+            self._write(f"snapshot_{name}", np.asarray(steps, np.int32), (f"snapshot_{name}",))
+        for name, (dimensions, values) in coordinates.items():
+            self._write(name, values, dimensions)
+        members = {p.parent.name: json.loads(p.read_bytes()) for p in sorted(self.folder.glob("*/zarr.json"))}
+        inline = {"kind": "inline", "must_understand": False, "metadata": members}
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {**attributes, "format": FORMAT}}
+        write_json(self.folder / "zarr.json", {**group, "consolidated_metadata": inline})
+
+    def _write(self, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
+        self._create(name, values.shape, values.shape, values.dtype, dimensions).write(values).result()
+
+    def _create(self, name: str, shape, pieces, dtype: np.dtype, dimensions) -> Any:
+        metadata = {
+            "shape": list(shape),
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, n) for n in pieces]}},
+            "data_type": dtype.name,
+            "fill_value": "NaN" if dtype.kind == "f" else 0,
+            "dimension_names": list(dimensions),
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "zstd", "configuration": {"level": 1, "checksum": True}},
+            ],
+        }
+        self._open[name] = self._driver(name, {"metadata": metadata, "create": True, "open": True})
+        return self._open[name]
+
+    def _driver(self, name: str, more: Mapping[str, Any]) -> Any:
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": str((self.folder / name).absolute())},
+            "fill_missing_data_reads": False,
+            "store_data_equal_to_fill_value": True,
+        }
+        return ts.open({**spec, **more}).result()
+
+    def write(self, site: str, snapshot: int, values: np.ndarray) -> None:
+        """Writes one snapshot of a site. Args: values `[run, N, D]`."""
+        self._open[site][:, snapshot].write(values).result()
+
+    def read(self, name: str, index: Any = ...) -> np.ndarray:
+        """Reads (a part of) an array. Raises StoreError naming it when a piece is missing or damaged."""
+        try:
+            if name not in self._open:
+                self._open[name] = self._driver(name, {"open": True})
+            return np.asarray(self._open[name][index].read().result())
+        except (OSError, ValueError) as error:
+            where, chunk = self.folder / name, self.folder.parent
+            reason = str(error).split(" [")[0]
+            raise StoreError(f"{where}: damaged ({reason}); delete {chunk} and rerun --stage=train") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array."""
+        if name not in self._open:
+            self._open[name] = self._driver(name, {"open": True})
+        return tuple(self._open[name].shape)
+
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the group."""
+        return json.loads((self.folder / "zarr.json").read_bytes())["attributes"]
+
+
+def metadata_sums(chunk: Path) -> dict[str, str]:
+    """Checksums of a finished chunk's small files: curves and the description of the arrays."""
+    files = [chunk / "curves.csv", *sorted((chunk / "activations.zarr").rglob("zarr.json"))]
+    return {str(p.relative_to(chunk)): checksum(p) for p in files}
