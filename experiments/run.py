@@ -23,7 +23,7 @@ from absl import app, flags, logging
 
 from experiments import EXPERIMENTS
 from repbias_jax import pipeline, store
-from repbias_jax.config import ConfigError, Experiment, Preset, describe_type, fields_of, override
+from repbias_jax.config import ConfigError, Experiment, Preset, describe_type, fields_of, override, override_all
 from repbias_jax.measure import Results
 from repbias_jax.population import Interrupted
 from repbias_jax.report import tables
@@ -39,7 +39,9 @@ flags.DEFINE_integer("num_seeds", None, "seeds of every setting; by default the 
 flags.DEFINE_integer("seed", 0, "first seed", lower_bound=0)
 flags.DEFINE_list("stage", list(pipeline.STAGES), "stages to run")
 flags.DEFINE_bool("only_print", False, "show what would be run, and start nothing")
-flags.DEFINE_integer("devices", 0, "virtual devices on CPU; 0: one a core", lower_bound=0)
+flags.DEFINE_integer(
+    "devices", 0, "virtual devices on CPU for a new workdir; 0: one a core and at least two", lower_bound=0
+)
 flags.DEFINE_float("checkpoint_seconds", 10.0, "shortest time between two checkpoints", lower_bound=0)
 flags.DEFINE_string("reference", None, "also write the small files of a reference run to this folder")
 flags.DEFINE_string("compilation_cache", None, "folder of your own for JAX's persistent compilation cache; default: none")
@@ -107,13 +109,14 @@ def assemble(module: ModuleType, preset_name: str, num_seeds: int | None, seed: 
         if any(name in dict(own) for _, own in columns):
             # One column compares another value of this field: what the user asks for takes the place of all columns.
             columns = [("chosen", ())]
-    config, fixed = experiment.config, dict(preset.overrides)
-    for name, value in changes:
-        config = override(config, name, value)
-    settings = [(s, tuple((n, v) for n, v in own if n not in fixed)) for s, own in settings]
+    fixed = dict(changes)
+
+    def without(named):
+        return tuple((name, tuple((n, v) for n, v in own if n not in fixed)) for name, own in named)
+
     return dataclasses.replace(
-        experiment, config=config, settings=tuple(settings), columns=tuple(columns), seed=seed,
-        num_seeds=preset.num_seeds if num_seeds is None else num_seeds,
+        experiment, config=override_all(experiment.config, fixed), settings=without(settings), columns=tuple(columns),
+        tuned=without(experiment.tuned), seed=seed, num_seeds=preset.num_seeds if num_seeds is None else num_seeds,
     )  # fmt: skip
 
 
@@ -193,7 +196,9 @@ def main(arguments: Sequence[str]) -> int:
         stages = _stages(FLAGS.stage)
         experiment = assemble(module, FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted)
         folder = Path(_required("workdir")) / name
-        jax.config.update("jax_num_cpu_devices", FLAGS.devices or os.cpu_count() or 1)
+        # At least two: XLA compiles for one device in another way, which would change bits.
+        rows = pipeline.recorded_rows(folder) or FLAGS.devices or max(2, os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", rows)
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", f"{FLAGS.compilation_cache}/jax-{jax.__version__}")
         pipeline.check_workdir(folder)

@@ -82,7 +82,7 @@ class Training:
     loss: str = _field("cross_entropy", "loss over [O, C] logits", choices=("cross_entropy", "squared"))
     batch_size: int = _field(128, "batch", "examples", low=1)
     epochs: int = _field(160, "passes over the training set", "epochs", low=1)
-    observe_every: int = _field(64, "distance of points on the loss and accuracy curves", "steps", low=1)
+    observe_every: int = _field(128, "distance of points on the loss and accuracy curves", "steps", low=1)
     loss_weights: tuple[tuple[float, ...], ...] = _field(
         (), "weight of each output's loss, a row a phase; empty: 1", "", True, low=0.0
     )
@@ -180,7 +180,8 @@ class Experiment:
     """One claim family: a base configuration, named settings (overrides of it), and what is measured.
 
     `columns` are whole-table variations (the optimizers compared); every setting is run in every column, and its full
-    name is `column.setting`. The first column carries the verdicts.
+    name is `column.setting`. The first column carries the verdicts. `tuned` holds length and rate where a setting needs
+    its own to be learned, by full name; they were chosen by accuracy alone and give way to what a user asks for.
     """
 
     name: str
@@ -188,6 +189,7 @@ class Experiment:
     config: Config
     settings: tuple[tuple[str, Overrides], ...]
     columns: tuple[tuple[str, Overrides], ...] = (("base", ()),)
+    tuned: tuple[tuple[str, Overrides], ...] = ()
     probes: tuple[str, ...] = ("variance",)
     presets: tuple[tuple[str, Preset], ...] = ()
     num_seeds: int = 16
@@ -195,11 +197,12 @@ class Experiment:
 
     def configs(self) -> dict[str, Config]:
         """The configuration of every setting, by its full name `column.setting`."""
-        return {
-            f"{column}.{setting}": override_all(self.config, dict((*changes, *own)))
-            for column, changes in self.columns
-            for setting, own in self.settings
-        }
+        tuned, configs = dict(self.tuned), {}
+        for column, changes in self.columns:
+            for setting, own in self.settings:
+                name = f"{column}.{setting}"
+                configs[name] = override_all(self.config, dict((*own, *changes, *tuned.get(name, ()))))
+        return configs
 
 
 def num_outputs(task: Task) -> int:

@@ -70,13 +70,14 @@ class Feature:
 def look_up(table: Sequence[int], bits: Array) -> Array:
     """Row of a truth table. Args: table `2^k` values; bits `[..., k]`. Returns: int32 `[...]`."""
     weights = jnp.asarray([2**i for i in reversed(range(bits.shape[-1]))], jnp.int32)
-    return jnp.asarray(table, jnp.int32)[jnp.sum(bits.astype(jnp.int32) * weights, axis=-1)]
+    return jnp.asarray(table, jnp.int32)[jnp.matmul(bits.astype(jnp.int32), weights)]
 
 
 def to_bits(row: Array, arity: int) -> Array:
     """Binary digits, most significant first. Args: row int `[...]`. Returns: int32 `[..., arity]`."""
     shifts = jnp.arange(arity - 1, -1, -1, dtype=jnp.int32)
-    return (row[..., None] >> shifts) & 1
+    digits = jnp.broadcast_to(row[..., None], (*row.shape, arity)) >> jnp.broadcast_to(shifts, (*row.shape, arity))
+    return digits & 1
 
 
 def _table(arity: int, function: Callable[[tuple[int, ...]], int]) -> tuple[int, ...]:

@@ -115,9 +115,7 @@ class Results:
         lasting = above & above.shift(-1, fill_value=False) & above.shift(-2, fill_value=False)
         return lasting.idxmax().where(lasting.any()).astype(float)
 
-    def activations(
-        self, setting: str, site: str = "last_hidden"
-    ) -> Iterator[tuple[int, np.ndarray, dict]]:
+    def activations(self, setting: str, site: str = "last_hidden") -> Iterator[tuple[int, np.ndarray, dict]]:
         """Seed, activations `[T, N, D]` and factors `[N]` by name, a run at a time."""
         site = self.last_hidden(setting) if site == "last_hidden" else site
         for path in sorted(self.folder.glob("*/*/activations.zarr")):
@@ -150,6 +148,7 @@ class Block(NamedTuple):
     site: str
     step: int
     first: int  # of the runs, within the chunk
+    widest: int  # units of the chunk's widest site
     activations: np.ndarray  # [runs, N, D]
     factors: dict[str, np.ndarray]  # [runs, N] each
 
@@ -196,7 +195,7 @@ def _measure_chunk(folder: Path, chunk: Chunk, layout: Layout, probes: Sequence[
             if not here or not (probe.along or block.step in (0, last)):
                 continue
             if probe.kind == "representation":
-                found = _representation(name, values)(block.activations, block.factors)
+                found = _representation(name, values)(_padded(block), block.factors)
             elif block.step == last:  # only the last weights are kept
                 params = _restored(folder / chunk.path, chunk, layout) if params is None else params
                 found = _intervene(name, block, params)
@@ -210,13 +209,16 @@ def _blocks(folder: Path, chunk: Chunk, lanes: int) -> Iterator[Block]:
     arrays = store.Activations(folder / "activations.zarr")
     names = [p.name for p in sorted((folder / "activations.zarr").glob("factor.*"))]
     factors = {name.removeprefix("factor."): arrays.read(name).astype(np.int32) for name in names}
-    for site in arrays.attributes()["sites"]:
+    sites = arrays.attributes()["sites"]
+    widest = max(arrays.shape(site)[-1] for site in sites)
+    for site in sites:
         steps = arrays.read(f"snapshot_{site}")
         for t, step in enumerate(steps):
             for first in range(0, len(chunk.runs), lanes):
                 piece = slice(first, min(first + lanes, len(chunk.runs)))  # tensorstore refuses a longer one
                 own = {name: values[piece] for name, values in factors.items()}
-                yield Block(chunk, site, int(step), first, arrays.read(site, np.s_[piece, t]), own)
+                activations = arrays.read(site, np.s_[piece, t])
+                yield Block(chunk, site, int(step), first, widest if len(steps) == 2 else 0, activations, own)
 
 
 def _halves(phi, factors) -> tuple[Side, Side]:
@@ -224,6 +226,12 @@ def _halves(phi, factors) -> tuple[Side, Side]:
     half = len(phi) // 2
     fit = (phi[:half], {n: v[:half] for n, v in factors.items()})
     return fit, (phi[half:], {n: v[half:] for n, v in factors.items()})
+
+
+def _padded(block: Block) -> np.ndarray:
+    """Activations with units that are always zero, which change no probe and save compiling for every width."""
+    more = max(0, block.widest - block.activations.shape[-1])
+    return np.pad(block.activations, ((0, 0), (0, 0), (0, more)))
 
 
 @functools.cache
@@ -283,8 +291,8 @@ def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[t
     """Rows from `setting` on, for one block and probe."""
     sound = np.isfinite(block.activations).all(axis=(1, 2))
     living = np.ptp(block.activations, axis=1).max(axis=1) > 0
-    for key, values in found.items():
-        for i, value in enumerate(np.asarray(values)):
+    for key, values in jax.device_get(found).items():
+        for i, value in enumerate(values):
             setting, seed = block.chunk.runs[block.first + i]
             reason = ""
             if np.isnan(value):

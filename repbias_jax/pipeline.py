@@ -125,6 +125,12 @@ def _check_config(config: Config) -> None:
         raise ConfigError(f"config.keep.along={config.keep.along}: unknown site; known: last_hidden, {', '.join(sites)}")
 
 
+def recorded_rows(folder: Path) -> int:
+    """Rows of a workdir's layout, which on CPU should also be its number of virtual devices; 0: there is none yet."""
+    path = folder / "manifest.json"
+    return int(store.read_json(path, "train")["layout"]["rows"]) if path.exists() else 0
+
+
 def place(experiment: Experiment, checked: tuple, folder: Path, devices: int) -> Plan:
     """Lays the runs out: as the workdir has them, or anew.
 

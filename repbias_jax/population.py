@@ -6,6 +6,7 @@ other. So bits depend on the number of lanes and not on the number of devices, c
 devices can be finished on one. No program has a collective.
 """
 
+import functools
 import itertools
 import math
 import sys
@@ -22,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from repbias_jax import store, training
-from repbias_jax.config import Config, Dials, Runtime, Static, dials_of, flatten, num_outputs, static_half
+from repbias_jax.config import Config, Dials, Runtime, Static, Task, dials_of, flatten, num_outputs, static_half
 from repbias_jax.data import DATA
 
 SEGMENT_SECONDS = 20.0  # a longer stretch is cut, so that signals and checkpoints are never far away
@@ -111,14 +112,17 @@ def points_of(config: Config) -> tuple[int, ...]:
 def sites_of(static: Static, dials: Dials) -> dict[str, tuple[int, int]]:
     """Sites of a model with their examples and units, without running it. Returns: (N, D) by site, in order."""
 
-    def look(dials: Dials, seed: jax.Array) -> list[tuple[str, jax.Array]]:
-        data = training.make_data(static.config.task, static.config.keep.probe_set, dials, seed)
-        names.extend(found := training.represent(static, dials, data, training.init(static, dials, seed)))
+    task = static.config.task
+
+    def look(dials: Dials, seed: jax.Array) -> list[jax.Array]:
+        blank = jnp.zeros(DATA[task.name].input_shape(task), jnp.float32)
+        _, found = training.build_model(static).apply(training.init(static, dials, seed).params, blank, dials)
+        names.extend(found)  # a transformed function would give them back sorted
         return list(found.values())
 
     names: list[str] = []
     shapes = jax.eval_shape(look, dials, jax.ShapeDtypeStruct((), jnp.int32))
-    return {name: (s.shape[0], s.shape[1]) for name, s in zip(names, shapes, strict=True)}
+    return {name: (task.num_probe, math.prod(s.shape)) for name, s in zip(names, shapes, strict=True)}
 
 
 def last_hidden(sites: Sequence[str]) -> str:
@@ -138,53 +142,67 @@ class Programs:
     """The compiled programs of a group; one compilation each, whatever the number of chunks, segments and runs."""
 
     def __init__(self, static: Static, mesh: Mesh):
-        self.mesh = mesh
+        self.sharding = NamedSharding(mesh, P("runs"))
         self.data = _data_program(static.config.task, static.config.keep.probe_set, mesh)
-        self.init = _spread(mesh, lambda d, s: training.init(static, d, s), 2, by_lane=False)
-        self.segment = _spread(mesh, lambda *a: training.segment(static, *a), 4, shared=2)
-        self.observe = _spread(mesh, lambda d, x, s: training.observe(static, d, x, s), 3)
-        self.represent = _spread(mesh, lambda d, x, s: training.represent(static, d, x, s), 3)
-        self.fingerprint = _spread(mesh, store.fingerprint, 1)
+        self.init = _Spread(mesh, lambda d, s: training.init(static, d, s), 2, by_lane=False)
+        self.segment = _Spread(mesh, lambda *a: training.segment(static, *a), 4, shared=2)
+        self.observe = _Spread(mesh, lambda d, x, s: training.observe(static, d, x, s), 3)
+        self.represent = _Spread(mesh, lambda d, x, s: training.represent(static, d, x, s), 3)
+        self.fingerprint = _Spread(mesh, store.fingerprint, 1)
 
     def compilations(self) -> dict[str, int]:
         """How often each program was compiled."""
         names = ("init", "segment", "observe", "represent", "fingerprint")
-        return {name: getattr(self, name)._cache_size() for name in names}
+        return {name: getattr(self, name).program._cache_size() for name in names}
 
 
-_DATA_PROGRAMS: dict[Any, Callable] = {}
-
-
-def _data_program(task: Any, probe_set: str, mesh: Mesh) -> Callable:
+@functools.cache
+def _data_program(task: Task, probe_set: str, mesh: Mesh) -> "_Spread":
     """Groups that differ in model or optimizer share their data program, which is the slowest to compile."""
-    key = (task, probe_set, mesh)
-    if key not in _DATA_PROGRAMS:
-        _DATA_PROGRAMS[key] = _spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s), 2, by_lane=False)
-    return _DATA_PROGRAMS[key]
+    return _Spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s), 2, by_lane=False)
 
 
-def _spread(mesh: Mesh, function: Callable, mapped: int, shared: int = 0, by_lane: bool = True) -> Callable:
-    """`function` of one run, for runs `[rows, lanes]`: rows over devices, one after the other on each, lanes at once.
+class _Spread:
+    """A function of one run, for runs `[rows, lanes]`: a row a device, lanes at once.
 
-    Args:
-      mesh: one axis, `runs`.
-      function: of `mapped` arguments of one run and then `shared` ones.
-      mapped: arguments with leading axes `[rows, lanes]`.
-      shared: arguments that are the same for all.
-      by_lane: False for what runs once, where mapping lanes in turn compiles faster.
+    The program on a device is always that of ONE row, so that bits do not depend on the number of devices. Where there
+    are more rows than devices (a workdir begun on a larger machine), as many rows as devices are done at a time.
     """
 
-    def on_device(*arguments):
-        own, common = arguments[:mapped], arguments[mapped:]
+    def __init__(self, mesh: Mesh, function: Callable, mapped: int, shared: int = 0, by_lane: bool = True):
+        """Compiles nothing yet.
 
-        def one_run(run):
-            return function(*run, *common)
+        Args:
+          mesh: one axis, `runs`.
+          function: of `mapped` arguments of one run and then `shared` ones.
+          mapped: arguments with leading axes `[rows, lanes]`.
+          shared: arguments that are the same for all.
+          by_lane: False for what runs once, where mapping lanes in turn compiles faster.
+        """
 
-        one_row = jax.vmap(one_run) if by_lane else lambda row: jax.lax.map(one_run, row)
-        return jax.lax.map(one_row, own)
+        def on_device(*arguments):
+            row, common = jax.tree.map(lambda x: x[0], arguments[:mapped]), arguments[mapped:]
 
-    specs = (P("runs"),) * mapped + (P(),) * shared
-    return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("runs")))
+            def one_run(*run):
+                return function(*run, *common)
+
+            found = jax.vmap(one_run)(*row) if by_lane else jax.lax.map(lambda run: one_run(*run), row)
+            return jax.tree.map(lambda x: x[None], found)
+
+        specs = (P("runs"),) * mapped + (P(),) * shared
+        self.program = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("runs")))
+        self.mapped, self.devices, self.sharding = mapped, mesh.size, NamedSharding(mesh, P("runs"))
+
+    def __call__(self, *arguments):
+        own, common = arguments[: self.mapped], arguments[self.mapped :]
+        rows = jax.tree.leaves(own)[0].shape[0]
+        if rows == self.devices:
+            return self.program(*arguments)
+        found = []
+        for first in range(0, rows, self.devices):
+            piece = jax.tree.map(lambda x, a=first: x[a : a + self.devices], own)
+            found.append(self.program(*jax.device_put(piece, self.sharding), *common))
+        return jax.device_put(jax.tree.map(lambda *x: jnp.concatenate(x), *found), self.sharding)
 
 
 def make_mesh(rows: int) -> Mesh:
@@ -279,7 +297,7 @@ class _Trainer:
         shape = (layout.rows, layout.lanes)
         # A short last chunk is filled up with copies of its last run, which are computed and dropped.
         filled = [*chunk.runs, *[chunk.runs[-1]] * (math.prod(shape) - len(chunk.runs))]
-        sharding = NamedSharding(programs.mesh, P("runs"))
+        sharding = programs.sharding
         dials = [chunk.group.dials[setting] for setting, _ in filled]
         self.dials = jax.device_put(
             jax.tree.map(lambda *x: np.stack([np.asarray(v) for v in x]).reshape(*shape, *x[0].shape), *dials), sharding

@@ -18,7 +18,7 @@ Source: ours.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,12 @@ from repbias_jax.measure import MASTERY, Results
 
 MIN_SEEDS, MIN_PASS_RATE, EQUAL_ACCURACY = 12, 0.75, 0.01
 ORDER = ("reproduced", "reproduced, small", "inconclusive", "no difference", "opposite", "not measured")
+
+CLAIM_COLUMNS = (
+    "id", "column", "claim", "statistic", "effect", "ci_low", "ci_high", "boot_low", "boot_high", "margin", "runs",
+    "left_out", "pass_rate", "accuracy_difference", "p", "p_holm", "paper", "verdict", "verdict_all_seeds", "note",
+    "exploratory",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,28 +173,34 @@ def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[
     rows: list[dict[str, object]] = []
     for claim in claims:
         parts = [_row(claim, part) for part in claim.parts]
-        if len(parts) == 1:
-            rows += parts
-            continue
-        worst = max((str(row["verdict"]) for row in parts), key=ORDER.index)
-        of_all = max((str(row["verdict_all_seeds"]) for row in parts), key=ORDER.index)
-        whole = dict.fromkeys(parts[0]) | {"id": claim.id, "claim": claim.text, "paper": claim.paper}
-        whole |= {
-            "statistic": " and ".join(part.label for part in claim.parts) + " together",
-            "runs": min(int(str(row["runs"])) for row in parts),
-            "left_out": max(int(str(row["left_out"])) for row in parts),
-            "pass_rate": min(float(str(row["pass_rate"])) for row in parts),
-            "p": max(float(str(row["p"])) for row in parts),
-            "verdict": worst,
-            "verdict_all_seeds": of_all,
-            "note": "; ".join(dict.fromkeys(str(row["note"]) for row in parts if row["note"])),
-        }
-        rows += [whole, *parts]
+        rows += parts if len(parts) == 1 else [_together(claim, parts), *parts]
     names = {claim.id for claim in claims}
     corrected = holm({str(r["id"]): float(str(r["p"])) for r in rows if r["id"] in names})
     for row in rows:
         row |= {"column": column, "exploratory": exploratory, "p_holm": corrected.get(str(row["id"]), math.nan)}
-    return rows
+    return [{name: row.get(name, math.nan) for name in CLAIM_COLUMNS} for row in rows]
+
+
+def _together(claim: Claim, parts: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """The row of a claim with several parts, or with none."""
+    common = {"id": claim.id, "claim": claim.text, "paper": claim.paper}
+    if not parts:
+        nothing = {"runs": 0, "left_out": 0, "p": math.nan, "verdict": "not measured", "verdict_all_seeds": "not measured"}
+        return common | nothing | {"statistic": "", "note": "its settings are not in this preset"}
+
+    def all_of(name: str) -> list[float]:
+        return [float(str(part[name])) for part in parts]
+
+    return common | {
+        "statistic": " and ".join(part.label for part in claim.parts) + " together",
+        "runs": int(min(all_of("runs"))),
+        "left_out": int(max(all_of("left_out"))),
+        "pass_rate": min(all_of("pass_rate")),
+        "p": max(all_of("p")),
+        "verdict": max((str(part["verdict"]) for part in parts), key=ORDER.index),
+        "verdict_all_seeds": max((str(part["verdict_all_seeds"]) for part in parts), key=ORDER.index),
+        "note": "; ".join(dict.fromkeys(str(part["note"]) for part in parts if part["note"])),
+    }
 
 
 def _row(claim: Claim, part: Part) -> dict[str, object]:

@@ -12,6 +12,7 @@ For a binary feature r2 = p (1 - p) |d|^2 / tr(S), d the difference of the class
 Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of sums, null and partition are ours.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
         sst_f = jnp.where(used > 1, sst, jnp.nan)
         by_unit = _explained(_moments(hot_fit, hot_score, phi_fit, phi_score))
         ratios = jnp.where(total > 0, by_unit / jnp.where(total > 0, total, 1), jnp.nan)
-        null = _permuted(hot_fit, hot_score, phi_fit, phi_score) / sst_f
+        null = _permuted(fit[1][name], score[1][name], num_values, phi_fit, phi_score) / sst_f
         low, high = jnp.quantile(null, jnp.asarray([0.025, 0.975]))
         out |= {
             Measured("r2", name): by_unit.sum() / sst_f,
@@ -154,7 +155,7 @@ def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arr
     designs = []
     for side in (fit, score):
         designs.append({n: _one_hot(side[1][n], num_values)[:, 1:] for n in names})
-    middle = {n: designs[0][n].mean(0) for n in names}
+    middle = {n: designs[0][n].mean(0, keepdims=True) for n in names}
 
     def r2(chosen: list[str]) -> Array:
         if not chosen:
@@ -224,8 +225,10 @@ def _dot(a: Array, b: Array) -> Array:
 
 def _centre(fit: Array, score: Array) -> tuple[Array, Array]:
     """Both sets about the fit set's mean, twice, since the mean of large numbers is rounded."""
-    fit, score = fit - fit.mean(0), score - fit.mean(0)
-    return fit - fit.mean(0), score - fit.mean(0)
+    for _ in range(2):
+        middle = fit.mean(0, keepdims=True)
+        fit, score = fit - middle, score - middle
+    return fit, score
 
 
 def _constant(raw: Array, sst: Array) -> Array:
@@ -239,9 +242,15 @@ def _one_hot(codes: Array, num_values: int) -> Array:
 
 def _moments(hot_fit: Array, hot_score: Array, phi_fit: Array, phi_score: Array) -> Moments:
     """Class sums. Args: one-hot `[..., N, C]`, activations `[N, D]`."""
-    count = hot_fit.sum(-2)[..., None]
-    means = _dot(jnp.swapaxes(hot_fit, -1, -2), phi_fit) / jnp.maximum(count, 1)
-    return Moments(means, _dot(jnp.swapaxes(hot_score, -1, -2), phi_score), hot_score.sum(-2))
+    means = _class_sums(hot_fit, phi_fit) / jnp.maximum(hot_fit.sum(-2)[..., None], 1)
+    return Moments(means, _class_sums(hot_score, phi_score), hot_score.sum(-2))
+
+
+def _class_sums(hot: Array, phi: Array) -> Array:
+    """Sum of phi in each class `[..., C, D]`; the first class is what the others leave, which saves a product."""
+    others = _dot(jnp.swapaxes(hot[..., 1:], -1, -2), phi)
+    whole = jnp.broadcast_to(phi.sum(0), (*hot.shape[:-2], 1, phi.shape[-1]))
+    return jnp.concatenate([whole - others.sum(-2, keepdims=True), others], axis=-2)
 
 
 def _explained(m: Moments) -> Array:
@@ -249,13 +258,18 @@ def _explained(m: Moments) -> Array:
     return jnp.sum((2 * m.sums - m.counts[..., None] * m.means) * m.means, axis=-2)
 
 
-def _permuted(hot_fit: Array, hot_score: Array, phi_fit: Array, phi_score: Array) -> Array:
-    """SST - SSE under `NUM_PERMUTATIONS` permutations of the labels, the same ones for every run. Returns `[P]`."""
-    key_fit, key_score = jax.random.split(jax.random.key(0))
-    permute = jax.vmap(lambda key, hot: jax.random.permutation(key, hot), in_axes=(0, None))
-    shuffled_fit = permute(jax.random.split(key_fit, NUM_PERMUTATIONS), hot_fit)
-    shuffled_score = permute(jax.random.split(key_score, NUM_PERMUTATIONS), hot_score)
-    return jnp.sum(_explained(_moments(shuffled_fit, shuffled_score, phi_fit, phi_score)), axis=-1)
+def _permuted(codes_fit: Array, codes_score: Array, num_values: int, phi_fit: Array, phi_score: Array) -> Array:
+    """SST - SSE under `NUM_PERMUTATIONS` permutations of the labels. Returns `[permutations]`."""
+    shuffled = [codes[_orders(len(codes), side)] for side, codes in enumerate((codes_fit, codes_score))]
+    moments = _moments(*(_one_hot(codes, num_values) for codes in shuffled), phi_fit, phi_score)
+    return jnp.sum(_explained(moments), axis=-1)
+
+
+@functools.cache
+def _orders(length: int, side: int) -> np.ndarray:
+    """The permutations, the same ones for every run: `[NUM_PERMUTATIONS, length]`, drawn once with a fixed seed."""
+    rng = np.random.default_rng([length, side])
+    return np.stack([rng.permutation(length) for _ in range(NUM_PERMUTATIONS)]).astype(np.int32)
 
 
 def _products(bits: Array) -> Array:

@@ -89,15 +89,19 @@ def floor(axes: Axes, x: Sequence[float], values: Sequence[float], name: str, ma
     axes.plot(x, values, linestyle="none", marker=marker, markersize=6, markerfacecolor="none", label=name, **FLOOR)
 
 
-def legend(axes: Axes, below: float) -> None:
-    """A legend below the panel, so that it never hides data. Args: below, its top in panel heights."""
-    handles, names = axes.get_legend_handles_labels()
-    columns = 2 if len(names) > 3 else 1
-    found = axes.legend(
-        handles, names, loc="upper center", bbox_to_anchor=(0.5, below), ncols=columns, frameon=False, fontsize=7
+def finish(figure: Figure) -> Figure:
+    """One legend below all panels, where it hides no data and is part of the layout."""
+    named = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    columns = 2 if figure.get_figwidth() < 6 else 4
+    found = figure.legend(
+        list(named.values()), list(named), loc="outside lower center", ncols=columns, frameon=False, fontsize=7.5
     )
     for text in found.get_texts():
         text.set_parse_math(False)
+    return figure
 
 
 def save(folder: Path, drawn: Sequence[Drawn]) -> list[Drawn]:

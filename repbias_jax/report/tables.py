@@ -11,12 +11,7 @@ import pandas as pd
 
 from repbias_jax import store
 from repbias_jax.measure import Results
-
-CLAIM_COLUMNS = (
-    "id", "column", "claim", "statistic", "effect", "ci_low", "ci_high", "boot_low", "boot_high", "margin", "runs",
-    "left_out", "pass_rate", "accuracy_difference", "p", "p_holm", "paper", "verdict", "verdict_all_seeds", "note",
-    "exploratory",
-)  # fmt: skip
+from repbias_jax.statistics import CLAIM_COLUMNS
 
 
 def write_claims(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,44 @@
+"""Strict JAX, four virtual devices, and one smoke run that feeds every test which only reads its files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DEVICES = 4
+
+jax.config.update("jax_num_cpu_devices", DEVICES)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """A compilation cache of this session's own, which its subprocesses share."""
+    return tmp_path_factory.mktemp("compilation_cache")
+
+
+@pytest.fixture(scope="session")
+def command(cache):
+    """Runs the experiment command in a process of its own; returns the finished process."""
+
+    def run(*arguments: str, check: int | None = 0, **more) -> subprocess.CompletedProcess:
+        line = [sys.executable, "-m", "experiments.run", f"--compilation_cache={cache}", *map(str, arguments)]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ.copy(), **more)
+        assert check is None or done.returncode == check, done.stderr + done.stdout
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory, command) -> Path:
+    """The experiment's folder after one smoke run."""
+    workdir = tmp_path_factory.mktemp("smoke")
+    done = command("--experiment=complexity", "--preset=smoke", f"--workdir={workdir}")
+    (workdir / "printed.txt").write_text(done.stdout)
+    return workdir / "complexity"

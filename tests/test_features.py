@@ -1,0 +1,163 @@
+"""Truth tables, their inverses, and the data made from them."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repbias_jax.config import Config, ConfigError, Task, dials_of, override_all
+from repbias_jax.data import DATA, binary
+from repbias_jax.features import FEATURES, look_up
+
+ALL = sorted(FEATURES)
+
+
+def rows(arity):
+    return jnp.asarray(list(itertools.product((0, 1), repeat=arity)), jnp.int32)
+
+
+@pytest.mark.parametrize("arity", [1, 2, 3, 4])
+def test_parity_is_the_sum_modulo_two(arity):
+    bits = rows(arity)
+    np.testing.assert_array_equal(FEATURES[f"parity{arity}"].value(bits), np.asarray(bits).sum(1) % 2)
+
+
+def test_majorities_by_hand():
+    assert FEATURES["majority3"].table == (0, 0, 0, 1, 0, 1, 1, 1)
+    whole = FEATURES["majority3_xor"]
+    bits = rows(6)
+    inner = [look_up(table, bits) for _, table in whole.parts]
+    np.testing.assert_array_equal(whole.value(bits), np.asarray(inner[0]) ^ np.asarray(inner[1]))
+    np.testing.assert_array_equal(inner[0], (np.asarray(bits)[:, :3].sum(1) >= 2).astype(int))
+    np.testing.assert_array_equal(inner[1], (np.asarray(bits)[:, 3:].sum(1) >= 2).astype(int))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bits_given_inverts_value_and_is_uniform(name):
+    feature = FEATURES[name]
+    assert feature.base_rate == 0.5
+    draw = jax.jit(jax.vmap(feature.bits_given, in_axes=(None, 0)))
+    for value in range(feature.num_values):
+        bits = np.asarray(draw(value, jax.random.split(jax.random.key(value), 4000)))
+        assert (np.asarray(feature.value(jnp.asarray(bits))) == value).all()
+        codes, counts = np.unique(bits @ 2 ** np.arange(feature.arity), return_counts=True)
+        expected = feature.table.count(value)
+        assert len(codes) == expected
+        if expected > 1:  # chi-square with a bound that chance passes once in 10^6
+            assert np.square(counts - 4000 / expected).sum() / (4000 / expected) < expected + 8 * np.sqrt(2 * expected) + 20
+
+
+def config(**changes) -> Config:
+    return override_all(Config(), {k.replace("__", "."): v for k, v in changes.items()})
+
+
+def draw(config, number=4096, key=0, dials=None):
+    task = config.task
+    dials = dials or dials_of(config, DATA[task.name].base_rates(task))
+    return jax.jit(jax.vmap(lambda k: binary.sample(task, dials, k)))(jax.random.split(jax.random.key(key), number))
+
+
+def test_labels_are_functions_of_the_bits_and_twins_read_others():
+    made = config(task__features=("parity1", "parity4", "majority3_xor"))
+    example = draw(made)
+    bits, read = np.asarray(example.inputs), set()
+    for block in binary.blocks(made.task):
+        places = range(block.places.start, block.places.stop)
+        assert not read & set(places)
+        read |= set(places)
+        value = block.feature.value(jnp.asarray(bits[:, block.places]))
+        np.testing.assert_array_equal(value, example.factors[block.name])
+    for o, name in enumerate(binary.feature_names(made.task)):
+        np.testing.assert_array_equal(example.labels[:, o], example.factors[name])
+
+
+@pytest.mark.parametrize("features", [("parity1", "parity4"), ("majority3", "parity3")])
+def test_factors_are_independent_and_half(features):
+    example = draw(config(task__features=features), 20_000)
+    names = [n for n in example.factors if "." not in n]
+    values = np.stack([np.asarray(example.factors[n]) for n in names]).astype(float)
+    np.testing.assert_allclose(values.mean(1), 0.5, atol=5 * 0.5 / np.sqrt(20_000))
+    correlation = np.corrcoef(values) - np.eye(len(names))
+    assert np.abs(correlation).max() < 5 / np.sqrt(20_000)
+
+
+def test_every_bit_is_uniform_and_pairwise_independent():
+    bits = np.asarray(draw(config(), 20_000).inputs)
+    np.testing.assert_allclose(bits.mean(0), 0.5, atol=5 * 0.5 / np.sqrt(20_000))
+    assert np.abs(np.corrcoef(bits.T) - np.eye(32)).max() < 5.5 / np.sqrt(20_000)
+
+
+def test_prevalence_exposure_and_predictivity_are_dials():
+    made = config(task__prevalence=(0.1, 0.5), task__exposure=(1.0, 0.25))
+    example = draw(made, 20_000)
+    assert abs(np.mean(example.factors["parity1"]) - 0.1) < 0.01
+    assert abs(np.mean(np.asarray(example.labels)[:, 1] == binary.UNSEEN) - 0.75) < 0.02
+    assert not (np.asarray(example.labels)[:, 0] == binary.UNSEEN).any()
+    other = draw(config(task__predictivity=(0.9, 0.8), task__outputs=("target",)), 20_000)
+    target = np.asarray(other.factors["target"])
+    for name, expected in (("parity1", 0.9), ("parity4", 0.8), ("twin_parity4", 0.5)):
+        assert abs(np.mean(np.asarray(other.factors[name]) == target) - expected) < 0.015
+    np.testing.assert_array_equal(other.labels[:, 0], target)
+    fair = binary.decorrelated(made.task, dials_of(made, (0.5, 0.5)))
+    assert abs(np.mean(draw(made, 20_000, dials=fair).factors["parity1"]) - 0.5) < 0.02
+
+
+def test_output_order_moves_labels():
+    example, moved = draw(config(), 64), draw(config(task__output_order=(1, 0)), 64)
+    np.testing.assert_array_equal(example.inputs, moved.inputs)
+    np.testing.assert_array_equal(np.asarray(example.labels)[:, ::-1], moved.labels)
+
+
+@pytest.mark.parametrize(
+    "features", [("parity1", "parity4"), ("parity1", "parity2", "parity3", "parity4"), ("majority3_xor",)]
+)
+def test_balanced_halves_cross_all_bits_exactly(features):
+    task = config(task__features=features).task
+    dials = dials_of(config(task__features=features), (0.5,) * len(features))
+    _, factors = jax.jit(lambda k: binary.probe_set(task, dials, "balanced", k))(jax.random.key(1))
+    bits = np.stack([np.asarray(v) for n, v in factors.items() if ".bit" in n], 1)
+    assert bits.shape[1] == sum(FEATURES[f].arity for f in features)
+    for half in (bits[:1024], bits[1024:]):
+        _, counts = np.unique(half @ 2 ** np.arange(bits.shape[1]), return_counts=True)
+        assert len(counts) == 2 ** bits.shape[1]
+        assert len(set(counts)) == 1
+    for name, values in factors.items():  # the twins are balanced too
+        assert np.asarray(values)[:1024].mean() == 0.5, name
+
+
+def test_many_features_are_crossed_by_value():
+    features = ("parity4",) * 4
+    task = config(task__features=features).task
+    dials = dials_of(config(task__features=features), (0.5,) * 4)
+    _, factors = jax.jit(lambda k: binary.probe_set(task, dials, "balanced", k))(jax.random.key(1))
+    values = np.stack([np.asarray(factors[f"parity4_{i}"]) for i in range(1, 5)], 1)
+    _, counts = np.unique(values[:1024] @ 2 ** np.arange(4), return_counts=True)
+    assert list(counts) == [64] * 16
+    assert not any(".bit" in n for n in factors)
+
+
+def test_natural_and_decorrelated_sets():
+    made = config(task__prevalence=(0.1, 0.5))
+    dials = dials_of(made, (0.5, 0.5))
+    sets = {n: binary.probe_set(made.task, dials, n, jax.random.key(3))[1]["parity1"] for n in ("natural", "decorrelated")}
+    assert abs(np.mean(sets["natural"]) - 0.1) < 0.03
+    assert abs(np.mean(sets["decorrelated"]) - 0.5) < 0.05
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.sampled_from(ALL), min_size=1, max_size=6), st.integers(4, 64), st.booleans())
+def test_any_task_is_refused_or_has_disjoint_blocks(features, num_bits, twins):
+    task = Task(features=tuple(features), num_bits=num_bits, twins=twins, num_probe=2**14)
+    needed = sum(FEATURES[f].arity for f in features) * (1 + twins)
+    if needed > num_bits:
+        with pytest.raises(ConfigError, match="num_bits"):
+            binary.check(task)
+        return
+    binary.check(task)
+    taken = [bit for b in binary.blocks(task) for bit in range(b.places.start, b.places.stop)]
+    assert len(taken) == len(set(taken)) == needed
+    assert max(taken) < num_bits
