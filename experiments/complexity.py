@@ -22,13 +22,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from repbias_jax.config import Config, Experiment, Keep, Preset
 from repbias_jax.measure import Results
 from repbias_jax.report import figures as draw
-from repbias_jax.report.figures import STYLES, Drawn
+from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
 from repbias_jax.statistics import Claim, Part, gate
 
 EASY, HARD = "parity1", "parity4"
