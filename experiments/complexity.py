@@ -18,6 +18,10 @@ Settings, each in two columns (SGD 0.1, which carries the verdicts, and Adam 3e-
 Cost and outcome of the reference run: `experiments/results/complexity/manifest.json` and `claims.csv` beside it.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
 from collections.abc import Callable
 
 import numpy as np
@@ -262,7 +266,7 @@ CAPTIONS = {
     "seeds. Hard is absent from the input by construction: it is no linear function of its bits.",
     "rungs": "Left: parities of 1 to 4 bits, all four in one model; a falling line is the bias toward simple features. "
     "Right: another model, asked for two functions of three bits, one linearly separable and one not. Dots are seeds.",
-    "walsh": "Variance explained by products of 1, 2, 3 and 4 of the hard feature's bits, summed by degree; dots are seeds. "
+    "walsh": "Variance explained by products of 1, 2, 3 and 4 of the hard feature's bits, by degree; dots are seeds. "
     "Degree 4 is the feature itself; lower degrees are parts that nobody asks for.",
     "parts": "A hard feature built of two majorities: variance explained by the two parts together and by the whole, by "
     "layer. Dots are seeds.",

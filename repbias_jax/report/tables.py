@@ -1,5 +1,8 @@
 """Tables: `claims.csv`, what is printed at the end, and the small files of a reference run."""
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
 import csv
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +39,7 @@ def read_claims(folder: Path) -> list[dict[str, Any]]:
 
 def effect_text(row: Mapping[str, Any]) -> str:
     """`0.31 [0.28, 0.34]`, or a dash."""
-    values = [row.get(k) for k in ("effect", "ci_low", "ci_high")]
+    values: list[Any] = [row.get(k) for k in ("effect", "ci_low", "ci_high")]
     if any(v in (None, "") or math.isnan(float(v)) for v in values):
         return "-"
     return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*map(float, values))

@@ -1,0 +1,122 @@
+"""The commands and numbers of README and BUILD.md, run and compared."""
+
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT, line_of
+
+from repbias_jax.report import tables
+
+README, BUILD = ((ROOT / name).read_text() for name in ("README.md", "BUILD.md"))
+REFERENCE = ROOT / "experiments" / "results" / "complexity"
+
+
+def fenced(text, language=""):
+    """The contents of the fenced blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def commands(text):
+    """Every experiment command of a document, as it stands."""
+    lines = [line.split("  #")[0].strip() for block in fenced(text) for line in block.splitlines()]
+    return [line for line in lines if "experiments.run" in line]
+
+
+@pytest.mark.parametrize("line", commands(README))
+def test_readme_commands_run(line, cache, tmp_path):
+    """As they stand, with a smoke preset and a scratch workdir appended."""
+    words = line.split()
+    assert words[:3] == [".venv/bin/python", "-m", "experiments.run"]
+    more = ["--preset=smoke", f"--workdir={tmp_path}"]
+    done = subprocess.run(line_of(cache, *words[3:], *more), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "C01" in done.stdout
+    assert (tmp_path / "complexity" / "report.html").exists()
+
+
+def test_make_targets_of_the_readme_exist_and_run_what_it_says():
+    assert fenced(README)[0] == "make demo\nmake test\n"
+    demo = subprocess.run(["make", "-n", "demo", "VENV=V"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "V/bin/python -m experiments.run --experiment=complexity --preset=quick --workdir=/tmp/repbias_demo" in demo
+    tests = subprocess.run(["make", "-n", "test", "VENV=V"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for word in ("ruff check", "ruff format --check", "pyright", "-m pytest"):
+        assert word in tests
+
+
+def test_build_reference_command_is_understood(cache, tmp_path):
+    for line in commands(BUILD):
+        words = [w for w in line.split()[3:] if not w.startswith(("--workdir", "--reference"))]
+        more = ["--only_print", f"--workdir={tmp_path}"]
+        done = subprocess.run(line_of(cache, *words, *more), cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "chunks" in done.stdout
+
+
+def test_readme_python_runs(smoke):
+    (code,) = fenced(README, "python")
+    code = code.replace("/tmp/repbias_demo", str(smoke.parent))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    r2, hard = (float(line) for line in done.stdout.split())
+    assert 0.03 < r2 < 0.1
+    stored = pd.read_csv(smoke / "results.csv")
+    chosen = stored.query(
+        "setting == 'sgd.joint' and metric == 'r2' and feature == 'parity4' and site == 'hidden_1' and step == 32"
+    )
+    assert hard == pytest.approx(chosen["value"].mean(), rel=1e-6)
+
+
+def test_ten_lines_of_numpy_recompute_r2(smoke):
+    (code,) = fenced(BUILD, "python")
+    assert len(code.strip().splitlines()) == 10
+    path = next(smoke.glob("sgd.joint*/chunk_000/activations.zarr"))
+    line = [sys.executable, "-c", code, str(path), "hidden_1", "parity4"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    stored = pd.read_csv(smoke / "results.csv").query(
+        "metric == 'r2' and feature == 'parity4' and site == 'hidden_1' and step == 32"
+    )
+    stored = stored.set_index(["setting", "seed"])["value"]
+    printed = [text.split() for text in done.stdout.splitlines()]
+    assert len(printed) == 6
+    for setting, seed, value in printed:
+        assert float(value) == pytest.approx(stored[setting, int(seed)], abs=1e-5)
+
+
+def test_readme_claims_are_those_of_the_reference_run():
+    table = re.search(r"<!-- claims -->\n(.*?)<!-- /claims -->", README, re.S)
+    assert table is not None
+    assert table[1] == tables.markdown(tables.read_claims(REFERENCE))
+    assert (REFERENCE / "claims.md").read_text() == table[1]
+
+
+def test_reference_claims_follow_from_its_seeds():
+    """The committed effects are the means of the committed seeds."""
+    seeds = pd.read_csv(REFERENCE / "seeds.csv")
+    claims = {row["id"]: row for row in tables.read_claims(REFERENCE) if row["exploratory"] == "False"}
+
+    def r2(setting, feature):
+        chosen = (seeds["setting"] == setting) & (seeds["feature"] == feature) & (seeds["metric"] == "r2")
+        return seeds[chosen & (seeds["probe"] == "variance")].set_index("seed")["value"]
+
+    for id_, setting in (("C01a", "sgd.joint"), ("C01b", "sgd.squared")):
+        gap = r2(setting, "parity1") - r2(setting, "parity4")
+        if claims[id_]["left_out"] == "0":
+            assert len(gap) >= 16
+            assert float(claims[id_]["effect"]) == pytest.approx(gap.mean(), abs=1e-4)
+
+
+def test_reference_is_small_and_has_its_manifest():
+    files = [p for p in REFERENCE.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 3e6
+    for name in ("manifest.json", "frozen.json", "tried.csv", "claims.csv", "figures/gap.png"):
+        assert (REFERENCE / name).exists()
+
+
+def test_links_lead_somewhere():
+    for text in (README, BUILD):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (ROOT / target).exists(), target

@@ -1,0 +1,180 @@
+"""Figures that can be read, a page that holds, names that cannot do harm."""
+
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+from PIL import Image
+
+import repbias_jax
+from experiments import complexity
+from repbias_jax.config import Experiment
+from repbias_jax.report import figures, page, tables
+
+matplotlib.use("agg")
+
+
+@pytest.fixture(scope="module")
+def results(smoke):
+    return repbias_jax.load(smoke)
+
+
+@pytest.fixture(scope="module")
+def drawn(results):
+    return {d.name: d for d in complexity.figures(results)}
+
+
+def texts(figure):
+    """Every visible text with its box in pixels, but for tick labels beyond an axis's ends, which are not drawn."""
+    figure.canvas.draw()
+    hidden = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            outside = [t for t in axis.get_major_ticks() + axis.get_minor_ticks() if not low <= t.get_loc() <= high]
+            hidden |= {label for tick in outside for label in (tick.label1, tick.label2)}
+    for item in figure.findobj(Text):
+        if item.get_visible() and item.get_text().strip() and item not in hidden:
+            yield item, item.get_window_extent(figure.canvas.get_renderer())
+
+
+def test_all_figures_are_drawn(drawn):
+    assert sorted(drawn) == ["along", "gap", "layers", "parts", "rungs", "walsh"]
+    assert all(len(d.caption) > 80 for d in drawn.values())
+
+
+@pytest.mark.parametrize("name", ["along", "gap", "layers", "parts", "rungs", "walsh"])
+def test_no_text_is_clipped_or_overlaps(drawn, name):
+    figure = drawn[name].figure
+    found = list(texts(figure))
+    assert len(found) > 8
+    width, height = figure.canvas.get_width_height()
+    for item, box in found:
+        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+        assert inside, f"{item.get_text()!r} is clipped: {box.extents} in {width} x {height}"
+    for i, (a, box) in enumerate(found):
+        for b, other in found[i + 1 :]:
+            if a.get_rotation() % 90 or b.get_rotation() % 90:
+                continue  # the box of slanted text says little
+            both = [
+                max(0, min(box.x1, other.x1) - max(box.x0, other.x0)),
+                max(0, min(box.y1, other.y1) - max(box.y0, other.y0)),
+            ]
+            assert min(both) <= 1, f"{a.get_text()!r} overlaps {b.get_text()!r}"
+
+
+def test_the_check_for_clipped_text_can_fail():
+    figure, ((axes,),) = figures.grid(1, 1)
+    axes.text(0.99, 0.5, "a long text at the edge")
+    width, _ = figure.canvas.get_width_height()
+    assert any(box.x1 > width + 1 for _, box in texts(figure))
+
+
+@pytest.mark.parametrize("name", ["along", "gap", "layers", "parts", "rungs", "walsh"])
+def test_axes_have_labels_units_and_floors(drawn, name):
+    for axes in drawn[name].figure.axes:
+        assert axes.get_xlabel()
+        assert re.search(r"\(.+\)", axes.get_ylabel()), "the unit stands in parentheses"
+        if "accuracy" in axes.get_ylabel():
+            continue
+        nulls = [line for line in axes.lines if line.get_gid() == "null"]
+        assert len(nulls) == 1
+        labels = axes.get_legend_handles_labels()[1]
+        assert any("untrained" in text for text in labels)
+        assert any("twin" in text for text in labels)
+        assert any("null" in text for text in labels)
+
+
+def test_styles_differ_in_grey():
+    shades = [np.dot(to_rgb(style["color"]), (0.299, 0.587, 0.114)) for style in figures.STYLES]
+    for i, a in enumerate(figures.STYLES):
+        for j, b in enumerate(figures.STYLES[:i]):
+            assert a["marker"] != b["marker"]
+            assert a["linestyle"] != b["linestyle"]
+            assert (i, j) != (1, 0) or abs(shades[0] - shades[1]) > 0.08
+
+
+def test_pictures_on_disk_hold_ink(smoke):
+    for path in (smoke / "figures").glob("*.png"):
+        picture = np.asarray(Image.open(path).convert("L"))
+        assert min(picture.shape) > 300
+        assert 0.005 < (picture < 128).mean() < 0.5
+        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        assert (border > 250).all(), f"{path.name} touches its border"
+    assert sorted(p.stem for p in (smoke / "figures").glob("*.pdf")) == sorted(
+        p.stem for p in (smoke / "figures").glob("*.png")
+    )
+
+
+def test_figures_show_the_numbers_of_the_results(drawn, results):
+    axes = drawn["gap"].figure.axes[0]
+    means = [np.asarray(c.lines[0].get_ydata(), float) for c in axes.containers]
+    for feature, shown in zip(("parity1", "parity4"), means, strict=True):
+        expected = [results.values(s, "r2", feature).mean() for s in ("sgd.joint", "sgd.squared")]
+        np.testing.assert_allclose(shown, expected, rtol=1e-5)
+
+
+def test_page_is_whole_and_self_contained(smoke):
+    text = (smoke / "report.html").read_text()
+    assert "<script" not in text
+    assert "Content-Security-Policy" in text
+    assert not re.search(r"(src|href)=\"(?!data:)", text)
+    for word in (
+        "C01",
+        "C04b",
+        "not measured",
+        "Runs left out",
+        "worst class not over",
+        "training.epochs",
+        "jax",
+        "commit",
+    ):
+        assert word in text, word
+    assert text.count("<figure>") == len(list((smoke / "figures").glob("*.png")))
+    assert text.count("<figcaption>") == text.count("<figure>")
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()
+
+
+NASTY = "<img src=x onerror=alert(1)> $$\\alpha$ =cmd|' /C calc'!A1 ../../etc"
+
+
+def test_names_from_outside_do_no_harm(results, tmp_path):
+    """Markup, TeX and paths in a title, a feature and a verdict reach page and figure as plain text."""
+    figure, ((axes,),) = figures.grid(1, 1)
+    figures.dots(axes, [0], pd.DataFrame([[0.1, 0.2]]), NASTY, figures.STYLES[0])
+    figures.label(axes, NASTY[:20], "$$x", "y (share)")
+    saved = figures.save(tmp_path / "figures", [figures.Drawn("named", figures.finish(figure), NASTY)])
+    experiment = Experiment(NASTY, NASTY, complexity.EXPERIMENT.config, (), columns=(("sgd", ()),))
+    row = dict.fromkeys(tables.CLAIM_COLUMNS, NASTY) | {"column": "sgd", "exploratory": False, "effect": 1.0, "ci_low": 0.0}
+    page.write(tmp_path, experiment, [row | {"ci_high": 2.0}], saved, results)
+    text = (tmp_path / "report.html").read_text()
+    assert "<img src=x" not in text
+    assert "&lt;img src=x" in text
+
+
+def test_printed_and_markdown_tables():
+    row = dict.fromkeys(tables.CLAIM_COLUMNS, "") | {
+        "id": "C01", "column": "sgd", "claim": "a | b", "statistic": "s", "effect": 0.3, "ci_low": 0.2, "ci_high": 0.4,
+        "runs": 15, "left_out": 1, "verdict": "reproduced", "exploratory": False,
+    }  # fmt: skip
+    other = row | {"column": "adam", "exploratory": True}
+    lines = tables.claims_lines([row, other])
+    assert lines[1].split("  ")[0].strip() == "C01"
+    assert "+0.300 [+0.200, +0.400]" in lines[1]
+    assert lines[2].endswith("reproduced (exploratory)")
+    text = tables.markdown([row, other])
+    assert "a \\| b" in text
+    assert "15 of 16" in text
+    assert text.count("C01") == 1
+    assert tables.effect_text(row | {"effect": float("nan")}) == "-"
+
+
+def test_claims_file_reads_back(smoke):
+    rows = tables.read_claims(smoke)
+    assert tuple(rows[0]) == tables.CLAIM_COLUMNS
+    assert tables.read_claims(Path("nowhere")) == []

@@ -1,0 +1,220 @@
+"""What is on disk: opened by others, and detected when damaged."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+import xarray
+import zarr
+from conftest import DEVICES, ROOT
+
+import repbias_jax
+from repbias_jax import store
+from repbias_jax.measure import COLUMNS
+from repbias_jax.store import StoreError
+
+ARGUMENTS = ("--experiment=complexity", "--preset=smoke", f"--devices={DEVICES}")
+
+
+@pytest.fixture
+def copy(smoke, tmp_path):
+    """The smoke run's folder, to be damaged."""
+    shutil.copytree(smoke, tmp_path / "complexity")
+    return tmp_path / "complexity"
+
+
+def test_files_are_as_described(smoke):
+    for name in (
+        "manifest.json",
+        "settings.csv",
+        "results.csv",
+        "claims.csv",
+        "report.html",
+        "figures/gap.png",
+        "figures/gap.pdf",
+    ):
+        assert (smoke / name).stat().st_size > 0
+    for chunk in smoke.glob("*/chunk_*"):
+        for name in ("checkpoint", "activations.zarr", "curves.csv", "done.json", "lock"):
+            assert (chunk / name).exists()
+        assert not [p for p in chunk.rglob("*") if p.name.endswith(".tmp")]
+    rows = pd.read_csv(smoke / "results.csv")
+    assert tuple(rows.columns) == COLUMNS
+    key = [c for c in COLUMNS if c not in ("value", "reason")]
+    assert not rows.duplicated(key).any()
+    assert rows.loc[rows["value"].isna(), "reason"].notna().all()
+    settings = pd.read_csv(smoke / "settings.csv")
+    assert set(rows["setting"]) == set(settings["setting"])
+    manifest = json.loads((smoke / "manifest.json").read_text())
+    assert set(manifest["stages"]) == {"train", "measure", "report"}
+    assert {"jax", "commit", "devices"} <= set(manifest["record"])
+
+
+def test_zarr_and_xarray_open_the_activations(smoke):
+    path = next(smoke.glob("sgd.joint*/chunk_000/activations.zarr"))
+    group = zarr.open_group(path, mode="r")
+    data = xarray.open_zarr(path)
+    assert data["hidden_1"].dims == ("run", "snapshot_hidden_1", "example", "unit_hidden_1")
+    np.testing.assert_array_equal(data["snapshot_hidden_1"], [0, 16, 32])
+    np.testing.assert_array_equal(data["snapshot_input"], [0, 32])
+    np.testing.assert_array_equal(data["hidden_1"][0, -1], group["hidden_1"][0, -1])
+    assert np.isfinite(group["hidden_0"][:]).all()
+    assert list(data["split"].values[[0, -1]]) == [0, 1]
+    np.testing.assert_array_equal(data["factor.parity1"], data["input"][:, 0, :, 0])
+    assert group.attrs["settings"] == ["sgd.along", "sgd.along_easy", "sgd.joint"]
+    ours = store.Activations(path)
+    np.testing.assert_array_equal(ours.read("hidden_1", 1), group["hidden_1"][1])
+
+
+def test_load_gives_frames_and_lazy_activations(smoke):
+    results = repbias_jax.load(smoke.parent)
+    assert results.outputs("sgd.ladder") == ["parity1", "parity2", "parity3", "parity4"]
+    assert results.sites("sgd.joint") == ["input", "hidden_0", "hidden_1", "logits"]
+    assert list(results.values("sgd.joint", "r2", "parity1").index) == [0, 1]
+    found = list(results.activations("sgd.joint", "hidden_0"))
+    assert [seed for seed, _, _ in found] == [0, 1]
+    assert found[0][1].shape == (2, 2048, 32)
+    with pytest.raises(repbias_jax.measure.ConfigError, match="found none"):
+        repbias_jax.load(smoke / "figures")
+
+
+def measure(folder):
+    """Runs the measuring and reporting stages on a damaged copy, in this process; returns what was complained of."""
+    (folder / "results.csv").unlink()
+    line = [sys.executable, "-m", "experiments.run", *ARGUMENTS, f"--workdir={folder.parent}", "--stage=measure"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert not (folder / "results.csv").exists()
+    line = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert len(line) == 1, done.stderr
+    return line[0]
+
+
+def flip(path, place=0.5):
+    raw = bytearray(path.read_bytes())
+    raw[int(len(raw) * place)] ^= 1
+    path.write_bytes(raw)
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("harm", [flip, halve, lambda p: p.unlink(), lambda p: p.write_bytes(b"")])
+def test_damaged_activations_are_named(copy, harm):
+    """Every kind of damage to one piece of an array is found on reading, and no number comes of it."""
+    chunk = next(copy.glob("sgd.joint*/chunk_000"))
+    piece = next(p for p in sorted((chunk / "activations.zarr" / "hidden_0" / "c").rglob("*")) if p.is_file())
+    harm(piece)
+    with pytest.raises(StoreError, match=r"hidden_0: damaged .*rerun --stage=train"):
+        store.Activations(chunk / "activations.zarr").read("hidden_0")
+
+
+@pytest.mark.parametrize("name", ["curves.csv", "activations.zarr/hidden_0/zarr.json", "activations.zarr/zarr.json"])
+def test_damaged_small_files_are_named(copy, name):
+    chunk = next(copy.glob("sgd.joint*/chunk_000"))
+    flip(chunk / name)
+    done = store.read_json(chunk / "done.json", "train")
+    with pytest.raises(StoreError, match=r"damaged; delete .* and rerun --stage=train"):
+        store.verify(chunk, done["files"], "train")
+    (chunk / name).unlink()
+    with pytest.raises(StoreError, match="missing"):
+        store.verify(chunk, done["files"], "train")
+
+
+def test_the_command_names_a_damaged_piece(copy):
+    chunk = next(copy.glob("sgd.joint*/chunk_000"))
+    flip(chunk / "curves.csv")
+    assert f"{chunk}/curves.csv: damaged" in measure(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 99}'])
+def test_json_cut_short_or_of_another_format_is_named(tmp_path, content):
+    path = tmp_path / "done.json"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"done.json: .*rerun --stage=train"):
+        store.read_json(path, "train")
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_passed_over(tmp_path):
+    """Orbax restores such a file without a word; the fingerprint finds it, and the checkpoint before is used."""
+    state = {"w": np.random.default_rng(0).normal(size=(2, 2, 4000)).astype(np.float32)}
+    fingerprint = jax.jit(jax.vmap(jax.vmap(store.fingerprint)))
+    checkpoints = store.Checkpoints(tmp_path)
+    for step in (8, 16):
+        state = {"w": state["w"] + 1}
+        checkpoints.save(step, store.Saved(state, np.asarray(fingerprint(state)), np.zeros((2, 2, 3), np.float32)))
+    like = store.Saved(state, np.zeros((2, 2), np.uint32), np.zeros((2, 2, 3), np.float32))
+    assert checkpoints.restore(like, fingerprint)[0] == 16
+    checkpoints.close()
+    largest = max((p for p in (tmp_path / "16").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    flip(largest)
+    again = store.Checkpoints(tmp_path)
+    step, saved, damaged = again.restore(like, fingerprint)
+    assert step == 8
+    np.testing.assert_allclose(saved.state["w"], state["w"] - 1, atol=1e-6)
+    assert len(damaged) == 1
+    assert "damaged checkpoint passed over" in damaged[0]
+    for path in (tmp_path / "8").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(b"")
+    step, _, damaged = again.restore(like, fingerprint)
+    assert step == -1
+    assert len(damaged) == 2
+    again.close()
+
+
+def test_only_two_checkpoints_are_kept(smoke):
+    for folder in smoke.glob("*/*/checkpoint"):
+        assert 1 <= len([p for p in folder.iterdir() if p.name.isdigit()]) <= 2
+
+
+def test_a_held_lock_names_its_owner(tmp_path):
+    with store.lock(tmp_path / "lock"), pytest.raises(StoreError, match="in use by process"), store.lock(tmp_path / "lock"):
+        pass
+    with store.lock(tmp_path / "lock"):  # it goes with its holder
+        pass
+
+
+def test_two_processes_on_one_chunk(smoke, copy):
+    chunk = next(copy.glob("sgd.joint*/chunk_000"))
+    (chunk / "done.json").unlink()
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["stages"] = {}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    line = [sys.executable, "-m", "experiments.run", *ARGUMENTS, f"--workdir={copy.parent}", "--stage=train"]
+    with store.lock(chunk / "lock"):
+        done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1
+    assert "in use by process" in done.stderr
+
+
+def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
+    store.write_bytes(tmp_path / "f", b"old")
+    monkeypatch.setattr(store.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        store.write_bytes(tmp_path / "f", b"new")
+    assert (tmp_path / "f").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_numbers_read_back_as_they_were():
+    for value in np.float32([0.1, 1e-30, 1 / 3, 12345678, -0.0]):
+        assert np.float32(store.number(value)) == value
+    assert store.number(np.nan) == ""
+
+
+def test_a_diverging_run_is_listed_and_left_out(command, tmp_path):
+    done = command(*ARGUMENTS, f"--workdir={tmp_path}", "--config.optimizer.learning_rate=1e30")
+    assert "not measured" in done.stdout
+    page = (tmp_path / "complexity" / "report.html").read_text()
+    assert page.count("diverged") >= 10
+    rows = pd.read_csv(tmp_path / "complexity" / "results.csv")
+    last = rows[(rows["step"] == 32) & (rows["site"] == "hidden_1") & (rows["metric"] == "r2")]
+    assert last["value"].isna().all()
+    assert (last["reason"] == "diverged").all()
