@@ -329,6 +329,7 @@ def _draw_along(results: Results, settings: list[str]) -> Figure | None:
             draw.band(top, _curve(results, alone, "r2_of_final"), f"{EASY}, asked for alone", STYLES[2])
         _null(top, results, setting, HARD)
         draw.floor(top, [0], [results.values(setting, "r2_of_final", EASY, step=0).mean()], "untrained network", "x")
+        bottom.set_ylim(top=1.03)  # an interval of a mean can reach beyond what an accuracy can
         bottom.axhline(0.95, linestyle=(0, (4, 3)), label="95 %", **draw.FLOOR)
         draw.label(top, f"Along training, {setting}", "updates (steps)", "variance explained,\nr2 of final (share)")
         draw.label(bottom, "Accuracy on test data", "updates (steps)", "balanced accuracy\n(share)")

@@ -175,7 +175,10 @@ def measure(
       Interrupted: `stop` said so; nothing was written.
     """
     rows: list[tuple[Any, ...]] = []
-    for chunk in tqdm(chunks, desc="measure", unit="chunk", disable=not sys.stderr.isatty()):
+    terminal = sys.stderr.isatty()
+    for i, chunk in enumerate(tqdm(chunks, desc="measure", unit="chunk", disable=not terminal)):
+        if not terminal and i:
+            print(f"measure: {i}/{len(chunks)} chunks done", file=sys.stderr, flush=True)
         if stop():
             raise Interrupted("measuring starts again")
         done = store.read_json(folder / chunk.path / "done.json", "train")

@@ -4,11 +4,13 @@
 the files of the one before and is skipped when its fingerprint says that nothing it depends on has changed.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -60,18 +62,28 @@ def run(
       checkpoint_seconds: shortest time between two checkpoints.
     """
     covers = covered(plan)
+    covers["report"] |= {"module": _source(Path(str(module.__file__)))}
     manifest = _begin(folder, plan, covers, record)
-    if "train" in stages and not _current(manifest, "train", covers["train"]):
+
+    def train() -> list[str]:
         population.train(folder, plan.chunks, plan.layout, stop, checkpoint_seconds)
-        manifest = _done(folder, manifest, "train", covers["train"], [])
-    with store.lock(folder / "lock"):
-        if "measure" in stages and not _current(manifest, "measure", covers["measure"], folder):
-            measure.measure(folder, plan.experiment.name, plan.chunks, plan.layout, plan.experiment.probes, stop)
-            manifest = _done(folder, manifest, "measure", covers["measure"], ["results.csv", "settings.csv"])
-        reported = covers["report"] | {"module": _source(Path(str(module.__file__)))}
-        if "report" in stages and not _current(manifest, "report", reported, folder):
-            written = report.write(folder, plan.experiment, module)
-            _done(folder, manifest, "report", reported, written)
+        return ["settings.csv"]
+
+    def measure_() -> list[str]:
+        measure.measure(folder, plan.experiment.name, plan.chunks, plan.layout, plan.experiment.probes, stop)
+        return ["results.csv"]
+
+    def report_() -> list[str]:
+        return report.write(folder, plan.experiment, module)
+
+    for stage, work in zip(STAGES, (train, measure_, report_), strict=True):
+        if stage not in stages or _current(folder, manifest, stage, covers[stage]):
+            continue
+        begun = time.monotonic()
+        # Chunks have locks of their own; what is written once for the whole experiment has one writer.
+        with contextlib.nullcontext() if stage == "train" else store.lock(folder / "lock"):
+            files = work()
+        _note(folder, manifest, stage, covers[stage], files, record, time.monotonic() - begun)
     return report.read_claims(folder)
 
 
@@ -248,19 +260,26 @@ def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
     return ["setting", "column", "group", "num_steps", "outputs", "sites", *flatten(plan.experiment.config)], rows
 
 
-def _current(manifest: Mapping[str, Any], stage: str, covers: Mapping[str, Any], folder: Path | None = None) -> bool:
+def _current(folder: Path, manifest: Mapping[str, Any], stage: str, covers: Mapping[str, Any]) -> bool:
     """Whether a stage was done with the same fingerprint and its files are as it left them."""
     entry = manifest["stages"].get(stage)
     if entry is None or entry["fingerprint"] != store.digest(covers):
         return False
-    return all((p := Path(str(folder), n)).is_file() and store.checksum(p) == s for n, s in entry["files"].items())
+    return all((folder / n).is_file() and store.checksum(folder / n) == s for n, s in entry["files"].items())
 
 
-def _done(folder: Path, manifest: dict[str, Any], stage: str, covers: Any, files: Sequence[str]) -> dict[str, Any]:
-    sums = {name: store.checksum(folder / name) for name in files}
-    manifest["stages"][stage] = {"fingerprint": store.digest(covers), "covers": sorted(covers), "files": sums}
+def _note(
+    folder: Path, manifest: dict[str, Any], stage: str, covers: Any, files: Sequence[str], record: Mapping[str, Any],
+    seconds: float,
+) -> None:  # fmt: skip
+    """Writes down in the manifest that a stage is done. Commit and seconds are recorded, not compared."""
+    manifest["stages"][stage] = {
+        "fingerprint": store.digest(covers),
+        "files": {name: store.checksum(folder / name) for name in files},
+        "commit": record["commit"],
+        "wall_seconds": round(seconds, 1),
+    }
     store.write_json(folder / "manifest.json", manifest)
-    return manifest
 
 
 def estimate(plan: Plan) -> dict[str, float]:

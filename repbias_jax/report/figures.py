@@ -57,7 +57,8 @@ def grid(rows: int, columns: int, width: float = 3.5, height: float = 2.7) -> tu
 
 def label(axes: Axes, title: str, x: str, y: str) -> None:
     """Title and axis labels as plain text (names from outside may hold markup)."""
-    for text in (axes.set_title(title, loc="left"), axes.set_xlabel(x), axes.set_ylabel(y)):
+    size = FONT["axes.titlesize"]
+    for text in (axes.set_title(title, loc="left", fontsize=size), axes.set_xlabel(x), axes.set_ylabel(y)):
         text.set_parse_math(False)
 
 
