@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= /tmp/repbias_demo
+PRESET ?= quick
 BIN = $(VENV)/bin
 
 .PHONY: demo test check clean
 
 demo: $(VENV)/installed
-	$(BIN)/python -m experiments.run --experiment=complexity --preset=quick --workdir=$(DEMO)
+	$(BIN)/python -m experiments.run --experiment=complexity --preset=$(PRESET) --workdir=$(DEMO)
 
 test: check
 	$(BIN)/python -m pytest

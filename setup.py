@@ -23,7 +23,6 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12,<0.13",
         "pandas>=2.2",
-        "scikit-learn>=1.6",
         "scipy>=1.14",
         "tensorstore>=0.1.80",
         "tqdm>=4.66",
@@ -31,6 +30,14 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "test": ["hypothesis>=6.100", "pyright[nodejs]>=1.1.400", "pytest>=8", "ruff>=0.11", "xarray>=2025.1", "zarr>=3.1"],
+        "test": [
+            "hypothesis>=6.100",
+            "pyright[nodejs]>=1.1.400",
+            "pytest>=8",
+            "ruff>=0.11",
+            "scikit-learn>=1.6",
+            "xarray>=2025.1",
+            "zarr>=3.1",
+        ],
     },
 )

@@ -66,6 +66,7 @@ def run(
     manifest = _begin(folder, plan, covers, record)
 
     def train() -> list[str]:
+        store.write_table(folder / "settings.csv", *settings_table(plan))
         population.train(folder, plan.chunks, plan.layout, stop, checkpoint_seconds)
         return ["settings.csv"]
 
@@ -211,7 +212,7 @@ def _same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes the folder, its manifest and `settings.csv`; a manifest that is there keeps its stages."""
+    """Makes the folder and its manifest; a manifest that is there keeps its stages."""
     path = folder / "manifest.json"
     manifest = store.read_json(path, "train") if path.exists() else {"format": store.FORMAT, "stages": {}}
     fresh = {
@@ -227,8 +228,6 @@ def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[
         manifest |= fresh
         folder.mkdir(parents=True, exist_ok=True)
         store.sweep(folder)
-        columns, rows = settings_table(plan)
-        store.write_table(folder / "settings.csv", columns, rows)
         store.write_json(path, manifest)
     return manifest
 

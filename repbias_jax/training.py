@@ -6,6 +6,7 @@ is `data`, `init`, then `segment` from step to step; `observe` and `represent` l
 
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,7 @@ def losses(name: str, logits: Array, labels: Array) -> Array:
     Returns:
       `[..., O]`, at least zero.
     """
+    chex.assert_shape(labels, logits.shape[:-1])
     hot = jax.nn.one_hot(labels, logits.shape[-1])
     if name == "cross_entropy":
         return -jnp.sum(hot * jax.nn.log_softmax(logits), axis=-1)

@@ -41,9 +41,18 @@ def test_make_targets_of_the_readme_exist_and_run_what_it_says():
     assert fenced(README)[0] == "make demo\nmake test\n"
     demo = subprocess.run(["make", "-n", "demo", "VENV=V"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "V/bin/python -m experiments.run --experiment=complexity --preset=quick --workdir=/tmp/repbias_demo" in demo
+    assert "pip install --quiet -e . -c requirements.txt" in demo
     tests = subprocess.run(["make", "-n", "test", "VENV=V"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for word in ("ruff check", "ruff format --check", "pyright", "-m pytest"):
         assert word in tests
+
+
+def test_make_demo_runs(tmp_path):
+    """As it stands, in this environment instead of a new one, with a smoke preset and a scratch workdir."""
+    line = ["make", "demo", f"VENV={sys.prefix}", f"--old-file={sys.prefix}/installed", "PRESET=smoke", f"DEMO={tmp_path}"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/complexity/report.html" in done.stdout
 
 
 def test_build_reference_command_is_understood(cache, tmp_path):

@@ -13,6 +13,14 @@ from repbias_jax.config import Config, ConfigError, Task, dials_of, override_all
 from repbias_jax.data import DATA, binary
 from repbias_jax.features import FEATURES, look_up
 
+
+@pytest.fixture(autouse=True)
+def _strict_dtypes():
+    """No number changes its type unasked."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 ALL = sorted(FEATURES)
 
 

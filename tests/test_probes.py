@@ -13,6 +13,14 @@ from repbias_jax.config import ConfigError
 from repbias_jax.probes import PROBES, readout
 from repbias_jax.probes.variance import Measured, partition, variance, walsh
 
+
+@pytest.fixture(autouse=True)
+def _strict_dtypes():
+    """No number changes its type unasked."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 RNG = np.random.default_rng(7)
 run_variance = jax.jit(variance, static_argnums=2)
 run_walsh, run_partition = jax.jit(walsh), jax.jit(partition, static_argnums=2)

@@ -16,6 +16,7 @@ import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +65,7 @@ def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
 
     Source: science of the paper's section 2; the band is ours.
     """
+    _check_shapes(fit, score)
     phi_fit, phi_score = _centre(fit[0], score[0])
     total = jnp.sum(jnp.square(phi_score), axis=0)  # [D]
     sst = jnp.where(_constant(score[0], total.sum()), jnp.nan, total.sum())
@@ -106,6 +108,7 @@ def walsh(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
     Source: ours.
     """
     del num_values
+    _check_shapes(fit, score)
     names = sorted((n for n in fit[1] if ".bit" in n), key=lambda n: (n.split(".bit")[0], int(n.split(".bit")[1])))
     if not names:
         return {}
@@ -148,6 +151,7 @@ def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arr
 
     Source: ours.
     """
+    _check_shapes(fit, score)
     phi_fit, phi_score = _centre(fit[0], score[0])
     sst = jnp.sum(jnp.square(phi_score))
     sst = jnp.where(_constant(score[0], sst), jnp.nan, sst)
@@ -212,6 +216,14 @@ def variance_explained(
     found = jax.jit(variance, static_argnames="num_values")(*sides, num_values=max(2, num_values))
     metrics = ("r2", "variance", "r2_mean_of_ratios", "null", "null_low", "null_high")
     return {str(n): {m: float(found[Measured(m, str(n))]) for m in metrics} for n in factors}
+
+
+def _check_shapes(*sides: Side) -> None:
+    """Activations `[N, D]` with the same D, factors `[N]`."""
+    chex.assert_rank([phi for phi, _ in sides], 2)
+    chex.assert_equal_shape_suffix([phi for phi, _ in sides], 1)
+    for phi, factors in sides:
+        chex.assert_shape(list(factors.values()), (len(phi),))
 
 
 def _whole(factors: Factors) -> list[str]:

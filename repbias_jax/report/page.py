@@ -51,7 +51,9 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             text = {k: _rounded(v) for k, v in row.items()}
             part = any(str(row["id"]).startswith(other) for other in known)
             known.add(str(row["id"]))
-            own.append(text | {"effect_text": effect_text(row), "part": part})
+            own.append(
+                text | {"effect_text": effect_text(row), "part": part} | ({"claim": "", "paper": ""} if part else {})
+            )
     return {"name": name, "exploratory": bool(own and own[0]["exploratory"]), "rows": own}
 
 

@@ -61,11 +61,14 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         "| claim | | statistic | effect [95 % interval] | runs | verdict |",
         "|---|---|---|---|---|---|",
     ]
+    said = set()
     for row in rows:
         if str(row["exploratory"]) == "True":
             continue
+        claim = "" if row["claim"] in said else row["claim"]  # once, for a claim and its parts
+        said.add(row["claim"])
         used = f"{row['runs']} of {int(row['runs']) + int(row['left_out'])}"
-        text = [row["id"], row["claim"], row["statistic"], effect_text(row), used, f"**{row['verdict']}**"]
+        text = [row["id"], claim, row["statistic"], effect_text(row), used, f"**{row['verdict']}**"]
         lines.append("| " + " | ".join(str(v).replace("|", "\\|") for v in text) + " |")
     return "\n".join(lines) + "\n"
 
