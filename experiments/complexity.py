@@ -1,7 +1,7 @@
 """Easy against hard features (claims C01 to C04 and C36).
 
 Claim: of two features with the same role, both learned perfectly, the simpler fills more of the representation.
-Paper: Lampinen, Chan and Hermann 2024, the section on feature complexity; C02, C36 and all sizes are ours.
+Paper: Lampinen, Chan and Hermann 2024 (feature complexity); C02, C36 and all sizes are ours.
 
   python -m experiments.run --experiment=complexity --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=complexity --workdir=DIR --preset=quick    SGD only, shorter
@@ -151,7 +151,8 @@ def _growth(results: Results, along: str, twin: str) -> tuple[Part, ...]:
     begun, ended = _window(results, along)
     more = _relative_growth(results, along, begun, ended) - _relative_growth(results, twin, begun, ended)
     passed = gate(results, [(along, (EASY,), [mastery, end]), (along, (HARD,), [end])])
-    window = gate(results, [(along, (EASY,), [begun, ended]), (along, (HARD,), [end]), (twin, (EASY,), [begun, ended])])
+    inside = [(begun, ended)]
+    window = gate(results, [(along, (EASY,), inside), (along, (HARD,), [end]), (twin, (EASY,), inside)])
     text = (
         "growth of easy's variance, relative to its value at mastery, per 1,000 updates while hard goes from 60 to 95 %, "
         "minus the same of its easy-only twin"
@@ -234,7 +235,7 @@ CLAIMS = {
         "Parts of the hard feature are represented more strongly than the whole", "more strongly", ("joint", "composed"),
         _parts,
     ),
-    "C36": ("The readout compensates: weak code, strong readout", "not in the paper", ("joint",), _readout),
+    "C36": ("The readout compensates: weak code, strong readout", "ours", ("joint",), _readout),
 }  # fmt: skip
 
 
@@ -258,14 +259,15 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "gap": "Share of the penultimate layer's variance that each feature explains at the end of training: dots are seeds, "
-    "marks their mean with a 95 % interval. A gap between the two marks of a pair is the bias. Grey marks are floors.",
+    "gap": "Share of the penultimate layer's variance that each feature explains at the end of training: dots are all "
+    "seeds, marks their mean with a 95 % interval. A gap between the marks of a pair is the bias; grey marks are floors.",
     "along": "Above: variance explained along training as a share of the FINAL total variance, so that growth shows on one "
     "scale; mean over seeds with a 95 % band. Below: when each feature is learned.",
     "layers": "Share of each layer's variance explained by easy and hard after training, from input to logits; dots are "
     "seeds. Hard is absent from the input by construction: it is no linear function of its bits.",
     "rungs": "Left: parities of 1 to 4 bits, all four in one model; a falling line is the bias toward simple features. "
-    "Right: another model, asked for two functions of three bits, one linearly separable and one not. Dots are seeds.",
+    "Right: another model, asked for two functions of three bits, one linearly separable and one not. Dots are all "
+    "seeds, whether or not they learned every feature.",
     "walsh": "Variance explained by products of 1, 2, 3 and 4 of the hard feature's bits, by degree; dots are seeds. "
     "Degree 4 is the feature itself; lower degrees are parts that nobody asks for.",
     "parts": "A hard feature built of two majorities: variance explained by the two parts together and by the whole, by "
@@ -286,6 +288,12 @@ def _by_column(results: Results, settings: list[str], panel: Callable[[Axes, Res
 def _layers(results: Results, setting: str, metric: str, feature: str, sites: list[str], **more) -> pd.DataFrame:
     """A measure by layer: a row a site, a column a seed."""
     return pd.DataFrame({s: results.values(setting, metric, feature, site=s, **more) for s in sites}).T
+
+
+def _passing(results: Results, settings: list[str]) -> str:
+    """How many of the seeds shown learned every feature they were asked for."""
+    passed = [_at_end(results, s, tuple(results.outputs(s))).to_numpy() for s in settings]
+    return f"{sum(p.sum() for p in passed)} of {sum(p.size for p in passed)} networks learned all"
 
 
 def _null(axes: Axes, results: Results, setting: str, feature: str) -> None:
@@ -310,7 +318,7 @@ def _draw_gap(results: Results, settings: list[str]) -> Figure | None:
     loss = {"joint": "cross-entropy", "squared": "squared loss"}
     axes.set_xticks(x, [f"{s.split('.')[0]}\n{loss[s.split('.')[1]]}" for s in settings])
     axes.set_xlim(-0.6, len(settings) - 0.4)
-    draw.label(axes, "Easy and hard, both over 95 % correct", "optimizer and loss", draw.VARIANCE)
+    draw.label(axes, f"Easy and hard features ({_passing(results, settings)})", "optimizer and loss", draw.VARIANCE)
     return draw.finish(figure)
 
 
@@ -363,7 +371,12 @@ def _draw_rungs(axes: Axes, results: Results, setting: str) -> None:
             draw.dots(axes, [place], pair, f"{feature}, model of two", style | {"linestyle": "none"})
     _null(axes, results, setting, RUNGS[0])
     axes.set_xticks([*x, 5], ["1", "2", "3", "4", "3 bits"] if results.has(equal) else ["1", "2", "3", "4", ""])
-    draw.label(axes, f"By complexity, {setting}", "bits of the parity; right: a model of two", draw.VARIANCE)
+    draw.label(
+        axes,
+        f"By complexity, {setting} ({_passing(results, [setting])})",
+        "bits of the parity; right: a model of two",
+        draw.VARIANCE,
+    )
 
 
 def _draw_walsh(axes: Axes, results: Results, setting: str) -> None:

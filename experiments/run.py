@@ -110,14 +110,22 @@ def assemble(module: ModuleType, preset_name: str, num_seeds: int | None, seed: 
             # One column compares another value of this field: what the user asks for takes the place of all columns.
             columns = [("chosen", ())]
     fixed = dict(changes)
+    variant = [] if preset_name == "full" else [f"preset {preset_name}"]
+    variant += [a.removeprefix("--") for a in dotted]
 
     def without(named):
         return tuple((name, tuple((n, v) for n, v in own if n not in fixed)) for name, own in named)
 
     return dataclasses.replace(
-        experiment, config=override_all(experiment.config, fixed), settings=without(settings), columns=tuple(columns),
-        tuned=without(experiment.tuned), seed=seed, num_seeds=preset.num_seeds if num_seeds is None else num_seeds,
-    )  # fmt: skip
+        experiment,
+        config=override_all(experiment.config, fixed),
+        settings=without(settings),
+        columns=tuple(columns),
+        tuned=without(experiment.tuned),
+        num_seeds=preset.num_seeds if num_seeds is None else num_seeds,
+        seed=seed,
+        variant=", ".join(variant),
+    )
 
 
 def record() -> dict[str, Any]:
@@ -150,6 +158,8 @@ def plan_lines(plan: pipeline.Plan) -> list[str]:
 
 
 def _stages(asked: Sequence[str]) -> list[str]:
+    if not asked:
+        raise ConfigError(f"--stage is empty; known: {', '.join(pipeline.STAGES)}")
     for name in asked:
         if name not in pipeline.STAGES:
             raise ConfigError(f"unknown --stage={name}; known: {', '.join(pipeline.STAGES)}")
@@ -212,11 +222,13 @@ def main(arguments: Sequence[str]) -> int:
     except Interrupted as error:
         print(f"interrupted: {error}; run the same command again", file=sys.stderr, flush=True)
         return INTERRUPTED
-    except store.StoreError as error:
+    except (store.StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED
     if rows and "report" in stages:
         print("\n".join(tables.claims_lines(rows)))
+        if experiment.variant:
+            print(f"Not the reference settings ({experiment.variant}): the verdicts are illustrations.")
         for path in (folder / "report.html", folder / "figures", folder / "results.csv"):
             print(path)
     if FLAGS.reference:

@@ -10,7 +10,6 @@ feature, B batch, L sequence position, P training phase.
 import ast
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ class Task:
     features: tuple[str, ...] = _field(("parity1", "parity4"), "features of the input, keys of FEATURES")
     outputs: tuple[str, ...] = _field((), "factors the outputs report; empty: the features, in order")
     num_bits: int = _field(32, "length of the input", "bits", low=1, high=4096)
-    first_bits: tuple[int, ...] = _field((), "where each feature's block starts; empty: one after the other", "bits")
+    first_bits: tuple[int, ...] = _field((), "where each feature's block starts; empty: one after the other", "bits", low=0)
     twins: bool = _field(True, "give every feature an unused twin: the same function of bits nobody asks for")
     num_train: int = _field(8192, "training set", "examples", low=1)
     num_test: int = _field(2048, "test set", "examples", low=2)
@@ -182,6 +181,7 @@ class Experiment:
     `columns` are whole-table variations (the optimizers compared); every setting is run in every column, and its full
     name is `column.setting`. The first column carries the verdicts. `tuned` holds length and rate where a setting needs
     its own to be learned, by full name; they were chosen by accuracy alone and give way to what a user asks for.
+    `variant` says what differs from the reference settings: verdicts are then illustrations.
     """
 
     name: str
@@ -194,6 +194,7 @@ class Experiment:
     presets: tuple[tuple[str, Preset], ...] = ()
     num_seeds: int = 16
     seed: int = 0
+    variant: str = ""
 
     def configs(self) -> dict[str, Config]:
         """The configuration of every setting, by its full name `column.setting`."""
@@ -334,7 +335,7 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
         return tuple(_typed(name, inner, item) for item in items)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(kind, types.UnionType) or type(value) is not kind:
+    if type(value) is not kind:
         raise ConfigError(f"config.{name}={value!r}: expected {describe_type(kind)}, not {type(value).__name__}")
     return value
 

@@ -4,7 +4,7 @@ A feature of arity `k` maps `k` bits to one of `C` values (here two). Its comple
 its role, rate and number of bits read elsewhere are matched. Majority-of-3 is linearly separable but not linear: it
 correlates 1/2 with each of its bits and -1/2 with their parity.
 
-Source: parities and linear against nonlinear features after Lampinen et al. 2024, section 3; the ladder is ours.
+Source: easy and hard features after Lampinen et al. 2024; parities and truth tables are ours.
 """
 
 import dataclasses

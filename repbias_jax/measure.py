@@ -8,6 +8,7 @@
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
 import functools
+import heapq
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,8 +71,7 @@ class Results:
 
     def table(self, setting: str, metric: str, feature: str = "", site: str = "last_hidden", **more: Any) -> pd.DataFrame:
         """The rows that match; `step="all"` for all steps."""
-        if site == "last_hidden":
-            site = self.last_hidden(setting)
+        site = self.site(setting, site)
         step = more.pop("step", None)
         if step is None:
             step = self.last_step(setting)
@@ -94,9 +94,9 @@ class Results:
         """Length of training, in steps."""
         return int(self.settings.loc[setting, "num_steps"])  # pyright: ignore[reportArgumentType]
 
-    def last_hidden(self, setting: str) -> str:
-        """Name of the penultimate layer."""
-        return population.last_hidden(self.sites(setting))
+    def site(self, setting: str, name: str) -> str:
+        """A site's own name; `last_hidden` stands for the penultimate layer."""
+        return population.resolve_site(name, self.sites(setting))
 
     def sites(self, setting: str) -> list[str]:
         """Sites in order, from input to logits."""
@@ -121,7 +121,7 @@ class Results:
 
     def activations(self, setting: str, site: str = "last_hidden") -> Iterator[tuple[int, np.ndarray, dict]]:
         """Seed, activations `[T, N, D]` and factors `[N]` by name, a run at a time."""
-        site = self.last_hidden(setting) if site == "last_hidden" else site
+        site = self.site(setting, site)
         for path in sorted(self.folder.glob("*/*/activations.zarr")):
             arrays = store.Activations(path)
             names = arrays.attributes()["settings"]
@@ -153,14 +153,16 @@ class Block(NamedTuple):
     step: int
     first: int  # of the runs, within the chunk
     widest: int  # units of the chunk's widest site
-    activations: np.ndarray  # [runs, N, D]
-    factors: dict[str, np.ndarray]  # [runs, N] each
+    runs: tuple[tuple[str, int], ...]  # its own; what fills the block up to `lanes` comes after
+    activations: np.ndarray  # [lanes, N, D]
+    factors: dict[str, np.ndarray]  # [lanes, N] each
 
 
 def measure(
-    folder: Path, name: str, chunks: Sequence[Chunk], layout: Layout, probes: Sequence[str], stop: Callable[[], bool]
-) -> None:
-    """Runs the probes on all chunks and writes `results.csv`.
+    folder: Path, name: str, chunks: Sequence[Chunk], layout: Layout, probes: Sequence[str], stop: Callable[[], bool],
+    code: str,
+) -> None:  # fmt: skip
+    """Runs the probes on all chunks and writes `results.csv`; chunks that were measured before are not measured again.
 
     Args:
       folder: the experiment's folder, with every chunk done.
@@ -169,42 +171,65 @@ def measure(
       layout: lanes of a block.
       probes: names in PROBES.
       stop: polled between chunks.
+      code: fingerprint of training, probes and their code: what a chunk's rows depend on.
 
     Raises:
       StoreError: something is missing or damaged.
-      Interrupted: `stop` said so; nothing was written.
+      Interrupted: `stop` said so; the chunks before are kept.
     """
-    rows: list[tuple[Any, ...]] = []
-    terminal = sys.stderr.isatty()
+    terminal, measured = sys.stderr.isatty(), []
     for i, chunk in enumerate(tqdm(chunks, desc="measure", unit="chunk", disable=not terminal)):
+        if stop():
+            raise Interrupted(f"{i} of {len(chunks)} chunks are measured")
         if not terminal and i:
             print(f"measure: {i}/{len(chunks)} chunks done", file=sys.stderr, flush=True)
-        if stop():
-            raise Interrupted("measuring starts again")
-        done = store.read_json(folder / chunk.path / "done.json", "train")
-        store.verify(folder / chunk.path, done["files"], "train")
-        found = _of_final(list(_measure_chunk(folder, chunk, layout, probes)), chunk)
-        rows += [(name, chunk.group.name, *row) for row in found]
-    rows.sort(key=lambda row: (row[2], row[3], row[4], row[5], row[6:11]))
-    store.write_table(folder / "results.csv", COLUMNS, rows)
+        path, own = folder / chunk.path, store.digest([code, chunk.runs])
+        verify_chunk(path)
+        if not _is_measured(path, own):
+            found = _of_final(list(_measure_chunk(path, chunk, layout, probes)), chunk)
+            rows = [(name, chunk.group.name, *row) for row in found]
+            store.write_table(path / "rows.csv", COLUMNS, sorted(rows, key=_order))
+            sums = {"rows.csv": store.checksum(path / "rows.csv")}
+            store.write_json(path / "measured.json", {"format": store.FORMAT, "fingerprint": own, "files": sums})
+        measured.append(store.read_table(path / "rows.csv"))
+    store.write_table(folder / "results.csv", COLUMNS, heapq.merge(*measured, key=_order))
+
+
+def verify_chunk(path: Path) -> None:
+    """Raises StoreError when a chunk is not done or one of its small files is damaged."""
+    store.verify(path, store.read_json(path / "done.json", "train")["files"], "train")
+
+
+def _is_measured(path: Path, fingerprint: str) -> bool:
+    if not (path / "measured.json").exists():
+        return False
+    entry = store.read_json(path / "measured.json", "measure")
+    rows = path / "rows.csv"
+    same = entry["fingerprint"] == fingerprint and rows.is_file()
+    return same and store.checksum(rows) == entry["files"]["rows.csv"]
+
+
+def _order(row: Sequence[Any]) -> tuple[Any, ...]:
+    """The order of `results.csv`: by setting, seed, step, site, probe, metric, feature, other, at."""
+    return (row[2], int(row[3]), int(row[4]), *row[5:11])
 
 
 def _measure_chunk(folder: Path, chunk: Chunk, layout: Layout, probes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """Rows from `setting` on, for all sites and snapshots of a chunk."""
     static, last = chunk.group.static, chunk.group.static.config.num_steps
     values = DATA[static.config.task.name].num_values(static.config.task)
-    penultimate = population.last_hidden(tuple(population.sites_of(static, next(iter(chunk.group.dials.values())))))
+    sites = tuple(population.sites_of(static, next(iter(chunk.group.dials.values()))))
     params = None
-    for block in _blocks(folder / chunk.path, chunk, layout.lanes):
+    for block in _blocks(folder, chunk, layout.lanes):
         for name in probes:
             probe = PROBES[name]
-            here = not probe.sites or block.site in [penultimate if s == "last_hidden" else s for s in probe.sites]
+            here = not probe.sites or block.site in [population.resolve_site(s, sites) for s in probe.sites]
             if not here or not (probe.along or block.step in (0, last)):
                 continue
             if probe.kind == "representation":
                 found = _representation(name, values)(_padded(block), block.factors)
             elif block.step == last:  # only the last weights are kept
-                params = _restored(folder / chunk.path, chunk, layout) if params is None else params
+                params = _restored(folder, chunk, layout) if params is None else params
                 found = _intervene(name, block, params)
             else:
                 continue
@@ -212,7 +237,10 @@ def _measure_chunk(folder: Path, chunk: Chunk, layout: Layout, probes: Sequence[
 
 
 def _blocks(folder: Path, chunk: Chunk, lanes: int) -> Iterator[Block]:
-    """The pieces of a chunk as they lie on disk: `lanes` runs, one snapshot, one site."""
+    """The pieces of a chunk as they lie on disk: `lanes` runs, one snapshot, one site.
+
+    A short last piece is filled up with its last run, so that bits do not depend on the number of runs.
+    """
     arrays = store.Activations(folder / "activations.zarr")
     names = [p.name for p in sorted((folder / "activations.zarr").glob("factor.*"))]
     factors = {name.removeprefix("factor."): arrays.read(name).astype(np.int32) for name in names}
@@ -222,10 +250,12 @@ def _blocks(folder: Path, chunk: Chunk, lanes: int) -> Iterator[Block]:
         steps = arrays.read(f"snapshot_{site}")
         for t, step in enumerate(steps):
             for first in range(0, len(chunk.runs), lanes):
-                piece = slice(first, min(first + lanes, len(chunk.runs)))  # tensorstore refuses a longer one
-                own = {name: values[piece] for name, values in factors.items()}
-                activations = arrays.read(site, np.s_[piece, t])
-                yield Block(chunk, site, int(step), first, widest if len(steps) == 2 else 0, activations, own)
+                last = min(first + lanes, len(chunk.runs))
+                full = [*range(last - first), *[last - first - 1] * (lanes - last + first)]
+                own = {name: values[first:last][full] for name, values in factors.items()}
+                phi = arrays.read(site, np.s_[first:last, t])[full]
+                padding = widest if len(steps) == 2 else 0
+                yield Block(chunk, site, int(step), first, padding, chunk.runs[first:last], phi, own)
 
 
 def _halves(phi, factors) -> tuple[Side, Side]:
@@ -271,11 +301,13 @@ def _intervention(name: str, static: Static, site: str) -> Callable:
 
 def _intervene(name: str, block: Block, params: Any) -> Mapping[Measured, Any]:
     """An intervention on the runs of a block. Args: params of the whole chunk, `[runs, ...]`."""
-    group, here = block.chunk.group, slice(block.first, block.first + len(block.activations))
-    dials = jax.tree.map(lambda *x: jnp.stack(x), *[group.dials[setting] for setting, _ in block.chunk.runs[here]])
-    own = jax.tree.map(lambda x: x[here], params)
-    with jax.default_matmul_precision(group.static.runtime.precision):
-        return _intervention(name, group.static, block.site)(block.activations, block.factors, own, dials)
+    static, count = block.chunk.group.static, len(block.runs)
+    full = [*range(count), *[count - 1] * (len(block.activations) - count)]
+    each = [block.chunk.group.dials[block.runs[i][0]] for i in full]
+    dials = jax.tree.map(lambda *x: jnp.stack(x), *each)
+    own = jax.tree.map(lambda x: x[block.first + np.asarray(full)], params)
+    with jax.default_matmul_precision(static.runtime.precision):
+        return _intervention(name, static, block.site)(block.activations, block.factors, own, dials)
 
 
 def _restored(folder: Path, chunk: Chunk, layout: Layout) -> Any:
@@ -298,28 +330,31 @@ def _restored(folder: Path, chunk: Chunk, layout: Layout) -> Any:
 def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[tuple[Any, ...]]:
     """Rows from `setting` on, for one block and probe."""
     sound = np.isfinite(block.activations).all(axis=(1, 2))
-    living = np.ptp(block.activations, axis=1).max(axis=1) > 0
+    spread, size = np.ptp(block.activations, axis=1).max(axis=1), np.abs(block.activations).max(axis=(1, 2))
+    living = spread > 1e-6 * size
     for key, values in jax.device_get(found).items():
-        for i, value in enumerate(values):
-            setting, seed = block.chunk.runs[block.first + i]
+        for i, (setting, seed) in enumerate(block.runs):
             reason = ""
-            if np.isnan(value):
+            if np.isnan(values[i]):
                 reason = "diverged" if not sound[i] else "constant feature" if living[i] else "constant layer"
             yield (
                 setting, seed, block.step, block.site, probe, key.metric, key.feature, key.other, key.at,
-                "score", store.number(value), reason,
+                "score", store.number(values[i]), reason,
             )  # fmt: skip
 
 
 def _of_final(rows: list[tuple[Any, ...]], chunk: Chunk) -> list[tuple[Any, ...]]:
-    """Adds `r2_of_final` = variance(t) / total_variance(T): along training on one scale, that of the last snapshot."""
+    """Adds `r2_of_final` = variance(t) / total_variance(T): along training on one scale, that of the last snapshot.
+
+    (Not 1 - SSE_t / SST_T, which tends to 1 for a small representation.)
+    """
     last = chunk.group.static.config.num_steps
-    totals = {(r[0], r[1], r[3]): r[10] for r in rows if r[2] == last and r[5] == "total_variance"}
+    totals = {(r[0], r[1], r[3]): r for r in rows if r[2] == last and r[5] == "total_variance"}
     added = []
     for row in rows:
         if row[5] == "variance":
             total = totals[row[0], row[1], row[3]]
-            share = float(row[10]) / float(total) if row[10] and total and float(total) > 0 else np.nan
-            reason = row[11] or ("" if np.isfinite(share) else "constant layer")
+            share = float(row[10]) / float(total[10]) if row[10] and total[10] and float(total[10]) > 0 else np.nan
+            reason = "" if np.isfinite(share) else row[11] or total[11] or "constant layer at the last snapshot"
             added.append((*row[:5], "r2_of_final", *row[6:10], store.number(share), reason))
     return rows + added

@@ -7,7 +7,6 @@ the files of the one before and is skipped when its fingerprint says that nothin
 import contextlib
 import dataclasses
 import itertools
-import math
 import os
 import shutil
 import time
@@ -29,6 +28,7 @@ from repbias_jax.probes import PROBES
 STAGES = ("train", "measure", "report")
 LANES = {"cpu": 8, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
 DISK_MARGIN = 1.1
+MAX_SEED = 2**31 - 1
 
 
 class Plan(NamedTuple):
@@ -71,20 +71,30 @@ def run(
         return ["settings.csv"]
 
     def measure_() -> list[str]:
-        measure.measure(folder, plan.experiment.name, plan.chunks, plan.layout, plan.experiment.probes, stop)
+        code = store.digest({k: v for k, v in covers["measure"].items() if k != "seeds"})
+        name, probes = plan.experiment.name, plan.experiment.probes
+        measure.measure(folder, name, plan.chunks, plan.layout, probes, stop, code)
         return ["results.csv"]
 
     def report_() -> list[str]:
+        for chunk in plan.chunks:
+            measure.verify_chunk(folder / chunk.path)
         return report.write(folder, plan.experiment, module)
 
+    stale = ""
     for stage, work in zip(STAGES, (train, measure_, report_), strict=True):
-        if stage not in stages or _current(folder, manifest, stage, covers[stage]):
+        if _current(folder, manifest, stage, covers[stage], plan.chunks):
             continue
+        if stage not in stages:
+            stale = stale or stage
+            continue
+        if stale:
+            raise store.StoreError(f"{folder}: stage {stale} is not up to date; rerun with --stage={stale},{stage}")
         begun = time.monotonic()
         # Chunks have locks of their own; what is written once for the whole experiment has one writer.
         with contextlib.nullcontext() if stage == "train" else store.lock(folder / "lock"):
             files = work()
-        _note(folder, manifest, stage, covers[stage], files, record, time.monotonic() - begun)
+        manifest = _note(folder, stage, covers[stage], files, record, time.monotonic() - begun)
     return report.read_claims(folder)
 
 
@@ -96,6 +106,10 @@ def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list
     """
     if experiment.num_seeds < 1:
         raise ConfigError(f"--num_seeds={experiment.num_seeds}: expected at least 1")
+    if experiment.seed + experiment.num_seeds > MAX_SEED:
+        raise ConfigError(f"--seed={experiment.seed}: expected seeds below {MAX_SEED}")
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ConfigError("JAX_ENABLE_X64 is set: expected JAX's default of 32 bits, for which numbers are reproducible")
     for name in experiment.probes:
         if name not in PROBES:
             raise ConfigError(f"unknown probe {name}; known: {', '.join(PROBES)}")
@@ -213,23 +227,28 @@ def _same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """Makes the folder and its manifest; a manifest that is there keeps its stages."""
-    path = folder / "manifest.json"
-    manifest = store.read_json(path, "train") if path.exists() else {"format": store.FORMAT, "stages": {}}
-    fresh = {
-        "experiment": plan.experiment.name,
-        "layout": {"rows": plan.layout.rows, "lanes": plan.layout.lanes, "extents": list(plan.layout.extents)},
-        "train_covers": covers["train"]["train"],
-        "record": manifest.get("record", dict(record)),
-    }
-    if any(manifest.get(k) != v for k, v in fresh.items()):
-        need, free = estimate(plan)["disk_bytes"] * DISK_MARGIN, shutil.disk_usage(_existing(folder)).free
-        if not path.exists() and need > free:
-            raise store.StoreError(f"{folder}: needs about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-        manifest |= fresh
-        folder.mkdir(parents=True, exist_ok=True)
+    need = estimate(plan)["disk_bytes"] * DISK_MARGIN - _used(folder)
+    free = shutil.disk_usage(_existing(folder)).free
+    if need > free:
+        raise store.StoreError(f"{folder}: needs about {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free")
+    path, extents = folder / "manifest.json", list(plan.layout.extents)
+    with store.lock(folder / "manifest.lock", wait=True):
         store.sweep(folder)
-        store.write_json(path, manifest)
+        store.sweep(folder / "figures")
+        manifest = store.read_json(path, "train") if path.exists() else {"format": store.FORMAT, "stages": {}}
+        there = manifest.get("layout", {"extents": extents})["extents"]
+        if there != extents[: len(there)]:
+            raise store.StoreError(f"{folder}: another process asked for {there[-1]} seeds meanwhile; run again")
+        layout = {"rows": plan.layout.rows, "lanes": plan.layout.lanes, "extents": extents}
+        fresh = {"experiment": plan.experiment.name, "layout": layout, "train_covers": covers["train"]["train"]}
+        if any(manifest.get(k) != v for k, v in fresh.items()):
+            manifest |= {**fresh, "record": {**record, "variant": plan.experiment.variant}}
+            store.write_json(path, manifest)
     return manifest
+
+
+def _used(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
 def _existing(folder: Path) -> Path:
@@ -259,26 +278,34 @@ def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
     return ["setting", "column", "group", "num_steps", "outputs", "sites", *flatten(plan.experiment.config)], rows
 
 
-def _current(folder: Path, manifest: Mapping[str, Any], stage: str, covers: Mapping[str, Any]) -> bool:
+def _current(
+    folder: Path, manifest: Mapping[str, Any], stage: str, covers: Mapping[str, Any], chunks: Sequence[Chunk]
+) -> bool:
     """Whether a stage was done with the same fingerprint and its files are as it left them."""
     entry = manifest["stages"].get(stage)
     if entry is None or entry["fingerprint"] != store.digest(covers):
+        return False
+    if stage == "train" and not all((folder / c.path / "done.json").is_file() for c in chunks):
         return False
     return all((folder / n).is_file() and store.checksum(folder / n) == s for n, s in entry["files"].items())
 
 
 def _note(
-    folder: Path, manifest: dict[str, Any], stage: str, covers: Any, files: Sequence[str], record: Mapping[str, Any],
-    seconds: float,
-) -> None:  # fmt: skip
+    folder: Path, stage: str, covers: Any, files: Sequence[str], record: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
     """Writes down in the manifest that a stage is done. Commit and seconds are recorded, not compared."""
-    manifest["stages"][stage] = {
-        "fingerprint": store.digest(covers),
-        "files": {name: store.checksum(folder / name) for name in files},
-        "commit": record["commit"],
-        "wall_seconds": round(seconds, 1),
-    }
-    store.write_json(folder / "manifest.json", manifest)
+    with store.lock(folder / "manifest.lock", wait=True):
+        manifest = store.read_json(folder / "manifest.json", "train")
+        manifest["stages"][stage] = {
+            "fingerprint": store.digest(covers),
+            "files": {name: store.checksum(folder / name) for name in files},
+            "commit": record["commit"],
+            "wall_seconds": round(seconds, 1),  # of the process that ended it
+        }
+        for later in STAGES[STAGES.index(stage) + 1 :]:
+            manifest["stages"].pop(later, None)
+        store.write_json(folder / "manifest.json", manifest)
+    return manifest
 
 
 def estimate(plan: Plan) -> dict[str, float]:
@@ -288,30 +315,30 @@ def estimate(plan: Plan) -> dict[str, float]:
     )
     seeds, stack = plan.layout.extents[-1], plan.layout.rows * plan.layout.lanes
     devices = min(plan.layout.rows, len(jax.devices()))
+    total["chunks"] = len(plan.chunks)
     for group in plan.groups:
         static, config, dials = group.static, group.static.config, group.dials[group.settings[0]]
         runs = seeds * len(group.settings)
         sites = population.sites_of(static, dials)
-        along = population.last_hidden(tuple(sites)) if config.keep.along == "last_hidden" else config.keep.along
+        along = population.resolve_site(config.keep.along, tuple(sites))
         kept = {n: len(population.snapshots_of(config)) if n == along else 2 for n in sites}
         activations = sum(4 * kept[n] * examples * units for n, (examples, units) in sites.items())
-        step_flops, run_bytes = _cost_of_step(static, dials)
+        step_flops, state_bytes, data_bytes = _cost_of_run(static, dials)
         looking = sum(4 * examples * units for examples, units in sites.values())
-        total["chunks"] += math.ceil(runs / stack)
         total["compilations"] += 5
         total["runs"] += runs
         total["run_steps"] += runs * config.num_steps
         total["flops"] += runs * config.num_steps * step_flops
-        total["disk_bytes"] += runs * (activations + 2 * run_bytes)
-        total["device_bytes"] = max(total["device_bytes"], stack / devices * (4 * run_bytes + looking))
+        total["disk_bytes"] += runs * (activations + 2 * state_bytes)
+        total["device_bytes"] = max(total["device_bytes"], stack / devices * (4 * state_bytes + data_bytes + looking))
     return total
 
 
-def _cost_of_step(static: Any, dials: Any) -> tuple[float, float]:
-    """Floating-point operations of one update, by the compiler's count, and bytes of one run's state and data."""
+def _cost_of_run(static: Any, dials: Any) -> tuple[float, float, float]:
+    """Floating-point operations of one update (6 a weight and example), bytes of a run's state, bytes of its data."""
     config, seed = static.config, jax.ShapeDtypeStruct((), jnp.int32)
     data = jax.eval_shape(lambda d, s: training.make_data(config.task, config.keep.probe_set, d, s), dials, seed)
     state = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, seed)
-    size = sum(x.size * 4 for x in jax.tree.leaves((state, data)))
     weights = sum(x.size for x in jax.tree.leaves(state.params) if x.ndim > 1)
-    return 6.0 * weights * config.training.batch_size, float(size)
+    sizes = [float(sum(4 * x.size for x in jax.tree.leaves(tree))) for tree in (state, data)]
+    return 6.0 * weights * config.training.batch_size, sizes[0], sizes[1]

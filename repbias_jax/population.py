@@ -26,6 +26,7 @@ from repbias_jax import store, training
 from repbias_jax.config import Config, Dials, Runtime, Static, Task, dials_of, flatten, num_outputs, static_half
 from repbias_jax.data import DATA
 
+FIRST_STEPS = 64  # of a segment, before it is known how long a step takes
 SEGMENT_SECONDS = 20.0  # a longer stretch is cut, so that signals and checkpoints are never far away
 
 
@@ -125,9 +126,9 @@ def sites_of(static: Static, dials: Dials) -> dict[str, tuple[int, int]]:
     return {name: (task.num_probe, math.prod(s.shape)) for name, s in zip(names, shapes, strict=True)}
 
 
-def last_hidden(sites: Sequence[str]) -> str:
-    """The penultimate layer: the last site before the logits."""
-    return [name for name in sites if name != "logits"][-1]
+def resolve_site(name: str, sites: Sequence[str]) -> str:
+    """A site's name; `last_hidden` stands for the penultimate layer, the last site before the logits."""
+    return [site for site in sites if site != "logits"][-1] if name == "last_hidden" else name
 
 
 def saved_like(one: Any, config: Config, layout: Layout) -> store.Saved:
@@ -317,7 +318,7 @@ class _Trainer:
                 self._look(0, data, state, curves, activations)
             else:
                 print(f"train: {self.chunk.path} resumed at step {step}", file=sys.stderr, flush=True)
-            saved_at, clock, longest = step, time.monotonic(), self.config.num_steps
+            saved_at, clock, longest = step, time.monotonic(), FIRST_STEPS
             while step < self.config.num_steps:
                 end = min(next(p for p in self.points if p > step), step + longest)
                 begun = time.monotonic()
@@ -361,7 +362,7 @@ class _Trainer:
             "setting": (("run",), np.asarray([settings.index(s) for s, _ in self.chunk.runs], np.int32)),
         }
         sites = sites_of(self.chunk.group.static, next(iter(self.chunk.group.dials.values())))
-        along = last_hidden(tuple(sites)) if self.config.keep.along == "last_hidden" else self.config.keep.along
+        along = resolve_site(self.config.keep.along, tuple(sites))
         self.kept = {name: snapshots_of(self.config) if name == along else (0, self.config.num_steps) for name in sites}
         attributes = {"settings": settings, "sites": list(sites), "along": along, "split": "0 fit, 1 score"}
         activations = store.Activations(self.folder / "activations.zarr")

@@ -40,6 +40,10 @@ CLAIM_COLUMNS = (
 )  # fmt: skip
 
 
+At = int | pd.Series  # a step, or one a seed
+Step = At | tuple[At, At]
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """One statistic of a claim.
@@ -143,27 +147,41 @@ def verdict(found: Summary, side: int, sesoi: float) -> str:
     return "inconclusive"
 
 
-def gate(results: Results, cells: Sequence[tuple[str, Sequence[str], Sequence[pd.Series | int]]]) -> pd.DataFrame:
+def gate(results: Results, cells: Sequence[tuple[str, Sequence[str], Sequence[Step]]]) -> pd.DataFrame:
     """Which seeds learned what they were asked for: every class over 95 % on balanced independent test data.
 
     Args:
       results: of the experiment.
-      cells: setting, outputs that must pass, and steps at which they must (a number, or one a seed).
+      cells: setting, outputs that must pass, and steps at which they must: a number, one a seed, or a pair of those for
+        every point of the curves from one to the other.
 
     Returns:
       Booleans, a row a seed and a column a cell.
     """
     columns = {}
     for setting, outputs, steps in cells:
-        sound = None
-        for output in outputs:
-            curve = results.accuracy(setting, output)
-            for step in steps:
-                at = step if isinstance(step, pd.Series) else pd.Series(step, index=curve.columns)
-                here = pd.Series({k: k in at and at[k] in curve.index and curve.loc[at[k], k] > MASTERY for k in curve})
-                sound = here if sound is None else sound & here
-        columns[f"{setting} ({', '.join(outputs)})"] = sound
+        curves = [results.accuracy(setting, output) for output in outputs]
+        passed = {k: all(_holds(curve[k], step) for curve in curves for step in steps) for k in curves[0]}
+        columns[f"{setting} ({', '.join(outputs)})"] = pd.Series(passed)
     return pd.DataFrame(columns).fillna(False).astype(bool)
+
+
+def _holds(curve: pd.Series, step: Step) -> bool:
+    """Whether one seed's curve, named by the seed, is above mastery at a step or from one step to another."""
+    first, last = step if isinstance(step, tuple) else (step, step)
+    first, last = (at.get(curve.name, np.nan) if isinstance(at, pd.Series) else at for at in (first, last))
+    inside = curve[(curve.index >= first) & (curve.index <= last)]
+    return len(inside) > 0 and bool((inside > MASTERY).all())
+
+
+def values_of(claims: Sequence[Claim], column: str) -> list[tuple[str, str, int, float, bool]]:
+    """What the verdicts rest on: claim and part, column, seed, value, whether it passed the gate in all cells."""
+    return [
+        (claim.id + part.label, column, int(str(seed)), float(part.values.get(seed, math.nan)), bool(passed.all()))
+        for claim in claims
+        for part in claim.parts
+        for seed, passed in part.passed.iterrows()
+    ]
 
 
 def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[str, object]]:
@@ -172,7 +190,7 @@ def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[
     Args:
       claims: of an experiment, in one column of settings.
       column: its name.
-      exploratory: whether the column carries no verdicts of its own; its rows say so.
+      exploratory: whether the column is a comparison and no test of the claims; its rows say so.
     """
     rows: list[dict[str, object]] = []
     for claim in claims:
@@ -199,8 +217,8 @@ def _together(claim: Claim, parts: Sequence[Mapping[str, object]]) -> dict[str, 
         "statistic": " and ".join(part.label for part in claim.parts) + " together",
         "runs": int(min(all_of("runs"))),
         "left_out": int(max(all_of("left_out"))),
-        "pass_rate": min(all_of("pass_rate")),
-        "p": max(all_of("p")),
+        "pass_rate": float(np.min(all_of("pass_rate"))),
+        "p": float(np.max(all_of("p"))),  # NaN where a part was not measured
         "verdict": max((str(part["verdict"]) for part in parts), key=ORDER.index),
         "verdict_all_seeds": max((str(part["verdict_all_seeds"]) for part in parts), key=ORDER.index),
         "note": "; ".join(dict.fromkeys(str(part["note"]) for part in parts if part["note"])),
@@ -220,8 +238,8 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
         decided = "not measured"
         notes.append(f"{used.runs} seeds, pass rate {rate:.2f}: needs {MIN_SEEDS} and {MIN_PASS_RATE}")
     if part.secondary is not None and decided != "not measured":
-        second = verdict(summarise(part.secondary.reindex(values.index)[passed].dropna().to_numpy()), part.side, 0.02)
-        if (second in ORDER[:2]) != (decided in ORDER[:2]) or (second == "opposite") != (decided == "opposite"):
+        second = summarise(part.secondary.reindex(values.index)[passed].dropna().to_numpy())
+        if verdict(second, part.side, part.sesoi) != decided:
             notes.append("depends on the measure")
     equal = math.nan
     if part.accuracy is not None:
@@ -243,7 +261,7 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
         "left_out": len(values) - used.runs,
         "pass_rate": rate,
         "accuracy_difference": equal,
-        "p": used.p,
+        "p": math.nan if decided == "not measured" else used.p,
         "paper": claim.paper,
         "verdict": decided,
         "verdict_all_seeds": verdict(everyone, part.side, part.sesoi) if everyone.runs >= MIN_SEEDS else "not measured",

@@ -10,13 +10,15 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
+import shutil
 import socket
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +37,14 @@ class StoreError(RuntimeError):
     """Something on disk is missing, damaged, in use or of another format; the message names it and the way out."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: temporary name, sync, rename, sync of the folder."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes `path`'s place whole or not at all: temporary name, sync, rename, sync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -54,10 +57,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     os.close(folder)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    with replacing(path) as file:
+        file.write(content)
+
+
 def sweep(folder: Path) -> None:
-    """Removes the temporary files that a killed process left in a folder."""
+    """Removes what a killed process left half-written in a folder: our temporary files and orbax's."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
+    for leftover in (folder / "checkpoint").glob("*orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -77,13 +88,22 @@ def read_json(path: Path, stage: str) -> Any:
     return content
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterator[Sequence[Any]] | Sequence[Sequence[Any]]) -> None:
-    """Writes a CSV file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a CSV file, a row at a time."""
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        text.detach()  # flushes; the file is not ours to close
+
+
+def read_table(path: Path) -> Iterator[list[str]]:
+    """The rows of a CSV file as text, without its header."""
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        next(reader)
+        yield from reader
 
 
 def number(value: float) -> str:
@@ -98,7 +118,8 @@ def digest(content: Any) -> str:
 
 def checksum(path: Path) -> str:
     """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(folder: Path, files: Mapping[str, str], stage: str) -> None:
@@ -111,12 +132,12 @@ def verify(folder: Path, files: Mapping[str, str], stage: str) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Holds a lock file; it goes with the process. Raises StoreError naming the owner when it is held."""
+def lock(path: Path, wait: bool = False) -> Iterator[None]:
+    """Holds a lock file; it goes with the process. Held by another: waits, or raises StoreError naming the owner."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "another process"
@@ -166,9 +187,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, saved: Saved) -> None:
-        """Saves all runs at a step."""
+        """Saves all runs at a step. Raises StoreError when it cannot; the checkpoint before is then still whole."""
         tree = {**saved._asdict(), "curves_sum": np.asarray([_crc(saved.curves)], np.uint32)}
-        self._manager.save(step, args=ocp.args.StandardSave(tree))  # pyright: ignore[reportCallIssue]
+        with writing(self.folder):
+            written = self._manager.save(step, args=ocp.args.StandardSave(tree))  # pyright: ignore[reportCallIssue]
+        if not written:
+            raise StoreError(f"{self.folder}: step {step} was not saved; delete {self.folder} and rerun --stage=train")
 
     def restore(self, like: Saved, check: Any) -> tuple[int, Saved, list[str]]:
         """The newest sound checkpoint.
@@ -183,23 +207,40 @@ class Checkpoints:
         target = {**like._asdict(), "curves_sum": np.zeros(1, np.uint32)}
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            place = self.folder / str(step)
-            try:
-                found: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
-            except DAMAGE as error:
-                damaged.append(f"{place}: damaged checkpoint passed over ({type(error).__name__})")
-                continue
-            sums = found.pop("curves_sum")
-            saved = Saved(**found)
-            sound = np.array_equal(np.asarray(check(saved.state)), np.asarray(saved.fingerprints))
-            if sound and int(sums[0]) == _crc(saved.curves):
+            saved = self._restore_one(step, target, check)
+            if saved is not None:
                 return step, saved, damaged
-            damaged.append(f"{place}: damaged checkpoint passed over (its fingerprint differs)")
+            # Orbax saves no step that is not newer than what is there, so what is damaged has to go.
+            shutil.rmtree(self.folder / str(step), ignore_errors=True)
+            self._manager.reload()
+            damaged.append(f"{self.folder / str(step)}: damaged checkpoint passed over and removed")
         return -1, like, damaged
+
+    def _restore_one(self, step: int, target: Any, check: Any) -> Saved | None:
+        """A checkpoint whose fingerprints and curves are as they were saved, or None."""
+        try:
+            found: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
+        except DAMAGE:
+            return None
+        sums = found.pop("curves_sum")
+        saved = Saved(**found)
+        sound = np.array_equal(np.asarray(check(saved.state)), np.asarray(saved.fingerprints))
+        return saved if sound and int(sums[0]) == _crc(saved.curves) else None
 
     def close(self) -> None:
         """Waits for and releases what orbax holds."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what a full or failing disk makes orbax and tensorstore raise into one line that names the path."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        free = shutil.disk_usage(path).free / 1e9 if path.exists() else math.nan
+        reason = str(error).split("\n")[0].split(" [")[0]
+        raise StoreError(f"{path}: cannot be written ({reason}); {free:.2f} GB are free there") from error
 
 
 def _crc(array: Any) -> int:
@@ -230,6 +271,10 @@ class Activations:
           coordinates: small arrays by name, with their dimensions' names.
           attributes: of the group.
         """
+        with self._reading(""):
+            self._create_all(sites, runs, lanes, coordinates, attributes)
+
+    def _create_all(self, sites, runs, lanes, coordinates, attributes) -> None:
         for name, (steps, examples, units) in sites.items():
             dimensions = ("run", f"snapshot_{name}", "example", f"unit_{name}")
             shape = (runs, len(steps), examples, units)
@@ -271,28 +316,37 @@ class Activations:
 
     def write(self, site: str, snapshot: int, values: np.ndarray) -> None:
         """Writes one snapshot of a site. Args: values `[run, N, D]`."""
-        self._open[site][:, snapshot].write(values).result()
+        with writing(self.folder):
+            self._open[site][:, snapshot].write(values).result()
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Reads (a part of) an array. Raises StoreError naming it when a piece is missing or damaged."""
-        try:
-            if name not in self._open:
-                self._open[name] = self._driver(name, {"open": True})
-            return np.asarray(self._open[name][index].read().result())
-        except (OSError, ValueError) as error:
-            where, chunk = self.folder / name, self.folder.parent
-            reason = str(error).split(" [")[0]
-            raise StoreError(f"{where}: damaged ({reason}); delete {chunk} and rerun --stage=train") from error
+        with self._reading(name):
+            return np.asarray(self._array(name)[index].read().result())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of an array."""
-        if name not in self._open:
-            self._open[name] = self._driver(name, {"open": True})
-        return tuple(self._open[name].shape)
+        with self._reading(name):
+            return tuple(self._array(name).shape)
 
     def attributes(self) -> dict[str, Any]:
         """Attributes of the group."""
-        return json.loads((self.folder / "zarr.json").read_bytes())["attributes"]
+        with self._reading("zarr.json"):
+            return json.loads((self.folder / "zarr.json").read_bytes())["attributes"]
+
+    def _array(self, name: str) -> Any:
+        if name not in self._open:
+            self._open[name] = self._driver(name, {"open": True})
+        return self._open[name]
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError) as error:
+            where, chunk = self.folder / name, self.folder.parent
+            reason = str(error).split(" [")[0]
+            raise StoreError(f"{where}: damaged ({reason}); delete {chunk} and rerun --stage=train") from error
 
 
 def metadata_sums(chunk: Path) -> dict[str, str]:

@@ -52,7 +52,7 @@ class State(NamedTuple):
 
 def keys_of(seed: Array) -> Keys:
     """The keys of a seed. Args: seed, int32 `[]`."""
-    run = jax.random.fold_in(jax.random.key(0), seed)
+    run = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), seed)
     return Keys(*jax.random.split(run, len(Keys._fields)))
 
 

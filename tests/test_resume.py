@@ -46,7 +46,8 @@ class Started:
 
     def end(self):
         """Waits for the end; returns the exit status."""
-        self.lines += list(self.process.stderr)
+        with self.process.stderr:
+            self.lines += list(self.process.stderr)
         return self.process.wait(timeout=300)
 
 

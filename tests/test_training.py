@@ -202,7 +202,7 @@ def test_site_names_are_pinned():
     assert {n: u for n, (_, u) in shapes.items()} == {
         "input": 32, "hidden_0": 256, "hidden_1": 128, "hidden_2": 64, "hidden_3": 64, "logits": 4,
     }  # fmt: skip
-    assert population.last_hidden(tuple(shapes)) == "hidden_3"
+    assert population.resolve_site("last_hidden", tuple(shapes)) == "hidden_3"
 
 
 def chunk_state(rows, lanes, devices, runs, config):

@@ -210,7 +210,7 @@ def probe_set(task: Task, dials: Dials, name: str, key: Array) -> tuple[Array, d
     `natural`: drawn as the training set is. `decorrelated`: every feature independent, at its base rate. `balanced`:
     exactly crossed. All combinations of the features' bits (of their values, where the bits have more combinations than
     there are examples) appear equally often in each half, with independent draws of the distractors; the twins take the
-    same combinations in an order of their own.
+    same combinations in an order of their own, so each is balanced but, by chance, not quite uncorrelated with the rest.
 
     Args:
       task: what to draw.

@@ -63,7 +63,7 @@ def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
       For every factor but single bits: `r2`, `variance`, `r2_mean_of_ratios`, `null`, `null_low` and `null_high` (the
       central 95 % of r2 under permuted labels); once: `total_variance`. NaN where the layer or the factor is constant.
 
-    Source: science of the paper's section 2; the band is ours.
+    Source: Lampinen et al. 2024; the ratio of sums and the band are ours.
     """
     _check_shapes(fit, score)
     phi_fit, phi_score = _centre(fit[0], score[0])

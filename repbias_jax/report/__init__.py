@@ -17,9 +17,13 @@ def write(folder: Path, experiment: Experiment, module: ModuleType) -> list[str]
     """Writes `claims.csv`, `figures/` and `report.html`; returns their names within the folder."""
     results = Results(folder)
     rows: list[dict[str, Any]] = []
+    values: list[tuple[Any, ...]] = []
     for i, (column, _) in enumerate(experiment.columns):
-        rows += statistics.judge(module.claims(results, column), column, exploratory=i > 0)
+        claims = module.claims(results, column)
+        rows += statistics.judge(claims, column, exploratory=i > 0)
+        values += statistics.values_of(claims, column)
     tables.write_claims(folder, rows)
+    tables.write_values(folder, values)
     drawn = figures.save(folder / "figures", module.figures(results))
     page.write(folder, experiment, rows, drawn, results)
-    return ["claims.csv", "report.html", *(f"figures/{figure.name}.png" for figure in drawn)]
+    return ["claims.csv", "claim_values.csv", "report.html", *(f"figures/{figure.name}.png" for figure in drawn)]

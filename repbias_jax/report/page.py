@@ -18,7 +18,7 @@ from repbias_jax import store
 from repbias_jax.config import Experiment
 from repbias_jax.measure import MASTERY, Results
 from repbias_jax.report.figures import Drawn
-from repbias_jax.report.tables import _cell, effect_text
+from repbias_jax.report.tables import cell, effect_text
 
 
 def write(
@@ -33,6 +33,8 @@ def write(
         title=experiment.title,
         runs=len(results.curves.drop_duplicates(["setting", "seed"])),
         seeds=results.curves["seed"].nunique(),
+        variant=experiment.variant,
+        readouts=readouts(results),
         columns=[_column(name, rows) for name, _ in experiment.columns],
         figures=[_figure(folder, item) for item in drawn],
         left_out=left_out(results),
@@ -58,12 +60,23 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    return f"{value:.3g}" if isinstance(value, float) and not np.isnan(value) else _cell(value)
+    return f"{value:.3g}" if isinstance(value, float) and not np.isnan(value) else cell(value)
 
 
 def _figure(folder: Path, item: Drawn) -> dict[str, str]:
     image = base64.b64encode((folder / "figures" / f"{item.name}.png").read_bytes()).decode()
     return {"name": item.name, "caption": item.caption, "image": image}
+
+
+def readouts(results: Results) -> list[dict[str, Any]]:
+    """How strongly each output is read out and how far right answers lead: mean over seeds at the last step."""
+    rows = []
+    for setting in results.settings.index:
+        for output in results.outputs(setting):
+            norm, margin = (results.values(setting, metric, output).mean() for metric in ("readout_norm", "margin"))
+            if np.isfinite(norm):
+                rows.append({"setting": setting, "output": output, "norm": f"{norm:.2f}", "margin": f"{margin:.2f}"})
+    return rows
 
 
 def left_out(results: Results) -> list[dict[str, Any]]:

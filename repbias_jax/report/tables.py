@@ -19,10 +19,17 @@ from repbias_jax.statistics import CLAIM_COLUMNS
 
 def write_claims(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes `claims.csv`; missing numbers are empty."""
-    store.write_table(folder / "claims.csv", CLAIM_COLUMNS, [[_cell(row.get(c)) for c in CLAIM_COLUMNS] for row in rows])
+    store.write_table(folder / "claims.csv", CLAIM_COLUMNS, [[cell(row.get(c)) for c in CLAIM_COLUMNS] for row in rows])
 
 
-def _cell(value: Any) -> Any:
+def write_values(folder: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """Writes `claim_values.csv`: each seed's value of each part of each claim, and whether it passed the gate."""
+    columns = ("id", "column", "seed", "value", "passed")
+    store.write_table(folder / "claim_values.csv", columns, [[cell(v) for v in row] for row in rows])
+
+
+def cell(value: Any) -> Any:
+    """A value as text of a table: six digits, missing is empty."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.6g}" if isinstance(value, float) else value
@@ -74,7 +81,9 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path) -> None:
-    """Writes the small files of a reference run: claims, last-snapshot rows, curves as mean and interval, manifest.
+    """Writes the small files of a reference run: claims and what they rest on, last-snapshot rows, curves, manifest.
+
+    Curves are accuracies on test data, as mean, lowest and highest over seeds.
 
     Args:
       results: of the run.
@@ -96,12 +105,13 @@ def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path)
     _write_frame(target / "curves.csv", curves)
     for picture in sorted((results.folder / "figures").glob("*.png")):
         store.write_bytes(target / "figures" / picture.name, picture.read_bytes())
-    store.write_bytes(target / "settings.csv", (results.folder / "settings.csv").read_bytes())
+    for name in ("settings.csv", "claim_values.csv"):
+        store.write_bytes(target / name, (results.folder / name).read_bytes())
     store.write_json(target / "manifest.json", results.manifest)
 
 
 def _penultimate(results: Results) -> str:
-    return results.last_hidden(str(results.settings.index[0]))
+    return results.site(str(results.settings.index[0]), "last_hidden")
 
 
 def _write_frame(path: Path, frame: pd.DataFrame) -> None:
