@@ -47,6 +47,10 @@ class Results:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.manifest = store.read_json(self.folder / "manifest.json", "train")
+        for stage in ("train", "measure"):
+            if stage not in self.manifest["stages"]:
+                raise store.StoreError(f"{self.folder}: stage {stage} is not up to date; rerun --stage={stage}")
+            store.verify(self.folder, self.manifest["stages"][stage]["files"], stage)
         kinds: Any = dict.fromkeys(("setting", "site", "probe", "metric", "feature", "other", "at", "reason"), "str")
         self.rows = pd.read_csv(self.folder / "results.csv", keep_default_na=False, na_values={"value": [""]}, dtype=kinds)
         self.settings = pd.read_csv(self.folder / "settings.csv", keep_default_na=False).set_index("setting")

@@ -128,7 +128,8 @@ def verify(folder: Path, files: Mapping[str, str], stage: str) -> None:
         path = folder / name
         if not path.is_file() or checksum(path) != expected:
             state = "damaged" if path.is_file() else "missing"
-            raise StoreError(f"{path}: {state}; delete {folder} and rerun --stage={stage}")
+            place = folder if stage == "train" else path
+            raise StoreError(f"{path}: {state}; delete {place} and rerun --stage={stage}")
 
 
 @contextlib.contextmanager

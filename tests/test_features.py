@@ -47,7 +47,7 @@ def test_majorities_by_hand():
 @pytest.mark.parametrize("name", ALL)
 def test_bits_given_inverts_value_and_is_uniform(name):
     feature = FEATURES[name]
-    assert feature.base_rate == 0.5
+    assert feature.base_rate == pytest.approx(np.mean(np.asarray(feature.value(rows(feature.arity))) == 1))
     draw = jax.jit(jax.vmap(feature.bits_given, in_axes=(None, 0)))
     for value in range(feature.num_values):
         bits = np.asarray(draw(value, jax.random.split(jax.random.key(value), 4000)))
@@ -169,3 +169,26 @@ def test_any_task_is_refused_or_has_disjoint_blocks(features, num_bits, twins):
     taken = [bit for b in binary.blocks(task) for bit in range(b.places.start, b.places.stop)]
     assert len(taken) == len(set(taken)) == needed
     assert max(taken) < num_bits
+
+
+@pytest.mark.parametrize("name", list(DATA))
+def test_contract_every_dataset(name):
+    """Under jit and vmap: one example as many; labels are factors; every probe set by name; the same key, the same data."""
+    source, task = DATA[name], Task(name=name)
+    source.check(task)
+    dials = dials_of(override_all(Config(), {"task.name": name}), source.base_rates(task))
+    keys = jax.random.split(jax.random.key(0), 6)
+    one = jax.jit(lambda k: source.sample(task, dials, k))
+    every = jax.jit(jax.vmap(lambda k: source.sample(task, dials, k)))
+    with jax.debug_key_reuse(False):  # the same keys on purpose
+        alone, many, again = one(keys[0]), every(keys), every(keys)
+        sets = {n: source.probe_set(task, dials, n, keys[1]) for n in ("balanced", "natural", "decorrelated")}
+    jax.tree.map(np.testing.assert_array_equal, many, again)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), alone, many)
+    assert alone.inputs.shape == source.input_shape(task)
+    assert int(many.labels.max()) < source.num_values(task)
+    for o, reported in enumerate(source.feature_names(task)):
+        np.testing.assert_array_equal(many.labels[:, o], many.factors[reported])
+    for inputs, factors in sets.values():
+        assert inputs.shape == (task.num_probe, *source.input_shape(task))
+        assert set(source.feature_names(task)) <= set(factors)

@@ -317,7 +317,33 @@ def test_contract_every_probe_of_a_representation(name):
         assert word.lower() in function.__doc__.lower(), f"{name} does not say: {word}"
 
 
-def test_contract_readout_probe():
-    for word in ("Range", "irection", "perfect", "untrained", "Source"):
-        assert word.lower() in readout.readout.__doc__.lower()
-    assert [n for n, p in PROBES.items() if p.kind == "intervention"] == ["readout"]
+@pytest.mark.parametrize("name", [n for n, p in PROBES.items() if p.kind == "intervention"])
+def test_contract_every_intervention(name):
+    """Under jit and vmap, of one run as of many; finite on random input; documented."""
+    function = PROBES[name].function
+    phi, factors = crossed(seed=6)
+    weights = np.random.default_rng(0).normal(size=(2, 12, 2)).astype(np.float32)
+
+    def one(fit, score):
+        return function(fit, score, lambda x: {n: jnp.matmul(x, w) for n, w in zip("eh", weights, strict=True)})
+
+    fit, score = sides(phi, factors)
+    alone = jax.jit(one)(fit, score)
+    many = jax.jit(jax.vmap(one))(*(jax.tree.map(lambda x: jnp.stack([x, x]), side) for side in (fit, score)))
+    assert alone
+    for key, value in alone.items():
+        assert isinstance(key, Measured)
+        assert np.isfinite(value), key
+        np.testing.assert_allclose(many[key], [value, value], rtol=1e-5)
+    for word in ("Range", "direction", "perfect", "random", "Source"):
+        assert word.lower() in function.__doc__.lower(), f"{name} does not say: {word}"
+
+
+@pytest.mark.parametrize("function", [walsh, partition])
+def test_shares_are_invariant_to_rotation_shift_and_scale(function):
+    phi, factors = crossed(seed=7)
+    factors = factors if function is walsh else {n: v for n, v in factors.items() if ".bit" not in n}
+    moved = (7 * phi @ rotation(12, np.random.default_rng(1)) + 3).astype(np.float32)
+    before, after = (jax.jit(function, static_argnums=2)(*sides(x, factors), 2) for x in (phi, moved))
+    for key, value in before.items():
+        assert after[key] == pytest.approx(float(value), abs=1e-4), key

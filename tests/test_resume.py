@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -35,11 +36,11 @@ class Started:
         self.process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self.lines = []
 
-    def progress(self, number):
+    def progress(self, number, word="run-steps/s"):
         """Reads on to the n-th progress line; False when the process ends before."""
         for line in self.process.stderr:
             self.lines.append(line)
-            number -= "run-steps/s" in line
+            number -= word in line
             if number == 0:
                 return True
         return False
@@ -96,6 +97,34 @@ def test_kill_during_a_save(cache, smoke, tmp_path):
     same(tmp_path / "complexity", smoke)
 
 
+def test_kill_while_measuring_and_reporting(cache, smoke, tmp_path):
+    """Chunks that were measured stay measured; a half-written report is written again."""
+    shutil.copytree(smoke, tmp_path / "complexity")
+    folder = tmp_path / "complexity"
+    (folder / "results.csv").unlink()
+    for path in folder.glob("*/*/measured.json"):
+        path.unlink()
+    run = Started(cache, tmp_path)
+    assert run.progress(2, "chunks done")
+    run.process.kill()
+    run.end()
+    kept = {p: p.stat().st_mtime_ns for p in folder.glob("*/*/measured.json")}
+    assert len(kept) >= 2
+    run = Started(cache, tmp_path)
+    assert run.progress(CHUNKS - 1, "chunks done")
+    while not any((folder / "figures").glob(".*.tmp")) and run.process.poll() is None:
+        time.sleep(0.001)
+    run.process.kill()
+    run.end()
+    last = Started(cache, tmp_path)
+    assert last.end() == 0, "".join(last.lines)
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    same(folder, smoke)
+    for name in ("claims.csv", "claim_values.csv"):
+        assert (folder / name).read_bytes() == (smoke / name).read_bytes()
+    assert not list(folder.rglob(".*.tmp"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_75(cache, smoke, tmp_path, number):
     run = Started(cache, tmp_path, "--stage=train")
@@ -125,9 +154,9 @@ def test_done_already_changes_nothing_and_is_quick(command, smoke):
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in smoke.rglob("*") if p.is_file()}
     begun = time.monotonic()
     done = command(*ARGUMENTS, f"--workdir={smoke.parent}")
-    assert time.monotonic() - begun < 15  # 3 s on an idle machine
+    assert time.monotonic() - begun < 10  # 3 s on an idle machine; 5 s are promised
     assert "C01" in done.stdout
     after = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in smoke.rglob("*") if p.is_file()}
     changed = {p.name for p in before if before[p] != after.get(p)}
-    assert changed <= {"lock"}
+    assert changed <= {"lock", "manifest.lock"}
     assert set(before) == set(after)

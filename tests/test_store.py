@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ import zarr
 from conftest import DEVICES, ROOT
 
 import repbias_jax
-from repbias_jax import store
+from experiments import EXPERIMENTS, run
+from repbias_jax import pipeline, store
 from repbias_jax.measure import COLUMNS
 from repbias_jax.store import StoreError
 
@@ -160,13 +162,54 @@ def test_a_flipped_bit_in_a_checkpoint_is_passed_over(tmp_path):
     np.testing.assert_allclose(saved.state["w"], state["w"] - 1, atol=1e-6)
     assert len(damaged) == 1
     assert "damaged checkpoint passed over" in damaged[0]
-    for path in (tmp_path / "8").rglob("*"):
+    assert not (tmp_path / "16").exists()
+    again.save(16, saved)  # orbax would not, were the damaged one still there
+    assert again.restore(like, fingerprint)[0] == 16
+    for path in tmp_path.rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(b"")
     step, _, damaged = again.restore(like, fingerprint)
     assert step == -1
     assert len(damaged) == 2
     again.close()
+
+
+def test_the_way_out_of_damage_works(command, smoke, copy):
+    """Following the printed advice to its end gives the numbers there were."""
+    chunk = next(copy.glob("sgd.joint*/chunk_000"))
+    flip(chunk / "curves.csv")
+    advice = measure(copy)
+    assert f"delete {chunk} and rerun --stage=train" in advice
+    shutil.rmtree(chunk)
+    command(*ARGUMENTS, f"--workdir={copy.parent}", "--stage=train")
+    command(*ARGUMENTS, f"--workdir={copy.parent}")
+    assert (copy / "results.csv").read_bytes() == (smoke / "results.csv").read_bytes()
+    assert (copy / "claims.csv").read_bytes() == (smoke / "claims.csv").read_bytes()
+
+
+def test_a_stage_is_not_run_on_stale_files(command, copy, tmp_path):
+    flip(copy / "results.csv")
+    done = command(*ARGUMENTS, f"--workdir={copy.parent}", "--stage=report", check=1)
+    assert "stage measure is not up to date; rerun with --stage=measure,report" in done.stderr
+    done = command(*ARGUMENTS, f"--workdir={tmp_path / 'fresh'}", "--stage=report", check=1)
+    assert "stage train is not up to date" in done.stderr
+    with pytest.raises(StoreError, match=r"results.csv: damaged; .*rerun --stage=measure"):
+        repbias_jax.load(copy)
+
+
+def test_a_full_disk_is_refused_at_the_start_and_named_later(copy, tmp_path, monkeypatch):
+    experiment = run.assemble(EXPERIMENTS["complexity"], "smoke", None, 0, [])
+    folder = tmp_path / "other" / "complexity"
+    plan = pipeline.place(experiment, pipeline.check(experiment, "cpu"), folder, DEVICES)
+    usage = store.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(StoreError, match=r"needs about 0.\d\d GB more, 0.00 GB are free"):
+        pipeline.run(plan, EXPERIMENTS["complexity"], folder, ["train"], lambda: False, {"commit": ""})
+    assert not folder.exists()
+    with pytest.raises(StoreError, match=r"cannot be written \(No space left\)"), store.writing(tmp_path):
+        raise OSError("No space left")
+    with pytest.raises(StoreError, match="RESOURCE_EXHAUSTED"), store.writing(tmp_path):
+        raise ValueError("RESOURCE_EXHAUSTED: disk [source=x]")
 
 
 def test_only_two_checkpoints_are_kept(smoke):
@@ -187,9 +230,11 @@ def test_two_processes_on_one_chunk(smoke, copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["stages"] = {}
     (copy / "manifest.json").write_text(json.dumps(manifest))
+    begun = time.monotonic()
     line = [sys.executable, "-m", "experiments.run", *ARGUMENTS, f"--workdir={copy.parent}", "--stage=train"]
     with store.lock(chunk / "lock"):
         done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert time.monotonic() - begun < 15  # 5 s and the imports
     assert done.returncode == 1
     assert "in use by process" in done.stderr
 

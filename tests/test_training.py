@@ -172,7 +172,7 @@ def test_contract_every_model(name, activation):
     config = small(model__name=name, model__activation=activation, model__dropout=0.5)
     static, dials = halves(config)
     model = training.build_model(static)
-    inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (5, 32)).astype(jnp.float32)
+    inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (5, *DATA[config.task.name].input_shape(config.task))) * 1.0
     params = model.init(jax.random.key(0), inputs[0], dials)
     run = jax.jit(jax.vmap(lambda x, e: model.apply(params, x, dials, edits=e), in_axes=(0, None)))
     logits, sites = run(inputs, {})

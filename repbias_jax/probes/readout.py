@@ -16,7 +16,7 @@ def readout(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]])
     representation, at the fit set's mean; at the penultimate layer, and for two values, exactly |w_1 - w_0|. Range: 0
     to infinity; direction: higher is read out more strongly; an output that ignores the site: 0; an untrained
     LeCun-normal readout of D units: about sqrt(2). `margin` = mean over the score set of the label's logit minus the
-    largest other one, in logits; perfect classification with certainty: large; random: about 0 or below. Both scale
+    largest other one, in logits; perfect classification with certainty: large; random labels: about 0 or below. Both scale
     with the representation's inverse and with the logits; rotations of the representation change neither.
 
     Args:
