@@ -83,7 +83,7 @@ def run(
 
     stale = ""
     for stage, work in zip(STAGES, (train, measure_, report_), strict=True):
-        if _current(folder, manifest, stage, covers[stage], plan.chunks):
+        if not stale and _current(folder, manifest, stage, covers[stage], plan.chunks):
             continue
         if stage not in stages:
             stale = stale or stage
