@@ -117,7 +117,12 @@ def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list
     configs = experiment.configs()
     for config in configs.values():
         _check_config(config)
-    return configs, population.groups_of(configs, runtime), runtime
+    groups = population.groups_of(configs, runtime)
+    for group in groups:
+        sites, along = population.sites_of(group.static, group.dials[group.settings[0]]), group.static.config.keep.along
+        if along not in ("last_hidden", *sites):
+            raise ConfigError(f"config.keep.along={along}: unknown site; known: last_hidden, {', '.join(sites)}")
+    return configs, groups, runtime
 
 
 def _check_config(config: Config) -> None:
@@ -146,10 +151,6 @@ def _check_config(config: Config) -> None:
             f"config.training.phase_ends={training_.phase_ends}: expected {phases} rising steps that end at "
             f"{config.num_steps}"
         )
-    static = population.groups_of({"": config}, Runtime())[0]
-    sites = population.sites_of(static.static, static.dials[""])
-    if config.keep.along not in ("last_hidden", *sites):
-        raise ConfigError(f"config.keep.along={config.keep.along}: unknown site; known: last_hidden, {', '.join(sites)}")
 
 
 def recorded_rows(folder: Path) -> int:
@@ -227,10 +228,11 @@ def _same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """Makes the folder and its manifest; a manifest that is there keeps its stages."""
-    need = estimate(plan)["disk_bytes"] * DISK_MARGIN - _used(folder)
-    free = shutil.disk_usage(_existing(folder)).free
-    if need > free:
-        raise store.StoreError(f"{folder}: needs about {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free")
+    if not _trained(folder, plan.chunks):
+        need = estimate(plan)["disk_bytes"] * DISK_MARGIN - _used(folder)
+        free = shutil.disk_usage(_existing(folder)).free
+        if need > free:
+            raise store.StoreError(f"{folder}: needs about {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free")
     path, extents = folder / "manifest.json", list(plan.layout.extents)
     with store.lock(folder / "manifest.lock", wait=True):
         store.sweep(folder)
@@ -285,9 +287,13 @@ def _current(
     entry = manifest["stages"].get(stage)
     if entry is None or entry["fingerprint"] != store.digest(covers):
         return False
-    if stage == "train" and not all((folder / c.path / "done.json").is_file() for c in chunks):
+    if stage == "train" and not _trained(folder, chunks):
         return False
     return all((folder / n).is_file() and store.checksum(folder / n) == s for n, s in entry["files"].items())
+
+
+def _trained(folder: Path, chunks: Sequence[Chunk]) -> bool:
+    return all((folder / c.path / "done.json").is_file() for c in chunks)
 
 
 def _note(

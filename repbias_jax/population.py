@@ -318,7 +318,7 @@ class _Trainer:
                 self._look(0, data, state, curves, activations)
             else:
                 print(f"train: {self.chunk.path} resumed at step {step}", file=sys.stderr, flush=True)
-            saved_at, clock, longest = step, time.monotonic(), FIRST_STEPS
+            clock, longest = time.monotonic(), FIRST_STEPS
             while step < self.config.num_steps:
                 end = min(next(p for p in self.points if p > step), step + longest)
                 begun = time.monotonic()
@@ -331,10 +331,10 @@ class _Trainer:
                 ending = stop()
                 if ending or step == self.config.num_steps or time.monotonic() - clock >= checkpoint_seconds:
                     self._save(checkpoints, step, state, curves)
-                    saved_at, clock = step, time.monotonic()
+                    clock = time.monotonic()
                 self.progress.advance(self.chunk, step, advanced)
                 if ending and step < self.config.num_steps:
-                    raise Interrupted(f"{self.chunk.path} is saved at step {saved_at} of {self.config.num_steps}")
+                    raise Interrupted(f"{self.chunk.path} is saved at step {step} of {self.config.num_steps}")
             self._finish(state, curves)
             self.progress.skip(len(self.chunk.runs), 0)
         finally:
