@@ -211,6 +211,7 @@ def main(arguments: Sequence[str]) -> int:
         jax.config.update("jax_num_cpu_devices", rows)
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", f"{FLAGS.compilation_cache}/jax-{jax.__version__}")
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         pipeline.check_workdir(folder)
         plan = pipeline.place(experiment, pipeline.check(experiment, jax.default_backend()), folder, jax.device_count())
         if FLAGS.only_print:
