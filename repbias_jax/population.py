@@ -151,11 +151,6 @@ class Programs:
         self.represent = _Spread(mesh, lambda d, x, s: training.represent(static, d, x, s), 3)
         self.fingerprint = _Spread(mesh, store.fingerprint, 1)
 
-    def compilations(self) -> dict[str, int]:
-        """How often each program was compiled."""
-        names = ("init", "segment", "observe", "represent", "fingerprint")
-        return {name: getattr(self, name).program._cache_size() for name in names}
-
 
 @functools.cache
 def _data_program(task: Task, probe_set: str, mesh: Mesh) -> "_Spread":

@@ -97,7 +97,8 @@ def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path)
     # Means over seeds of every measure, and each seed's own value of the main ones.
     keys = ["setting", "step", "site", "probe", "metric", "feature", "at"]
     summary = final.groupby(keys)["value"].agg(["mean", "std", "count"]).reset_index()
-    main = final[final["metric"].isin(["r2", "readout_norm"]) & final["site"].isin(["last_hidden", _penultimate(results)])]
+    penultimate = final["setting"].map(lambda s: results.site(s, "last_hidden"))
+    main = final[final["metric"].isin(["r2", "readout_norm"]) & (final["site"] == penultimate)]
     _write_frame(target / "measures.csv", summary)
     _write_frame(target / "seeds.csv", main)
     curves = results.curves[results.curves["split"] == "test"]
@@ -108,10 +109,6 @@ def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path)
     for name in ("settings.csv", "claim_values.csv"):
         store.write_bytes(target / name, (results.folder / name).read_bytes())
     store.write_json(target / "manifest.json", results.manifest)
-
-
-def _penultimate(results: Results) -> str:
-    return results.site(str(results.settings.index[0]), "last_hidden")
 
 
 def _write_frame(path: Path, frame: pd.DataFrame) -> None:
