@@ -2,6 +2,7 @@
 
   python -m experiments.run --experiment=complexity --workdir=DIR [--preset=smoke|quick|full] [--num_seeds=N] [--seed=0]
          [--stage=train,measure,report] [--config.NAME=VALUE ...] [--only_print] [--reference=DIR]
+         [--shard=i/N] [--distributed]
 
 Exit status: 0 done; 75 interrupted, run the same command again; 2 bad input; 1 anything else.
 """
@@ -13,7 +14,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,13 +23,14 @@ import jax
 from absl import app, flags, logging
 
 from experiments import EXPERIMENTS
-from repbias_jax import pipeline, store
+from repbias_jax import pipeline, planning, store
 from repbias_jax.config import ConfigError, Experiment, Preset, describe_type, fields_of, override, override_all
 from repbias_jax.measure import Results
 from repbias_jax.population import Interrupted
 from repbias_jax.report import tables
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
+HEARTBEAT = 30  # seconds of silence after which the processes of a distributed job give one of them up
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "scipy", "pandas", "matplotlib")
 
 FLAGS = flags.FLAGS
@@ -43,6 +45,13 @@ flags.DEFINE_integer(
     "devices", 0, "virtual devices on CPU for a new workdir; 0: one a core and at least two", lower_bound=0
 )
 flags.DEFINE_float("checkpoint_seconds", 10.0, "shortest time between two checkpoints", lower_bound=0)
+flags.DEFINE_string(
+    "shard", None, "i/N: train and measure the share i = 0..N-1 of N independent processes; default: what SLURM arrays "
+    "(SLURM_ARRAY_TASK_*) and Kubernetes Indexed Jobs (JOB_COMPLETION_INDEX, with JOB_COMPLETIONS) say, else all"
+)  # fmt: skip
+flags.DEFINE_bool(
+    "distributed", False, "train on all devices of a jax.distributed job, such as a TPU slice; needs --stage=train"
+)
 flags.DEFINE_string("reference", None, "also write the small files of a reference run to this folder")
 flags.DEFINE_string("compilation_cache", None, "folder of your own for JAX's persistent compilation cache; default: none")
 
@@ -140,9 +149,9 @@ def record() -> dict[str, Any]:
     return {**versions, "python": platform.python_version(), "devices": devices, "commit": commit}
 
 
-def plan_lines(plan: pipeline.Plan) -> list[str]:
+def plan_lines(plan: planning.Plan) -> list[str]:
     """What would be run and what it would cost."""
-    cost = pipeline.estimate(plan)
+    cost = planning.estimate(plan)
     lines = [f"{plan.experiment.name}: {plan.experiment.title}"]
     for group in plan.groups:
         lines.append(f"  group {group.name}: {', '.join(group.settings)}; {group.static.config.num_steps:,} steps")
@@ -164,6 +173,47 @@ def _stages(asked: Sequence[str]) -> list[str]:
         if name not in pipeline.STAGES:
             raise ConfigError(f"unknown --stage={name}; known: {', '.join(pipeline.STAGES)}")
     return list(asked)
+
+
+def share_of(asked: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which of how many independent processes this is: `--shard`, else what the scheduler says, else 0 of 1.
+
+    Raises:
+      ConfigError: no such share, or an array of tasks with gaps, which does not say how many there are.
+    """
+    if asked is not None:
+        index, _, count = asked.partition("/")
+        source = f"--shard={asked}"
+    elif "SLURM_ARRAY_TASK_ID" in environment:
+        first, last, number, step = (
+            int(environment.get(f"SLURM_ARRAY_TASK_{k}", "1")) for k in ("MIN", "MAX", "COUNT", "STEP")
+        )
+        if number != (last - first) // step + 1:
+            raise ConfigError(f"SLURM array of {number} tasks from {first} to {last} has gaps: give --shard=i/N")
+        index, count = str((int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step), str(number)
+        source = f"SLURM array task {environment['SLURM_ARRAY_TASK_ID']}"
+    elif "JOB_COMPLETION_INDEX" in environment:
+        index, count = environment["JOB_COMPLETION_INDEX"], environment.get("JOB_COMPLETIONS", "")
+        source = f"JOB_COMPLETION_INDEX={index}, JOB_COMPLETIONS={count or 'not set'}"
+    else:
+        return 0, 1
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"{source}: expected i/N with whole numbers 0 <= i < N")
+    return int(index), int(count)
+
+
+def _join(stages: Sequence[str], share: tuple[int, int]) -> None:
+    """Joins the `jax.distributed` job that the environment describes."""
+    if list(stages) != ["train"]:
+        raise ConfigError("--distributed needs --stage=train; measure and report with a command without it")
+    if share[1] > 1:
+        raise ConfigError("--distributed trains all chunks on all devices: it needs no --shard")
+    given = {k: os.environ.get(k) for k in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
+    if None in given.values():
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)  # TPU slices, SLURM and Open MPI are recognised
+    else:
+        address, number, own = (str(v) for v in given.values())
+        jax.distributed.initialize(address, int(number), int(own), heartbeat_timeout_seconds=HEARTBEAT)
 
 
 def _required(name: str) -> str:
@@ -207,17 +257,30 @@ def main(arguments: Sequence[str]) -> int:
         experiment = assemble(module, FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted)
         folder = Path(_required("workdir")) / name
         # At least two: XLA compiles for one device in another way, which would change bits.
-        rows = pipeline.recorded_rows(folder) or FLAGS.devices or max(2, os.cpu_count() or 1)
-        jax.config.update("jax_num_cpu_devices", rows)
+        rows = planning.recorded_rows(folder) or FLAGS.devices or max(2, os.cpu_count() or 1)
+        share = share_of(FLAGS.shard, {} if FLAGS.distributed else os.environ)
+        if FLAGS.distributed:
+            jax.config.update("jax_num_cpu_devices", FLAGS.devices or max(2, os.cpu_count() or 1))
+            _join(stages, share)
+        else:
+            jax.config.update("jax_num_cpu_devices", rows)
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", f"{FLAGS.compilation_cache}/jax-{jax.__version__}")
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        pipeline.check_workdir(folder)
-        plan = pipeline.place(experiment, pipeline.check(experiment, jax.default_backend()), folder, jax.device_count())
+        planning.check_workdir(folder)
+        recorded = "" if "train" in stages else planning.recorded_backend(folder)
+        checked = planning.check(experiment, recorded or jax.default_backend())
+        plan = planning.place(experiment, checked, folder, jax.device_count())
+        if FLAGS.distributed and plan.layout.rows != jax.device_count():
+            raise ConfigError(
+                f"{folder} was begun on {plan.layout.rows} devices, this job has {jax.device_count()}: start as many, or "
+                f"go on without --distributed"
+            )
         if FLAGS.only_print:
             print("\n".join(plan_lines(plan)))
             return DONE
-        rows = pipeline.run(plan, module, folder, stages, _catch_signals(), record(), FLAGS.checkpoint_seconds)
+        stop, seconds = _catch_signals(), FLAGS.checkpoint_seconds
+        done = pipeline.run(plan, module, folder, stages, stop, record(), seconds, share)
     except ConfigError as error:
         return _complain(str(error))
     except Interrupted as error:
@@ -226,14 +289,16 @@ def main(arguments: Sequence[str]) -> int:
     except (store.StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED
-    if rows and "report" in stages:
-        print("\n".join(tables.claims_lines(rows)))
+    if done.missing:
+        print(done.missing)
+    if done.claims:
+        print("\n".join(tables.claims_lines(done.claims)))
         if experiment.variant:
             print(f"Not the reference settings ({experiment.variant}): the verdicts are illustrations.")
         for path in (folder / "report.html", folder / "figures", folder / "results.csv"):
             print(path)
     if FLAGS.reference:
-        tables.reference(Results(folder), rows, Path(FLAGS.reference))
+        tables.reference(Results(folder), done.claims, Path(FLAGS.reference))
     return DONE
 
 

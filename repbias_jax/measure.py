@@ -55,7 +55,11 @@ class Results:
         self.rows = pd.read_csv(self.folder / "results.csv", keep_default_na=False, na_values={"value": [""]}, dtype=kinds)
         self.settings = pd.read_csv(self.folder / "settings.csv", keep_default_na=False).set_index("setting")
         parts = [pd.read_csv(p) for p in sorted(self.folder.glob("*/*/curves.csv"))]
-        self.curves = pd.concat(parts).sort_values(["setting", "seed", "step", "output", "split"], ignore_index=True)
+        curves = pd.concat(parts).sort_values(["setting", "seed", "step", "output", "split"], ignore_index=True)
+        # Where other processes are not done yet there are settings, and curves, without a measured run.
+        runs = self.rows[["setting", "seed"]].drop_duplicates()
+        self.curves = curves.merge(runs, on=["setting", "seed"])
+        self.settings = self.settings[self.settings.index.isin(runs["setting"])]
 
     def values(self, setting: str, metric: str, feature: str = "", site: str = "last_hidden", **more: Any) -> pd.Series:
         """One number a seed, at the last step unless `step` is given.
@@ -162,16 +166,27 @@ class Block(NamedTuple):
     factors: dict[str, np.ndarray]  # [lanes, N] each
 
 
+def all_measured(folder: Path, chunks: Sequence[Chunk], code: str) -> bool:
+    """Whether every chunk has been measured, by whichever process."""
+    return all(_is_measured(folder / chunk.path, store.digest([code, chunk.runs])) for chunk in chunks)
+
+
+def merge(folder: Path, chunks: Sequence[Chunk]) -> None:
+    """Writes `results.csv` from the rows of all chunks, a row at a time."""
+    rows = [store.read_table(folder / chunk.path / "rows.csv") for chunk in chunks]
+    store.write_table(folder / "results.csv", COLUMNS, heapq.merge(*rows, key=_order))
+
+
 def measure(
     folder: Path, name: str, chunks: Sequence[Chunk], layout: Layout, probes: Sequence[str], stop: Callable[[], bool],
     code: str,
 ) -> None:  # fmt: skip
-    """Runs the probes on all chunks and writes `results.csv`; chunks that were measured before are not measured again.
+    """Runs the probes on chunks, each with a file of its own; what was measured before is not measured again.
 
     Args:
-      folder: the experiment's folder, with every chunk done.
+      folder: the experiment's folder.
       name: of the experiment.
-      chunks: what was trained.
+      chunks: what was trained, or a share of it.
       layout: lanes of a block.
       probes: names in PROBES.
       stop: polled between chunks.
@@ -181,7 +196,7 @@ def measure(
       StoreError: something is missing or damaged.
       Interrupted: `stop` said so; the chunks before are kept.
     """
-    terminal, measured = sys.stderr.isatty(), []
+    terminal = sys.stderr.isatty()
     for i, chunk in enumerate(tqdm(chunks, desc="measure", unit="chunk", disable=not terminal)):
         if stop():
             raise Interrupted(f"{i} of {len(chunks)} chunks are measured")
@@ -189,14 +204,14 @@ def measure(
             print(f"measure: {i}/{len(chunks)} chunks done", file=sys.stderr, flush=True)
         path, own = folder / chunk.path, store.digest([code, chunk.runs])
         verify_chunk(path)
-        if not _is_measured(path, own):
+        if _is_measured(path, own):
+            continue
+        with store.lock(path / "lock"):
             found = _of_final(list(_measure_chunk(path, chunk, layout, probes)), chunk)
             rows = [(name, chunk.group.name, *row) for row in found]
             store.write_table(path / "rows.csv", COLUMNS, sorted(rows, key=_order))
             sums = {"rows.csv": store.checksum(path / "rows.csv")}
             store.write_json(path / "measured.json", {"format": store.FORMAT, "fingerprint": own, "files": sums})
-        measured.append(store.read_table(path / "rows.csv"))
-    store.write_table(folder / "results.csv", COLUMNS, heapq.merge(*measured, key=_order))
 
 
 def verify_chunk(path: Path) -> None:
@@ -321,12 +336,15 @@ def _restored(folder: Path, chunk: Chunk, layout: Layout) -> Any:
     done = store.read_json(folder / "done.json", "train")
     checkpoints = store.Checkpoints(folder / "checkpoint")
     try:
-        like = population.saved_like(one, static.config, layout)
-        step, saved, _ = checkpoints.restore(like, jax.jit(jax.vmap(jax.vmap(store.fingerprint))))
+        # A sharding of our own: those it was saved with may name devices that are not here.
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = population.saved_like(one, static.config, layout, here)
+        fingerprint = jax.jit(jax.vmap(jax.vmap(store.fingerprint)))
+        step, saved, _ = checkpoints.restore(like, lambda found: population.is_sound(fingerprint, found), False)
     finally:
         checkpoints.close()
-    prints = [f"{int(p):08x}" for p in np.asarray(saved.fingerprints).reshape(-1)[: len(chunk.runs)]]
-    if step != done["steps"] or prints != [r["fingerprint"] for r in done["runs"]]:
+    prints = [] if saved is None else [f"{int(p):08x}" for p in np.asarray(saved.fingerprints).reshape(-1)]
+    if saved is None or step != done["steps"] or prints[: len(chunk.runs)] != [r["fingerprint"] for r in done["runs"]]:
         raise store.StoreError(f"{folder}/checkpoint: damaged; delete {folder} and rerun --stage=train")
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(chunk.runs)], saved.state.params)
 

@@ -1,12 +1,12 @@
 """Train, measure, report: the table of contents.
 
-`check` resolves every name and shape before anything is written; `run` calls the stages in order, each of which reads
-the files of the one before and is skipped when its fingerprint says that nothing it depends on has changed.
+`run` calls the stages in order, each of which reads the files of the one before and is skipped when its fingerprint says
+that nothing it depends on has changed. Several processes may share an experiment: each trains and measures its own
+chunks, and the one that ends last merges and reports.
 """
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import shutil
 import time
@@ -15,228 +15,122 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from repbias_jax import measure, population, report, store, training
-from repbias_jax.config import Config, ConfigError, Experiment, Runtime, check_types, flatten, num_outputs
-from repbias_jax.data import DATA
-from repbias_jax.models import MODELS
-from repbias_jax.population import Chunk, Group, Layout
-from repbias_jax.probes import PROBES
+from repbias_jax import measure, population, report, store
+from repbias_jax.config import Experiment
+from repbias_jax.planning import Plan, covered, estimate, existing, settings_table, source_of
+from repbias_jax.population import Chunk
 
 STAGES = ("train", "measure", "report")
-LANES = {"cpu": 8, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
 DISK_MARGIN = 1.1
-MAX_SEED = 2**31 - 1
 
 
-class Plan(NamedTuple):
-    """What will be run."""
+class Outcome(NamedTuple):
+    """What a command left behind: the rows of `claims.csv`, and what is still missing, in words."""
 
-    experiment: Experiment
-    configs: dict[str, Config]
-    groups: list[Group]
-    layout: Layout
-    runtime: Runtime
-
-    @property
-    def chunks(self) -> list[Chunk]:
-        """All chunks, in order."""
-        return population.chunks_of(self.groups, self.layout)
+    claims: list[dict[str, Any]]
+    missing: str
 
 
 def run(
     plan: Plan, module: ModuleType, folder: Path, stages: Sequence[str], stop: Callable[[], bool],
-    record: Mapping[str, Any], checkpoint_seconds: float = 10.0,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Runs the stages that are asked for and not up to date; returns the rows of `claims.csv`.
+    record: Mapping[str, Any], checkpoint_seconds: float = 10.0, share: tuple[int, int] = (0, 1),
+) -> Outcome:  # fmt: skip
+    """Runs the stages that are asked for and not up to date.
 
     Args:
       plan: from `check` and `place`.
       module: the experiment's, with `claims(results, column)` and `figures(results)`.
       folder: of the experiment.
-      stages: of STAGES.
+      stages: of STAGES. Without `train`, what other processes have not trained yet is left out, and said.
       stop: polled; when true, everything is saved and `Interrupted` raised.
       record: versions, commit and so on, for the manifest; never compared.
       checkpoint_seconds: shortest time between two checkpoints.
+      share: i of N independent processes.
     """
     covers = covered(plan)
-    covers["report"] |= {"module": _source(Path(str(module.__file__)))}
-    manifest = _begin(folder, plan, covers, record)
+    covers["report"] |= {"module": source_of(Path(str(module.__file__)))}
+    code = store.digest({k: v for k, v in covers["measure"].items() if k != "seeds"})
+    own, shared = population.share_of(plan.chunks, *share), share[1] > 1
+    _begin(folder, plan, covers, record)
 
-    def train() -> list[str]:
-        store.write_table(folder / "settings.csv", *settings_table(plan))
-        population.train(folder, plan.chunks, plan.layout, stop, checkpoint_seconds)
-        return ["settings.csv"]
+    def current(stage: str) -> bool:
+        return _current(folder, stage, covers[stage], present)
 
-    def measure_() -> list[str]:
-        code = store.digest({k: v for k, v in covers["measure"].items() if k != "seeds"})
-        name, probes = plan.experiment.name, plan.experiment.probes
-        measure.measure(folder, name, plan.chunks, plan.layout, probes, stop, code)
-        return ["results.csv"]
+    def end(stage: str, files: Sequence[str], begun: float) -> None:
+        _note(folder, stage, covers[stage], files, record, time.monotonic() - begun)
 
-    def report_() -> list[str]:
-        for chunk in plan.chunks:
-            measure.verify_chunk(folder / chunk.path)
-        return report.write(folder, plan.experiment, module)
+    present, begun = plan.chunks, time.monotonic()
+    if "train" in stages and not current("train"):
+        with store.lock(folder / "manifest.lock", wait=True):
+            store.write_table(folder / "settings.csv", *settings_table(plan))
+        population.train(folder, own, plan.layout, stop, checkpoint_seconds)
+    present = [chunk for chunk in plan.chunks if _trained(folder, [chunk])]
+    missing = [chunk for chunk in plan.chunks if chunk.path not in {c.path for c in present}]
+    said, waiting = _in_words(plan.chunks, missing), bool(missing) and "train" in stages
+    if missing:
+        covers = {stage: {**cover, "missing": [chunk.path for chunk in missing]} for stage, cover in covers.items()}
+    if not waiting and not current("train"):
+        if "train" in stages or (missing and present and (folder / "settings.csv").exists()):
+            end("train", ["settings.csv"], begun)
+        else:
+            _refuse(folder, "train", stages)
 
-    stale = ""
-    for stage, work in zip(STAGES, (train, measure_, report_), strict=True):
-        if not stale and _current(folder, manifest, stage, covers[stage], plan.chunks):
-            continue
-        if stage not in stages:
-            stale = stale or stage
-            continue
-        if stale:
-            raise store.StoreError(f"{folder}: stage {stale} is not up to date; rerun with --stage={stale},{stage}")
-        begun = time.monotonic()
-        # Chunks have locks of their own; what is written once for the whole experiment has one writer.
-        with contextlib.nullcontext() if stage == "train" else store.lock(folder / "lock"):
-            files = work()
-        manifest = _note(folder, stage, covers[stage], files, record, time.monotonic() - begun)
-    return report.read_claims(folder)
+    if "measure" in stages and not current("measure"):
+        begun, mine = time.monotonic(), [chunk for chunk in own if _trained(folder, [chunk])]
+        measure.measure(folder, plan.experiment.name, mine, plan.layout, plan.experiment.probes, stop, code)
+        if not waiting and measure.all_measured(folder, present, code):
+            # What is written once for the whole experiment has one writer; of several processes the last one merges.
+            with store.lock(folder / "lock", wait=shared):
+                if not current("measure"):
+                    measure.merge(folder, present)
+                    end("measure", ["results.csv"], begun)
+    if waiting or "report" not in stages:
+        return Outcome([], said)
+    if not current("measure"):
+        if shared and "measure" in stages:
+            return Outcome([], said or "the other processes are still measuring; the last one reports")
+        _refuse(folder, "measure", stages)
 
-
-def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list[Group], Runtime]:
-    """Checks types, ranges, names and shapes; nothing is written.
-
-    Raises:
-      ConfigError: what was wrong, what was expected and where.
-    """
-    if experiment.num_seeds < 1:
-        raise ConfigError(f"--num_seeds={experiment.num_seeds}: expected at least 1")
-    if experiment.seed + experiment.num_seeds > MAX_SEED:
-        raise ConfigError(f"--seed={experiment.seed}: expected seeds below {MAX_SEED}")
-    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        raise ConfigError("JAX_ENABLE_X64 is set: expected JAX's default of 32 bits, for which numbers are reproducible")
-    for name in experiment.probes:
-        if name not in PROBES:
-            raise ConfigError(f"unknown probe {name}; known: {', '.join(PROBES)}")
-    runtime = Runtime(backend, LANES.get(backend, 8))
-    configs = experiment.configs()
-    for config in configs.values():
-        _check_config(config)
-    groups = population.groups_of(configs, runtime)
-    for group in groups:
-        sites, along = population.sites_of(group.static, group.dials[group.settings[0]]), group.static.config.keep.along
-        if along not in ("last_hidden", *sites):
-            raise ConfigError(f"config.keep.along={along}: unknown site; known: last_hidden, {', '.join(sites)}")
-    return configs, groups, runtime
+    begun = time.monotonic()
+    with store.lock(folder / "lock", wait=shared):
+        if not current("report"):
+            for chunk in present:
+                measure.verify_chunk(folder / chunk.path)
+            end("report", report.write(folder, _described(plan.experiment, said), module), begun)
+    return Outcome(report.read_claims(folder), said)
 
 
-def _check_config(config: Config) -> None:
-    check_types(config)
-    for kind, name, known in (("task", config.task.name, DATA), ("model", config.model.name, MODELS)):
-        if name not in known:
-            raise ConfigError(f"config.{kind}.name={name}: unknown; known: {', '.join(known)}")
-    DATA[config.task.name].check(config.task)
-    task, training_ = config.task, config.training
-    if not config.model.widths:
-        raise ConfigError("config.model.widths is empty: expected at least one hidden layer, such as 128,64")
-    if training_.batch_size > task.num_train:
-        raise ConfigError(
-            f"config.training.batch_size={training_.batch_size}: expected at most config.task.num_train={task.num_train}"
-        )
-    if task.num_test > task.num_train:
-        raise ConfigError(f"config.task.num_test={task.num_test}: expected at most config.task.num_train={task.num_train}")
-    phases = config.num_phases
-    for row in training_.loss_weights:
-        if len(row) != num_outputs(task):
-            raise ConfigError(f"config.training.loss_weights: expected {num_outputs(task)} weights a phase, one an output")
-    ends = training_.phase_ends or (config.num_steps,)
-    rising = all(a < b for a, b in itertools.pairwise(ends))
-    if len(ends) != phases or ends[-1] != config.num_steps or not rising:
-        raise ConfigError(
-            f"config.training.phase_ends={training_.phase_ends}: expected {phases} rising steps that end at "
-            f"{config.num_steps}"
-        )
+def _refuse(folder: Path, stale: str, stages: Sequence[str]) -> None:
+    """Raises StoreError where a stage after a stale one is asked for."""
+    if any(STAGES.index(stage) > STAGES.index(stale) for stage in stages):
+        raise store.StoreError(f"{folder}: stage {stale} is not up to date; rerun with --stage={stale},{','.join(stages)}")
 
 
-def recorded_rows(folder: Path) -> int:
-    """Rows of a workdir's layout, which on CPU should also be its number of virtual devices; 0: there is none yet."""
-    path = folder / "manifest.json"
-    return int(store.read_json(path, "train")["layout"]["rows"]) if path.exists() else 0
+def _in_words(chunks: Sequence[Chunk], missing: Sequence[Chunk]) -> str:
+    """`2 of 3 chunks are there (16 of 24 runs); missing: ...`, or nothing where none is missing."""
+    if not missing:
+        return ""
+    runs, left = sum(len(c.runs) for c in chunks), sum(len(c.runs) for c in missing)
+    names = ", ".join(c.path for c in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    counts = f"{len(chunks) - len(missing)} of {len(chunks)} chunks are there ({runs - left} of {runs} runs)"
+    return f"{counts}; missing: {names}"
 
 
-def place(experiment: Experiment, checked: tuple, folder: Path, devices: int) -> Plan:
-    """Lays the runs out: as the workdir has them, or anew.
-
-    Raises:
-      ConfigError: the workdir holds another configuration, or more seeds.
-    """
-    configs, groups, runtime = checked
-    layout = Layout(devices, runtime.lanes, experiment.seed, (experiment.num_seeds,))
-    plan = Plan(experiment, configs, groups, layout, runtime)
-    if not (folder / "manifest.json").exists():
-        return plan
-    manifest = store.read_json(folder / "manifest.json", "train")
-    _same(folder, manifest["train_covers"], covered(plan)["train"])
-    extents = tuple(manifest["layout"]["extents"])
-    if experiment.num_seeds < extents[-1]:
-        raise ConfigError(
-            f"{folder} holds {extents[-1]} seeds, but --num_seeds={experiment.num_seeds} was asked for: ask for at least "
-            f"{extents[-1]}, or use another --workdir"
-        )
-    if experiment.num_seeds > extents[-1]:
-        extents = (*extents, experiment.num_seeds)
-    return plan._replace(layout=Layout(manifest["layout"]["rows"], runtime.lanes, experiment.seed, extents))
+def _described(experiment: Experiment, said: str) -> Experiment:
+    """The experiment, with what is missing among what differs from the reference settings."""
+    return dataclasses.replace(experiment, variant=", ".join(v for v in (experiment.variant, said) if v))
 
 
-def covered(plan: Plan) -> dict[str, dict[str, Any]]:
-    """What each stage depends on: the contents of its fingerprint."""
-    settings = {name: {k: _plain(v) for k, v in flatten(config).items()} for name, config in plan.configs.items()}
-    runtime = dataclasses.asdict(plan.runtime)
-    train = {"format": store.FORMAT, "settings": settings, "runtime": runtime, "seed": plan.layout.seed}
-    here = Path(__file__).parent
-    probes = {"probes": list(plan.experiment.probes), "source": _source(here / "probes", here / "measure.py")}
-    measured = {"train": train, "seeds": list(plan.layout.extents), **probes}
-    claims = {"source": _source(here / "report", here / "statistics.py")}
-    return {
-        "train": {"train": train, "seeds": list(plan.layout.extents)},
-        "measure": measured,
-        "report": {"measure": measured, **claims},
-    }
-
-
-def _source(*places: Path) -> str:
-    """Digest of code, so that a changed probe or claim reruns its stage and what follows it."""
-    files = sorted(f for p in places for f in (p.rglob("*") if p.is_dir() else [p]) if f.suffix in (".py", ".html"))
-    return store.digest([store.checksum(f) for f in files])
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises ConfigError naming the first field in which two trainings differ."""
-    new = new["train"]
-    pairs = [("the seed", old["seed"], new["seed"])]
-    pairs += [(f"runtime.{k}", old["runtime"].get(k), v) for k, v in new["runtime"].items()]
-    pairs.append(("settings", sorted(old["settings"]), sorted(new["settings"])))
-    for name in sorted(set(old["settings"]) & set(new["settings"])):
-        fields = new["settings"][name]
-        pairs += [(f"config.{k} (setting {name})", old["settings"][name].get(k), v) for k, v in fields.items()]
-    for what, before, now in pairs:
-        if before != now:
-            raise ConfigError(
-                f"{folder} was trained with {what} = {before}, but this command asks for {now}: use the same value, or "
-                f"another --workdir"
-            )
-
-
-def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Makes the folder and its manifest; a manifest that is there keeps its stages."""
     if not _trained(folder, plan.chunks):
         need = estimate(plan)["disk_bytes"] * DISK_MARGIN - _used(folder)
-        free = shutil.disk_usage(_existing(folder)).free
+        free = shutil.disk_usage(existing(folder)).free
         if need > free:
             raise store.StoreError(f"{folder}: needs about {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free")
     path, extents = folder / "manifest.json", list(plan.layout.extents)
     with store.lock(folder / "manifest.lock", wait=True):
-        store.sweep(folder)
-        store.sweep(folder / "figures")
+        _sweep(folder)
         manifest = store.read_json(path, "train") if path.exists() else {"format": store.FORMAT, "stages": {}}
         there = manifest.get("layout", {"extents": extents})["extents"]
         if there != extents[: len(there)]:
@@ -246,45 +140,27 @@ def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[
         if any(manifest.get(k) != v for k, v in fresh.items()):
             manifest |= {**fresh, "record": {**record, "variant": plan.experiment.variant}}
             store.write_json(path, manifest)
-    return manifest
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a killed process left half-written, unless a live one is writing there."""
+    with contextlib.suppress(store.StoreError), store.lock(folder / "lock"):
+        store.sweep(folder)
+        store.sweep(folder / "figures")
 
 
 def _used(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # another process's temporary file
+                total += os.stat(os.path.join(root, name)).st_size
+    return total
 
 
-def _existing(folder: Path) -> Path:
-    return next(p for p in (folder, *folder.absolute().parents) if p.exists())
-
-
-def check_workdir(folder: Path) -> None:
-    """Raises ConfigError when a folder is a file or cannot be written."""
-    place = _existing(folder)
-    if not place.is_dir():
-        raise ConfigError(f"--workdir={folder.parent}: {place} is a file; expected a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"--workdir={folder.parent}: {place} cannot be written")
-
-
-def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
-    """`settings.csv`: a row a setting, a column a field."""
-    rows = []
-    for group in plan.groups:
-        sites = " ".join(population.sites_of(group.static, group.dials[group.settings[0]]))
-        for name in group.settings:
-            config = plan.configs[name]
-            task = config.task
-            outputs = " ".join(task.outputs or DATA[task.name].feature_names(task))
-            values = [str(_plain(v)) for v in flatten(config).values()]
-            rows.append([name, name.split(".")[0], group.name, config.num_steps, outputs, sites, *values])
-    return ["setting", "column", "group", "num_steps", "outputs", "sites", *flatten(plan.experiment.config)], rows
-
-
-def _current(
-    folder: Path, manifest: Mapping[str, Any], stage: str, covers: Mapping[str, Any], chunks: Sequence[Chunk]
-) -> bool:
+def _current(folder: Path, stage: str, covers: Mapping[str, Any], chunks: Sequence[Chunk]) -> bool:
     """Whether a stage was done with the same fingerprint and its files are as it left them."""
-    entry = manifest["stages"].get(stage)
+    entry = store.read_json(folder / "manifest.json", "train")["stages"].get(stage)
     if entry is None or entry["fingerprint"] != store.digest(covers):
         return False
     if stage == "train" and not _trained(folder, chunks):
@@ -296,55 +172,15 @@ def _trained(folder: Path, chunks: Sequence[Chunk]) -> bool:
     return all((folder / c.path / "done.json").is_file() for c in chunks)
 
 
-def _note(
-    folder: Path, stage: str, covers: Any, files: Sequence[str], record: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
+def _note(folder: Path, stage: str, covers: Any, files: Sequence[str], record: Mapping[str, Any], seconds: float) -> None:
     """Writes down in the manifest that a stage is done. Commit and seconds are recorded, not compared."""
     with store.lock(folder / "manifest.lock", wait=True):
         manifest = store.read_json(folder / "manifest.json", "train")
-        manifest["stages"][stage] = {
-            "fingerprint": store.digest(covers),
-            "files": {name: store.checksum(folder / name) for name in files},
-            "commit": record["commit"],
-            "wall_seconds": round(seconds, 1),  # of the process that ended it
-        }
-        for later in STAGES[STAGES.index(stage) + 1 :]:
-            manifest["stages"].pop(later, None)
-        store.write_json(folder / "manifest.json", manifest)
-    return manifest
-
-
-def estimate(plan: Plan) -> dict[str, float]:
-    """What a run will cost. Returns: chunks, compilations, runs, run_steps, flops, disk_bytes, device_bytes."""
-    total: dict[str, float] = dict.fromkeys(
-        ("chunks", "compilations", "runs", "run_steps", "flops", "disk_bytes", "device_bytes"), 0.0
-    )
-    seeds, stack = plan.layout.extents[-1], plan.layout.rows * plan.layout.lanes
-    devices = min(plan.layout.rows, len(jax.devices()))
-    total["chunks"] = len(plan.chunks)
-    for group in plan.groups:
-        static, config, dials = group.static, group.static.config, group.dials[group.settings[0]]
-        runs = seeds * len(group.settings)
-        sites = population.sites_of(static, dials)
-        along = population.resolve_site(config.keep.along, tuple(sites))
-        kept = {n: len(population.snapshots_of(config)) if n == along else 2 for n in sites}
-        activations = sum(4 * kept[n] * examples * units for n, (examples, units) in sites.items())
-        step_flops, state_bytes, data_bytes = _cost_of_run(static, dials)
-        looking = sum(4 * examples * units for examples, units in sites.values())
-        total["compilations"] += 5
-        total["runs"] += runs
-        total["run_steps"] += runs * config.num_steps
-        total["flops"] += runs * config.num_steps * step_flops
-        total["disk_bytes"] += runs * (activations + 2 * state_bytes)
-        total["device_bytes"] = max(total["device_bytes"], stack / devices * (4 * state_bytes + data_bytes + looking))
-    return total
-
-
-def _cost_of_run(static: Any, dials: Any) -> tuple[float, float, float]:
-    """Floating-point operations of one update (6 a weight and example), bytes of a run's state, bytes of its data."""
-    config, seed = static.config, jax.ShapeDtypeStruct((), jnp.int32)
-    data = jax.eval_shape(lambda d, s: training.make_data(config.task, config.keep.probe_set, d, s), dials, seed)
-    state = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, seed)
-    weights = sum(x.size for x in jax.tree.leaves(state.params) if x.ndim > 1)
-    sizes = [float(sum(4 * x.size for x in jax.tree.leaves(tree))) for tree in (state, data)]
-    return 6.0 * weights * config.training.batch_size, sizes[0], sizes[1]
+        entry = {"fingerprint": store.digest(covers), "files": {name: store.checksum(folder / name) for name in files}}
+        before = manifest["stages"].get(stage, {})
+        if {k: before.get(k) for k in entry} != entry:
+            # Seconds are those of the process that ended it.
+            manifest["stages"][stage] = {**entry, "commit": record["commit"], "wall_seconds": round(seconds, 1)}
+            for later in STAGES[STAGES.index(stage) + 1 :]:
+                manifest["stages"].pop(later, None)
+            store.write_json(folder / "manifest.json", manifest)

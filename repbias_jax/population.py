@@ -6,25 +6,27 @@ other. So bits depend on the number of lanes and not on the number of devices, c
 devices can be finished on one. No program has a collective.
 """
 
+import contextlib
 import functools
 import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from repbias_jax import store, training
+from repbias_jax import devices, store, training
 from repbias_jax.config import Config, Dials, Runtime, Static, Task, dials_of, flatten, num_outputs, static_half
 from repbias_jax.data import DATA
+from repbias_jax.devices import Spread, make_mesh
 
 FIRST_STEPS = 64  # of a segment, before it is known how long a step takes
 SEGMENT_SECONDS = 20.0  # a longer stretch is cut, so that signals and checkpoints are never far away
@@ -92,6 +94,22 @@ def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
     return chunks
 
 
+def share_of(chunks: Sequence[Chunk], index: int, count: int) -> list[Chunk]:
+    """The chunks of one of `count` independent processes: dealt out by cost, dearest first.
+
+    Every chunk is in exactly one share, whatever `count` is; a process that is started again with another `count`
+    skips what is done.
+    """
+
+    def cost(chunk: Chunk) -> float:
+        config = chunk.group.static.config
+        weights = sum(a * b for a, b in itertools.pairwise((config.task.num_bits, *config.model.widths)))
+        return len(chunk.runs) * config.num_steps * config.training.batch_size * weights
+
+    dealt = sorted(range(len(chunks)), key=lambda i: -cost(chunks[i]))  # stable: every process deals alike
+    return [chunks[i] for i in sorted(dealt[index::count])]
+
+
 def snapshots_of(config: Config) -> tuple[int, ...]:
     """Steps at which the site along training is kept."""
     keep, end, steps, step = config.keep, config.num_steps, [0], 0
@@ -131,81 +149,42 @@ def resolve_site(name: str, sites: Sequence[str]) -> str:
     return [site for site in sites if site != "logits"][-1] if name == "last_hidden" else name
 
 
-def saved_like(one: Any, config: Config, layout: Layout) -> store.Saved:
-    """A chunk's checkpoint as shapes, curves NaN. Args: one, the state of one run as shapes."""
+def saved_like(one: Any, config: Config, layout: Layout, sharding: jax.sharding.Sharding) -> store.Saved:
+    """A chunk's checkpoint as shapes. Args: one, the state of one run as shapes; where it shall come back to."""
     stack = (layout.rows, layout.lanes)
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*stack, *x.shape), x.dtype), one)
+
+    def stacked(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*stack, *shape), dtype, sharding=sharding)
+
     curve = (len(points_of(config)), len(training.SPLITS), num_outputs(config.task), len(training.METRICS))
-    return store.Saved(state, np.zeros(stack, np.uint32), np.full((*stack, *curve), np.nan, np.float32))
+    state = jax.tree.map(lambda x: stacked(x.shape, x.dtype), one)
+    return store.Saved(state, stacked((), np.uint32), stacked(curve, np.float32), stacked((), np.uint32))
+
+
+def is_sound(fingerprint: Callable[[Any], jax.Array], saved: store.Saved) -> bool:
+    """Whether a restored checkpoint has the fingerprints it was saved with, on every process."""
+    pairs = ((saved.state, saved.fingerprints), (saved.curves, saved.curve_sums))
+    right = all(np.array_equal(devices.fetch(fingerprint(x)), devices.fetch(prints)) for x, prints in pairs)
+    return not devices.agree(not right)[0]
 
 
 class Programs:
     """The compiled programs of a group; one compilation each, whatever the number of chunks, segments and runs."""
 
     def __init__(self, static: Static, mesh: Mesh):
-        self.sharding = NamedSharding(mesh, P("runs"))
+        self.mesh, self.sharding = mesh, NamedSharding(mesh, P("runs"))
         self.data = _data_program(static.config.task, static.config.keep.probe_set, mesh)
-        self.init = _Spread(mesh, lambda d, s: training.init(static, d, s), 2, by_lane=False)
-        self.segment = _Spread(mesh, lambda *a: training.segment(static, *a), 4, shared=2)
-        self.observe = _Spread(mesh, lambda d, x, s: training.observe(static, d, x, s), 3)
-        self.represent = _Spread(mesh, lambda d, x, s: training.represent(static, d, x, s), 3)
-        self.fingerprint = _Spread(mesh, store.fingerprint, 1)
+        self.init = Spread(mesh, lambda d, s: training.init(static, d, s), 2, by_lane=False)
+        self.segment = Spread(mesh, lambda *a: training.segment(static, *a), 4, shared=2)
+        self.observe = Spread(mesh, lambda d, x, s: training.observe(static, d, x, s), 3)
+        self.represent = Spread(mesh, lambda d, x, s: training.represent(static, d, x, s), 3)
+        self.fingerprint = Spread(mesh, store.fingerprint, 1)
 
 
 @functools.cache
-def _data_program(task: Task, probe_set: str, mesh: Mesh) -> "_Spread":
+def _data_program(task: Task, probe_set: str, mesh: Mesh) -> Spread:
     """Groups that differ in model or optimizer share their data program, which is the slowest to compile."""
-    return _Spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s), 2, by_lane=False)
-
-
-class _Spread:
-    """A function of one run, for runs `[rows, lanes]`: a row a device, lanes at once.
-
-    The program on a device is always that of ONE row, so that bits do not depend on the number of devices. Where there
-    are more rows than devices (a workdir begun on a larger machine), as many rows as devices are done at a time.
-    """
-
-    def __init__(self, mesh: Mesh, function: Callable, mapped: int, shared: int = 0, by_lane: bool = True):
-        """Compiles nothing yet.
-
-        Args:
-          mesh: one axis, `runs`.
-          function: of `mapped` arguments of one run and then `shared` ones.
-          mapped: arguments with leading axes `[rows, lanes]`.
-          shared: arguments that are the same for all.
-          by_lane: False for what runs once, where mapping lanes in turn compiles faster.
-        """
-
-        def on_device(*arguments):
-            row, common = jax.tree.map(lambda x: x[0], arguments[:mapped]), arguments[mapped:]
-
-            def one_run(*run):
-                return function(*run, *common)
-
-            found = jax.vmap(one_run)(*row) if by_lane else jax.lax.map(lambda run: one_run(*run), row)
-            return jax.tree.map(lambda x: x[None], found)
-
-        specs = (P("runs"),) * mapped + (P(),) * shared
-        self.program = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("runs")))
-        self.mapped, self.devices, self.sharding = mapped, mesh.size, NamedSharding(mesh, P("runs"))
-
-    def __call__(self, *arguments):
-        own, common = arguments[: self.mapped], arguments[self.mapped :]
-        rows = jax.tree.leaves(own)[0].shape[0]
-        if rows == self.devices:
-            return self.program(*arguments)
-        found = []
-        for first in range(0, rows, self.devices):
-            piece = jax.tree.map(lambda x, a=first: x[a : a + self.devices], own)
-            found.append(self.program(*jax.device_put(piece, self.sharding), *common))
-        return jax.device_put(jax.tree.map(lambda *x: jnp.concatenate(x), *found), self.sharding)
-
-
-def make_mesh(rows: int) -> Mesh:
-    """A mesh over as many devices as divide the rows evenly."""
-    devices = jax.devices()
-    size = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
-    return jax.make_mesh((size,), ("runs",), axis_types=(AxisType.Auto,), devices=devices[:size])
+    return Spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s), 2, by_lane=False)
 
 
 class Progress:
@@ -215,7 +194,9 @@ class Progress:
         self.runs, self.total, self.every = runs, run_steps, every
         self.done_runs, self.done, self.begun = 0, 0, time.monotonic()
         self.fresh, self.spoken = 0, self.begun
-        self.bar = tqdm(total=run_steps, unit="run-step", unit_scale=True, disable=not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=run_steps, unit="run-step", unit_scale=True, disable=not (sys.stderr.isatty() and devices.is_first())
+        )
 
     def skip(self, runs: int, run_steps: int) -> None:
         """Counts what was there already."""
@@ -228,7 +209,7 @@ class Progress:
         self.bar.update(steps * len(chunk.runs))
         self.bar.set_description(f"{self.done_runs}/{self.runs} runs, step {step}", refresh=False)
         now = time.monotonic()
-        if self.bar.disable and now - self.spoken >= self.every:
+        if devices.is_first() and self.bar.disable and now - self.spoken >= self.every:
             self.spoken = now
             rate = self.fresh / max(now - self.begun, 1e-9)
             print(
@@ -250,7 +231,7 @@ def train(
 
     Args:
       folder: the experiment's folder.
-      chunks: from `chunks_of`.
+      chunks: from `chunks_of`, or a share of them.
       layout: rows and lanes.
       stop: polled between segments; when true, everything is saved and `Interrupted` raised.
       checkpoint_seconds: shortest time between two checkpoints.
@@ -264,9 +245,10 @@ def train(
             todo = [c for c in members if not _is_done(folder / c.path, c, progress)]
             programs = Programs(todo[0].group.static, mesh) if todo else None
             for chunk in todo:
-                if stop():
+                if devices.agree(stop())[0]:
                     raise Interrupted(f"stopped before {chunk.path}; the chunks before it are done")
-                with store.lock(folder / chunk.path / "lock"):
+                lock = store.lock(folder / chunk.path / "lock") if devices.is_first() else contextlib.nullcontext()
+                with lock:
                     if not _is_done(folder / chunk.path, chunk, progress):
                         _Trainer(folder / chunk.path, chunk, layout, programs, progress).run(stop, checkpoint_seconds)
     finally:
@@ -274,7 +256,8 @@ def train(
 
 
 def _is_done(folder: Path, chunk: Chunk, progress: Progress) -> bool:
-    if not (folder / "done.json").exists():
+    # Of several processes only one writes the marker: a chunk is done when the slowest of them sees it.
+    if devices.agree(not (folder / "done.json").exists())[0]:
         return False
     done = store.read_json(folder / "done.json", "train")
     if [(r["setting"], r["seed"]) for r in done["runs"]] != list(chunk.runs):
@@ -290,19 +273,29 @@ class _Trainer:
         self.folder, self.chunk, self.layout, self.programs, self.progress = folder, chunk, layout, programs, progress
         self.config = chunk.group.static.config
         self.points = points_of(self.config)
-        shape = (layout.rows, layout.lanes)
+        self.rows = devices.rows_here(layout.rows, programs.mesh)
         # A short last chunk is filled up with copies of its last run, which are computed and dropped.
-        filled = [*chunk.runs, *[chunk.runs[-1]] * (math.prod(shape) - len(chunk.runs))]
-        sharding = programs.sharding
-        dials = [chunk.group.dials[setting] for setting, _ in filled]
-        self.dials = jax.device_put(
-            jax.tree.map(lambda *x: np.stack([np.asarray(v) for v in x]).reshape(*shape, *x[0].shape), *dials), sharding
-        )
-        self.seeds = jax.device_put(np.asarray([k for _, k in filled], np.int32).reshape(shape), sharding)
+        filled = [*chunk.runs, *[chunk.runs[-1]] * (layout.rows * layout.lanes - len(chunk.runs))]
+        here = filled[self.rows.start * layout.lanes : self.rows.stop * layout.lanes]
+        self.runs = slice(self.rows.start * layout.lanes, min(self.rows.stop * layout.lanes, len(chunk.runs)))
+        dials = [chunk.group.dials[setting] for setting, _ in here]
+        self.dials = jax.tree.map(lambda *x: self._place(np.stack([np.asarray(v) for v in x])), *dials)
+        self.seeds = self._place(np.asarray([k for _, k in here], np.int32))
+
+    def _place(self, values: np.ndarray) -> jax.Array:
+        """Values of this process's runs `[run, ...]`, filled up, as an array `[rows, lanes, ...]` over the devices."""
+        values = values.reshape(len(self.rows), self.layout.lanes, *values.shape[1:])
+        return devices.place(values, self.layout.rows, self.rows, self.programs.sharding)
+
+    def _real(self, values: np.ndarray) -> np.ndarray:
+        """This process's own runs `[run, ...]` of its values `[rows, lanes, ...]`, without what fills them up."""
+        return values.reshape(-1, *values.shape[2:])[: max(0, self.runs.stop - self.runs.start)]
 
     def run(self, stop: Callable[[], bool], checkpoint_seconds: float) -> None:
         """Trains to the end; raises Interrupted after saving when `stop` says so."""
-        store.sweep(self.folder)
+        if devices.is_first():
+            store.sweep(self.folder)
+        devices.agree(0)  # nobody writes before everything is swept
         data = self.programs.data(self.dials, self.seeds)
         checkpoints = store.Checkpoints(self.folder / "checkpoint")
         try:
@@ -311,7 +304,7 @@ class _Trainer:
             self.progress.skip(0, step * len(self.chunk.runs))
             if step == 0:
                 self._look(0, data, state, curves, activations)
-            else:
+            elif devices.is_first():
                 print(f"train: {self.chunk.path} resumed at step {step}", file=sys.stderr, flush=True)
             clock, longest = time.monotonic(), FIRST_STEPS
             while step < self.config.num_steps:
@@ -321,10 +314,11 @@ class _Trainer:
                 if end in self.points:
                     self._look(end, data, state, curves, activations)
                 jax.block_until_ready(state)
-                longest = max(1, int(SEGMENT_SECONDS * (end - step) / (time.monotonic() - begun)))
+                now = time.monotonic()
+                ending, seconds, waited = devices.agree(stop(), now - begun, now - clock)
+                longest = max(1, int(SEGMENT_SECONDS * (end - step) / seconds))
                 advanced, step = end - step, end
-                ending = stop()
-                if ending or step == self.config.num_steps or time.monotonic() - clock >= checkpoint_seconds:
+                if ending or step == self.config.num_steps or waited >= checkpoint_seconds:
                     self._save(checkpoints, step, state, curves)
                     clock = time.monotonic()
                 self.progress.advance(self.chunk, step, advanced)
@@ -337,21 +331,21 @@ class _Trainer:
 
     def _start(self, checkpoints: store.Checkpoints) -> tuple[int, Any, np.ndarray]:
         """Step, state and curves to go on from."""
-        like = saved_like(None, self.config, self.layout)._replace(state=self.programs.init(self.dials, self.seeds))
-        step, saved, damaged = checkpoints.restore(like, self.programs.fingerprint)
+        state = self.programs.init(self.dials, self.seeds)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), state)
+        like = saved_like(one, self.config, self.layout, self.programs.sharding)
+        step, saved, damaged = checkpoints.restore(like, lambda found: is_sound(self.programs.fingerprint, found), True)
         for line in damaged:
             print(line, file=sys.stderr, flush=True)
-        return max(step, 0), saved.state, np.array(saved.curves)
+        if saved is None:
+            return 0, state, np.full((len(self.rows), *like.curves.shape[1:]), np.nan, np.float32)
+        return step, saved.state, np.array(devices.fetch(saved.curves))
 
     def _open(self, data: training.Data) -> store.Activations:
         """The arrays of this chunk, made where they are missing."""
-        runs, factors = len(self.chunk.runs), {}
-        for name, values in data.probe_factors.items():
-            factors[f"factor.{name}"] = (("run", "example"), self._real(values).astype(np.int8))
         settings = sorted({setting for setting, _ in self.chunk.runs})
-        examples = next(iter(factors.values()))[1].shape[1]
+        examples = self.config.task.num_probe
         coordinates = {
-            **factors,
             "split": (("example",), np.repeat(np.asarray([0, 1], np.int8), examples // 2)),
             "seed": (("run",), np.asarray([k for _, k in self.chunk.runs], np.int32)),
             "setting": (("run",), np.asarray([settings.index(s) for s, _ in self.chunk.runs], np.int32)),
@@ -362,40 +356,46 @@ class _Trainer:
         attributes = {"settings": settings, "sites": list(sites), "along": along, "split": "0 fit, 1 score"}
         activations = store.Activations(self.folder / "activations.zarr")
         shapes = {name: (self.kept[name], *sites[name]) for name in sites}
-        activations.create(shapes, runs, self.layout.lanes, coordinates, attributes)
+        factors = {f"factor.{name}": values for name, values in data.probe_factors.items()}
+        size = store.Size(len(self.chunk.runs), self.layout.lanes, examples)
+        activations.create(shapes, size, tuple(factors), coordinates, attributes)
+        for name, values in factors.items():
+            activations.write(name, self.runs, self._real(devices.fetch(values)).astype(np.int8))
         return activations
-
-    def _real(self, values: Any) -> np.ndarray:
-        """The chunk's own runs `[run, ...]` of values `[rows, lanes, ...]`, without what fills it up."""
-        host = np.asarray(values)
-        return host.reshape(-1, *host.shape[2:])[: len(self.chunk.runs)]
 
     def _look(self, step: int, data: Any, state: Any, curves: np.ndarray, activations: store.Activations) -> None:
         """Records a point of the curves and, at a snapshot, the activations."""
-        curves[:, :, self.points.index(step)] = np.asarray(self.programs.observe(self.dials, data, state))
+        curves[:, :, self.points.index(step)] = devices.fetch(self.programs.observe(self.dials, data, state))
         wanted = [name for name, steps in self.kept.items() if step in steps]
         sites = self.programs.represent(self.dials, data, state) if wanted else {}
         for name in wanted:
-            activations.write(name, self.kept[name].index(step), self._real(sites[name]))
+            place = (self.runs, self.kept[name].index(step))
+            activations.write(name, place, self._real(devices.fetch(sites[name])))
 
     def _save(self, checkpoints: store.Checkpoints, step: int, state: Any, curves: np.ndarray) -> None:
-        checkpoints.save(step, store.Saved(state, np.asarray(self.programs.fingerprint(state)), curves))
+        spread = self._place(curves.reshape(-1, *curves.shape[2:]))
+        prints, sums = (self.programs.fingerprint(x) for x in (state, spread))
+        checkpoints.save(step, store.Saved(state, prints, spread, sums))
 
     def _finish(self, state: Any, curves: np.ndarray) -> None:
-        """Writes the curves and the done marker."""
-        names = training.SPLITS
-        rows = [
-            (setting, seed, step, output, names[split], *(store.number(v) for v in values[t, split, output]))
-            for (setting, seed), values in zip(self.chunk.runs, self._real(curves), strict=True)
-            for t, step in enumerate(self.points)
-            for split in range(2)
-            for output in range(values.shape[2])
-        ]
-        store.write_table(self.folder / "curves.csv", store.CURVE_COLUMNS, rows)
-        prints = self._real(self.programs.fingerprint(state))
-        runs = [
-            {"setting": setting, "seed": seed, "fingerprint": f"{int(value):08x}"}
-            for (setting, seed), value in zip(self.chunk.runs, prints, strict=True)
-        ]
-        steps, sums = self.config.num_steps, store.metadata_sums(self.folder)
-        store.write_json(self.folder / "done.json", {"format": store.FORMAT, "runs": runs, "steps": steps, "files": sums})
+        """Writes the curves and the done marker, once for all processes."""
+        prints = devices.gather(self.programs.fingerprint(state)).reshape(-1)
+        every = devices.gather(self._place(curves.reshape(-1, *curves.shape[2:])))
+        if devices.is_first():
+            every = every.reshape(-1, *every.shape[2:])
+            store.write_table(self.folder / "curves.csv", store.CURVE_COLUMNS, self._curve_rows(every))
+            runs = [
+                {"setting": setting, "seed": seed, "fingerprint": f"{int(value):08x}"}
+                for (setting, seed), value in zip(self.chunk.runs, prints, strict=False)
+            ]
+            done = {"format": store.FORMAT, "runs": runs, "steps": self.config.num_steps}
+            store.write_json(self.folder / "done.json", done | {"files": store.metadata_sums(self.folder)})
+        devices.agree(0)  # nobody looks for the marker before it is there
+
+    def _curve_rows(self, curves: np.ndarray) -> Iterator[tuple[Any, ...]]:
+        """Rows of `curves.csv`. Args: curves of all runs `[run, points, 2, O, 3]`, filled up."""
+        for (setting, seed), values in zip(self.chunk.runs, curves, strict=False):
+            for t, step in enumerate(self.points):
+                for split, name in enumerate(training.SPLITS):
+                    for output in range(values.shape[2]):
+                        yield setting, seed, step, output, name, *(store.number(v) for v in values[t, split, output])

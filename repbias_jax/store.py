@@ -15,8 +15,7 @@ import os
 import shutil
 import socket
 import tempfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -27,7 +26,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from jax import Array
 
-FORMAT = 1
+FORMAT = 2
 CURVE_COLUMNS = ("setting", "seed", "step", "output", "split", "loss", "accuracy", "worst_class")
 # What a damaged file makes orbax and tensorstore raise: both report it by one of these.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
@@ -71,13 +70,14 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON with sorted keys."""
-    write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON with sorted keys and a digest of itself, so that no damage to it goes unseen."""
+    signed = {**content, "digest": digest(content)}
+    write_bytes(path, (json.dumps(signed, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path, stage: str) -> Any:
-    """Reads JSON of this format. Raises StoreError naming the file and the stage to rerun."""
+    """Reads what `write_json` wrote. Raises StoreError naming the file and the stage to rerun."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -85,6 +85,8 @@ def read_json(path: Path, stage: str) -> Any:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise StoreError(f"{path}: format {found}, expected {FORMAT}; delete it and rerun --stage={stage}")
+    if content.pop("digest", None) != digest(content):
+        raise StoreError(f"{path}: damaged; delete it and rerun --stage={stage}")
     return content
 
 
@@ -175,8 +177,9 @@ class Saved(NamedTuple):
     """One checkpoint: all runs of a chunk, stacked."""
 
     state: Any  # [rows, lanes, ...] each
-    fingerprints: Any  # uint32 [rows, lanes]
+    fingerprints: Any  # of the state, uint32 [rows, lanes]
     curves: Any  # float32 [rows, lanes, points, 2, O, 3]; NaN where not yet reached
+    curve_sums: Any  # fingerprints of the curves, uint32 [rows, lanes]
 
 
 class Checkpoints:
@@ -189,44 +192,41 @@ class Checkpoints:
 
     def save(self, step: int, saved: Saved) -> None:
         """Saves all runs at a step. Raises StoreError when it cannot; the checkpoint before is then still whole."""
-        tree = {**saved._asdict(), "curves_sum": np.asarray([_crc(saved.curves)], np.uint32)}
         with writing(self.folder):
-            written = self._manager.save(step, args=ocp.args.StandardSave(tree))  # pyright: ignore[reportCallIssue]
+            written = self._manager.save(step, args=ocp.args.StandardSave(saved._asdict()))  # pyright: ignore[reportCallIssue]
         if not written:
             raise StoreError(f"{self.folder}: step {step} was not saved; delete {self.folder} and rerun --stage=train")
 
-    def restore(self, like: Saved, check: Any) -> tuple[int, Saved, list[str]]:
+    def restore(self, like: Saved, is_sound: Callable[[Saved], bool], remove: bool) -> tuple[int, Saved | None, list[str]]:
         """The newest sound checkpoint.
 
         Args:
-          like: arrays or shapes with shardings, as they shall come back.
-          check: function from a restored state to its fingerprints.
+          like: shapes with shardings, as they shall come back.
+          is_sound: whether a restored checkpoint has its fingerprints; asked on every process at once.
+          remove: damaged ones, so that the steps after can be saved again: orbax saves none that is not newer.
 
         Returns:
-          Its step (-1: none is sound), the checkpoint, and a line for each damaged one that was passed over.
+          Its step and the checkpoint (-1 and None: none is sound), and a line for each damaged one that was passed over.
         """
-        target = {**like._asdict(), "curves_sum": np.zeros(1, np.uint32)}
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            saved = self._restore_one(step, target, check)
+            saved = self._restore_one(step, like, is_sound)
             if saved is not None:
                 return step, saved, damaged
-            # Orbax saves no step that is not newer than what is there, so what is damaged has to go.
-            shutil.rmtree(self.folder / str(step), ignore_errors=True)
-            self._manager.reload()
-            damaged.append(f"{self.folder / str(step)}: damaged checkpoint passed over and removed")
-        return -1, like, damaged
+            damaged.append(f"{self.folder / str(step)}: damaged checkpoint passed over")
+            if remove:
+                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+                self._manager.reload()
+        return -1, None, damaged
 
-    def _restore_one(self, step: int, target: Any, check: Any) -> Saved | None:
-        """A checkpoint whose fingerprints and curves are as they were saved, or None."""
+    def _restore_one(self, step: int, like: Saved, is_sound: Callable[[Saved], bool]) -> Saved | None:
+        """A checkpoint whose fingerprints are as they were saved, or None."""
         try:
-            found: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
+            found: Any = self._manager.restore(step, args=ocp.args.StandardRestore(like._asdict()))  # pyright: ignore[reportCallIssue]
         except DAMAGE:
             return None
-        sums = found.pop("curves_sum")
         saved = Saved(**found)
-        sound = np.array_equal(np.asarray(check(saved.state)), np.asarray(saved.fingerprints))
-        return saved if sound and int(sums[0]) == _crc(saved.curves) else None
+        return saved if is_sound(saved) else None
 
     def close(self) -> None:
         """Waits for and releases what orbax holds."""
@@ -244,8 +244,12 @@ def writing(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: cannot be written ({reason}); {free:.2f} GB are free there") from error
 
 
-def _crc(array: Any) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+class Size(NamedTuple):
+    """Sizes of a chunk's arrays."""
+
+    runs: int
+    lanes: int  # runs of one piece on disk, which has one writer
+    examples: int
 
 
 class Activations:
@@ -258,8 +262,8 @@ class Activations:
     def create(
         self,
         sites: Mapping[str, tuple[tuple[int, ...], int, int]],
-        runs: int,
-        lanes: int,
+        size: Size,
+        factors: Sequence[str],
         coordinates: Mapping[str, tuple[tuple[str, ...], np.ndarray]],
         attributes: Mapping[str, Any],
     ) -> None:
@@ -267,26 +271,32 @@ class Activations:
 
         Args:
           sites: by name, the steps of its snapshots, examples N and units D.
-          runs: runs of the chunk.
-          lanes: runs of one piece on disk.
+          size: runs, runs of a piece and examples.
+          factors: names of the arrays `[run, example]` of factors.
           coordinates: small arrays by name, with their dimensions' names.
           attributes: of the group.
         """
         with self._reading(""):
-            self._create_all(sites, runs, lanes, coordinates, attributes)
+            lanes = min(size.lanes, size.runs)
+            for name, (steps, examples, units) in sites.items():
+                dimensions = ("run", f"snapshot_{name}", "example", f"unit_{name}")
+                shape = (size.runs, len(steps), examples, units)
+                self._create(name, shape, (lanes, 1, examples, units), np.dtype(np.float32), dimensions)
+                self._write(f"snapshot_{name}", np.asarray(steps, np.int32), (f"snapshot_{name}",))
+            for name in factors:
+                shape = (size.runs, size.examples)
+                self._create(name, shape, (lanes, size.examples), np.dtype(np.int8), ("run", "example"))
+            for name, (dimensions, values) in coordinates.items():
+                self._write(name, values, dimensions)
+            self._describe(attributes)
 
-    def _create_all(self, sites, runs, lanes, coordinates, attributes) -> None:
-        for name, (steps, examples, units) in sites.items():
-            dimensions = ("run", f"snapshot_{name}", "example", f"unit_{name}")
-            shape = (runs, len(steps), examples, units)
-            self._create(name, shape, (min(lanes, runs), 1, examples, units), np.dtype(np.float32), dimensions)
-            self._write(f"snapshot_{name}", np.asarray(steps, np.int32), (f"snapshot_{name}",))
-        for name, (dimensions, values) in coordinates.items():
-            self._write(name, values, dimensions)
+    def _describe(self, attributes: Mapping[str, Any]) -> None:
+        """Writes the group's own description, with those of its arrays inline."""
         members = {p.parent.name: json.loads(p.read_bytes()) for p in sorted(self.folder.glob("*/zarr.json"))}
         inline = {"kind": "inline", "must_understand": False, "metadata": members}
         group = {"zarr_format": 3, "node_type": "group", "attributes": {**attributes, "format": FORMAT}}
-        write_json(self.folder / "zarr.json", {**group, "consolidated_metadata": inline})
+        content = json.dumps({**group, "consolidated_metadata": inline}, indent=1, sort_keys=True)
+        write_bytes(self.folder / "zarr.json", content.encode())
 
     def _write(self, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
         self._create(name, values.shape, values.shape, values.dtype, dimensions).write(values).result()
@@ -315,10 +325,11 @@ class Activations:
         }
         return ts.open({**spec, **more}).result()
 
-    def write(self, site: str, snapshot: int, values: np.ndarray) -> None:
-        """Writes one snapshot of a site. Args: values `[run, N, D]`."""
-        with writing(self.folder):
-            self._open[site][:, snapshot].write(values).result()
+    def write(self, name: str, index: Any, values: np.ndarray) -> None:
+        """Writes a part of an array: some runs, and of a site one snapshot. Args: values `[run, ...]`."""
+        if len(values):
+            with writing(self.folder):
+                self._open[name][index].write(values).result()
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Reads (a part of) an array. Raises StoreError naming it when a piece is missing or damaged."""
@@ -348,6 +359,25 @@ class Activations:
             where, chunk = self.folder / name, self.folder.parent
             reason = str(error).split(" [")[0]
             raise StoreError(f"{where}: damaged ({reason}); delete {chunk} and rerun --stage=train") from error
+
+
+def read_zarr(folder: Path, metadata: Mapping[str, Any]) -> np.ndarray:
+    """Reads a zarr v3 array that someone else wrote.
+
+    Args:
+      folder: of the array; nothing outside it is read.
+      metadata: what its zarr.json holds, checked by the caller; the file is not read again.
+
+    Raises:
+      StoreError: the metadata make no sense, or a chunk is missing or damaged.
+    """
+    kvstore = {"driver": "file", "path": str(folder.resolve())}
+    how = {"open": True, "assume_metadata": True, "fill_missing_data_reads": False}
+    try:
+        spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": dict(metadata), **how}
+        return np.asarray(ts.open(spec).result().read().result())
+    except (*DAMAGE, OverflowError, RuntimeError) as error:  # the last two: numbers and text that JSON has and C++ not
+        raise StoreError(str(error).split(" [")[0]) from error
 
 
 def metadata_sums(chunk: Path) -> dict[str, str]:

@@ -24,13 +24,16 @@ MAY = {
     "models": {"config", "features", "models"},
     "training": {"config", "features", "data", "models"},
     "store": {"config"},
-    "population": {"config", "features", "data", "models", "training", "store"},
+    "external": {"config", "store"},
+    "devices": set(),
+    "population": {"config", "features", "data", "models", "training", "store", "devices"},
     "probes": {"config", "probes"},
-    "measure": {"config", "features", "data", "models", "training", "store", "population", "probes"},
+    "measure": {"config", "features", "data", "models", "training", "store", "devices", "population", "probes"},
     "statistics": {"config", "measure"},
     "report": {"config", "store", "measure", "statistics", "report"},
 }
-MAY["pipeline"] = {*MAY, *MAY["measure"]}
+MAY["planning"] = MAY["measure"]
+MAY["pipeline"] = {*MAY, "planning"}
 MAY["__init__"] = {"measure", "probes"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -16,7 +16,7 @@ from conftest import DEVICES, ROOT
 
 import repbias_jax
 from experiments import EXPERIMENTS, run
-from repbias_jax import pipeline, store
+from repbias_jax import pipeline, planning, population, store
 from repbias_jax.measure import COLUMNS
 from repbias_jax.store import StoreError
 
@@ -146,30 +146,39 @@ def test_json_cut_short_or_of_another_format_is_named(tmp_path, content):
 def test_a_flipped_bit_in_a_checkpoint_is_passed_over(tmp_path):
     """Orbax restores such a file without a word; the fingerprint finds it, and the checkpoint before is used."""
     state = {"w": np.random.default_rng(0).normal(size=(2, 2, 4000)).astype(np.float32)}
+    curves = np.zeros((2, 2, 3), np.float32)
     fingerprint = jax.jit(jax.vmap(jax.vmap(store.fingerprint)))
+
+    def saved():
+        return store.Saved(state, np.asarray(fingerprint(state)), curves, np.asarray(fingerprint(curves)))
+
+    def restore(checkpoints):
+        return checkpoints.restore(like, lambda found: population.is_sound(fingerprint, found), True)
+
     checkpoints = store.Checkpoints(tmp_path)
     for step in (8, 16):
         state = {"w": state["w"] + 1}
-        checkpoints.save(step, store.Saved(state, np.asarray(fingerprint(state)), np.zeros((2, 2, 3), np.float32)))
-    like = store.Saved(state, np.zeros((2, 2), np.uint32), np.zeros((2, 2, 3), np.float32))
-    assert checkpoints.restore(like, fingerprint)[0] == 16
+        checkpoints.save(step, saved())
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved())
+    assert restore(checkpoints)[0] == 16
     checkpoints.close()
     largest = max((p for p in (tmp_path / "16").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     flip(largest)
     again = store.Checkpoints(tmp_path)
-    step, saved, damaged = again.restore(like, fingerprint)
+    step, found, damaged = restore(again)
     assert step == 8
-    np.testing.assert_allclose(saved.state["w"], state["w"] - 1, atol=1e-6)
+    np.testing.assert_allclose(found.state["w"], state["w"] - 1, atol=1e-6)
     assert len(damaged) == 1
     assert "damaged checkpoint passed over" in damaged[0]
     assert not (tmp_path / "16").exists()
-    again.save(16, saved)  # orbax would not, were the damaged one still there
-    assert again.restore(like, fingerprint)[0] == 16
+    again.save(16, saved())  # orbax would not, were the damaged one still there
+    assert restore(again)[0] == 16
     for path in tmp_path.rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(b"")
-    step, _, damaged = again.restore(like, fingerprint)
-    assert step == -1
+    step, found, damaged = restore(again)
+    assert (step, found) == (-1, None)
     assert len(damaged) == 2
     again.close()
 
@@ -200,7 +209,7 @@ def test_a_stage_is_not_run_on_stale_files(command, copy, tmp_path):
 def test_a_full_disk_is_refused_at_the_start_and_named_later(copy, tmp_path, monkeypatch):
     experiment = run.assemble(EXPERIMENTS["complexity"], "smoke", None, 0, [])
     folder = tmp_path / "other" / "complexity"
-    plan = pipeline.place(experiment, pipeline.check(experiment, "cpu"), folder, DEVICES)
+    plan = planning.place(experiment, planning.check(experiment, "cpu"), folder, DEVICES)
     usage = store.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(StoreError, match=r"needs about 0.\d\d GB more, 0.00 GB are free"):

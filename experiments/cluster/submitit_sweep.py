@@ -1,0 +1,33 @@
+"""A sweep by submitit: N independent processes, each with its share of the chunks; the last one reports.
+
+  pip install submitit
+  python experiments/cluster/submitit_sweep.py 4 --experiment=complexity --workdir=/shared/repbias
+
+Run it again until it says that all are done: what is done is skipped, and another N may be given.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+
+def run(share: str, arguments: Sequence[str]) -> int:
+    """One process of the sweep, as a job. Returns: its exit status."""
+    line = [sys.executable, "-m", "experiments.run", f"--shard={share}", *arguments]
+    return subprocess.run(line, check=False).returncode  # noqa: S603
+
+
+def main(count: int, arguments: Sequence[str], cluster: str | None = None, folder: str = "submitit_logs") -> int:
+    """Submits all shares and waits. Args: cluster, `slurm`, `local` or what submitit finds. Returns: an exit status."""
+    import submitit  # pyright: ignore[reportMissingImports]  # only who uses it needs it
+
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    executor.update_parameters(timeout_min=60, cpus_per_task=2, mem_gb=8)
+    jobs = [executor.submit(run, f"{i}/{count}", list(arguments)) for i in range(count)]
+    statuses = [job.result() for job in jobs]
+    print(f"exit statuses {statuses}: {'all are done' if not any(statuses) else 'run the same command again'}")
+    return int(any(statuses))
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

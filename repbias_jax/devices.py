@@ -1,0 +1,109 @@
+"""Laying runs over devices and, where asked for, over the processes of one `jax.distributed` job.
+
+Arrays of runs are `[rows, lanes, ...]`: rows are sharded over devices, a row a device, lanes are the innermost `vmap`.
+Compiled programs have no collective; processes speak to each other only between segments, here, in `agree` and `gather`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def make_mesh(rows: int) -> Mesh:
+    """A mesh over as many devices, of all processes, as divide the rows evenly."""
+    devices = jax.devices()
+    size = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+    return jax.make_mesh((size,), ("runs",), axis_types=(AxisType.Auto,), devices=devices[:size])
+
+
+class Spread:
+    """A function of one run, for runs `[rows, lanes]`: a row a device, lanes at once.
+
+    The program on a device is always that of ONE row, so that bits do not depend on the number of devices. Where there
+    are more rows than devices (a workdir begun on a larger machine), as many rows as devices are done at a time.
+    """
+
+    def __init__(self, mesh: Mesh, function: Callable, mapped: int, shared: int = 0, by_lane: bool = True):
+        """Compiles nothing yet.
+
+        Args:
+          mesh: one axis, `runs`.
+          function: of `mapped` arguments of one run and then `shared` ones.
+          mapped: arguments with leading axes `[rows, lanes]`.
+          shared: arguments that are the same for all.
+          by_lane: False for what runs once, where mapping lanes in turn compiles faster.
+        """
+
+        def on_device(*arguments):
+            row, common = jax.tree.map(lambda x: x[0], arguments[:mapped]), arguments[mapped:]
+
+            def one_run(*run):
+                return function(*run, *common)
+
+            found = jax.vmap(one_run)(*row) if by_lane else jax.lax.map(lambda run: one_run(*run), row)
+            return jax.tree.map(lambda x: x[None], found)
+
+        specs = (P("runs"),) * mapped + (P(),) * shared
+        self.program = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("runs")))
+        self.mapped, self.devices, self.sharding = mapped, mesh.size, NamedSharding(mesh, P("runs"))
+
+    def __call__(self, *arguments):
+        """The function's values, `[rows, lanes, ...]`. Args: the mapped ones `[rows, lanes, ...]`, then the shared ones."""
+        own, common = arguments[: self.mapped], arguments[self.mapped :]
+        rows = jax.tree.leaves(own)[0].shape[0]
+        if rows == self.devices:
+            return self.program(*arguments)
+        found = []
+        for first in range(0, rows, self.devices):
+            piece = jax.tree.map(lambda x, a=first: x[a : a + self.devices], own)
+            found.append(self.program(*jax.device_put(piece, self.sharding), *common))
+        return jax.device_put(jax.tree.map(lambda *x: jnp.concatenate(x), *found), self.sharding)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that holds locks and writes what is written once."""
+    return jax.process_index() == 0
+
+
+def rows_here(rows: int, mesh: Mesh) -> range:
+    """The rows that live on this process's devices; with one process, all."""
+    if jax.process_count() == 1:
+        return range(rows)
+    mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
+    return range(mine[0], mine[-1] + 1)
+
+
+def place(values: np.ndarray, rows: int, here: range, sharding: NamedSharding) -> jax.Array:
+    """Rows of this process `[rows here, ...]` as their part of an array `[rows, ...]` over all devices."""
+
+    def part(index: Any) -> np.ndarray:
+        first, last, _ = index[0].indices(rows)
+        return values[first - here.start : last - here.start]
+
+    return jax.make_array_from_callback((rows, *values.shape[1:]), sharding, part)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The rows of this process, on the host."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def gather(array: jax.Array) -> np.ndarray:
+    """All rows, on every host."""
+    return np.asarray(array) if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
+
+
+def agree(*numbers: float) -> Sequence[Any]:
+    """The largest of each number over all processes: what they decide together. With one process, the numbers."""
+    if jax.process_count() == 1:
+        return numbers
+    return multihost_utils.process_allgather(np.asarray(numbers, np.float64)).max(axis=0)

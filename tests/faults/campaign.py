@@ -1,0 +1,414 @@
+"""Faults, tried: crash points, random kills, damage, full disk, signals, leftovers and rivals. `make faults` runs it all.
+
+  python -m tests.faults.campaign [--share=0.05] [--output=experiments/results/faults.csv]
+
+Every trial ends in one of: `same` (the same command, run again, ends with the same bytes: weights' fingerprints, curves,
+activations, results and claims), `named` (refused, with a message that names a file of the workdir and the stage to
+rerun) or `other`, which must not be. The tiny experiment is one chunk of 16 runs with two checkpoints.
+
+What a process did before it was killed stays in the page cache here: loss of power is another matter, against which every
+file is synced before it is renamed.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import platform
+import queue
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.run import record
+from repbias_jax import store
+
+ROOT = Path(__file__).parent.parent.parent
+STAGES = ("train", "measure", "report")
+ARGUMENTS = ("--experiment=tiny", "--devices=2", "--checkpoint_seconds=0")
+LARGE = "--num_seeds=40"  # five chunks, for several processes
+SAME, NAMED, OTHER = "same", "named", "other"
+COLUMNS = ("fault", "where", "trials", SAME, NAMED, OTHER, "seconds")
+WORKERS = os.cpu_count() or 1
+
+
+class Ended(NamedTuple):
+    """A command that has ended."""
+
+    status: int  # negative: the signal that killed it
+    said: str
+    calls: int  # on files of the workdir; -1 when it was killed
+
+
+class Server:
+    """A process that forks one command at a time."""
+
+    def __init__(self, library: Path, cache: Path, scratch: Path):
+        self.cache, self.scratch = cache, scratch
+        line = [sys.executable, "-m", "tests.faults.server"]
+        more = {"LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(line, cwd=ROOT, env=os.environ | more, **pipes)
+
+    def run(self, workdir: Path, *more: str, crash_at: int = -1, signals: Sequence[tuple[float, int]] = ()) -> Ended:
+        """The tiny experiment's command. Args: crash_at, the call at which it dies; signals, delays and numbers."""
+        out = self.scratch / f"out.{self.process.pid}"
+        words = [*ARGUMENTS, f"--workdir={workdir}", f"--compilation_cache={self.cache}", *more]
+        request = {"out": str(out), "folder": f"{workdir}/", "crash_at": crash_at, "signals": signals, "arguments": words}
+        count = Path(f"{out}.count")
+        count.unlink(missing_ok=True)
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        status = json.loads(self.process.stdout.readline())["status"]
+        return Ended(status, out.read_text(errors="replace"), int(count.read_text()) if count.exists() else -1)
+
+
+class Lab:
+    """Servers, and copies of the tiny workdir at each stage of its life."""
+
+    def __init__(self, scratch: Path, workers: int = WORKERS):
+        self.scratch, self.numbers = scratch, itertools.count()
+        library = scratch / "crash.so"
+        source = Path(__file__).parent / "crash.c"
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-w", "-o", library, source, "-ldl"], check=True)
+        self.servers: queue.Queue[Server] = queue.Queue()
+        for _ in range(workers):
+            self.servers.put(Server(library, scratch / "cache", scratch))
+        self.pool = concurrent.futures.ThreadPoolExecutor(workers)
+        self.states, self.calls = {"empty": scratch / "empty"}, {}
+        self.states["empty"].mkdir()
+        before = "empty"
+        for stage in STAGES:
+            folder = shutil.copytree(self.states[before], scratch / stage)
+            with self.server() as server:
+                ended = server.run(folder, f"--stage={stage}")
+            assert ended.status == 0, ended.said
+            self.states[stage], self.calls[stage], before = folder, ended.calls, stage
+        self.expected = {stage: digests(self.states[stage], stage) for stage in STAGES}
+        self.states["interrupted"] = self._interrupted()
+        large = self.copy("empty")
+        with self.server() as server:
+            server.run(large, LARGE)
+        self.expected["large"] = digests(large, "report")
+
+    def close(self) -> None:
+        """Ends the servers."""
+        self.pool.shutdown()
+        while not self.servers.empty():
+            process = self.servers.get().process
+            process.stdin.close()
+            process.wait()
+
+    @contextlib.contextmanager
+    def server(self) -> Iterator[Server]:
+        """A server of one's own, for a while."""
+        server = self.servers.get()
+        try:
+            yield server
+        finally:
+            self.servers.put(server)
+
+    def copy(self, state: str) -> Path:
+        """A fresh copy of a workdir as it was after a stage."""
+        return shutil.copytree(self.states[state], self.scratch / f"trial.{next(self.numbers)}")
+
+    def _interrupted(self) -> Path:
+        """A workdir with two checkpoints and no end."""
+        folder = self.copy("empty")
+        with self.server() as server:
+            for at in range(self.calls["train"] - 1, 0, -20):
+                shutil.rmtree(folder)
+                folder.mkdir()
+                server.run(folder, "--stage=train", crash_at=at)
+                chunk = next((folder / "tiny").glob("*/chunk_000"))
+                steps = [p for p in (chunk / "checkpoint").glob("*") if p.name.isdigit()]
+                if len(steps) == 2 and not (chunk / "done.json").exists():
+                    return folder
+        raise AssertionError("no crash left two checkpoints behind")
+
+    def outcome(self, folder: Path, stage: str, end: Ended) -> str:
+        """What became of a trial whose last command, up to `stage`, ended so."""
+        if end.status == 0:
+            return SAME if digests(folder, "report" if stage == "large" else stage) == self.expected[stage] else OTHER
+        errors = [line for line in end.said.splitlines() if line.startswith("error: ")]
+        named = len(errors) == 1 and str(folder) in errors[0] and "--stage=" in errors[0]
+        return NAMED if end.status == 1 and named and "Traceback" not in end.said else OTHER
+
+
+def digests(workdir: Path, stage: str) -> dict[str, str]:
+    """What must be the same after `stage`: weights' fingerprints, curves and activations; rows; claims."""
+    folder, found = workdir / "tiny", {}
+    names = [*folder.glob("*/*/curves.csv"), *(p for p in folder.glob("*/*/activations.zarr/**/*") if p.is_file())]
+    if stage != "train":
+        names.append(folder / "results.csv")
+    if stage == "report":
+        names += [folder / "claims.csv", folder / "claim_values.csv"]
+    for path in names:
+        if not path.name.endswith("__lock"):
+            found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in folder.glob("*/*/done.json"):
+        found[str(path.relative_to(folder))] = str(json.loads(path.read_bytes())["runs"])
+    return found
+
+
+def crash_point(lab: Lab, stage: str, at: int) -> str:
+    """Dies at the `at`-th call of a stage; the same command again."""
+    folder = lab.copy({"train": "empty", "measure": "train", "report": "measure"}[stage])
+    with lab.server() as server:
+        first = server.run(folder, f"--stage={stage}", crash_at=at)
+        end = first if first.status == 0 else server.run(folder, f"--stage={stage}")
+        found = lab.outcome(folder, stage, end)
+    return _ended(folder, found, end)
+
+
+def random_kill(lab: Lab, seed: int) -> str:
+    """SIGKILL after random times, until the command gets to its end."""
+    rng, folder, kills = random.Random(seed), lab.copy("empty"), 0
+    with lab.server() as server:
+        while True:
+            end = server.run(folder, signals=[(rng.uniform(0.3, 2.5), signal.SIGKILL)] if kills < 3 else [])
+            if end.status != -signal.SIGKILL:
+                break
+            kills += 1
+        found = lab.outcome(folder, "report", end)
+    _KILLS[found] += kills
+    return _ended(folder, found, end)
+
+
+_KILLS: collections.Counter = collections.Counter()
+
+
+def signalled(lab: Lab, number: int, seed: int) -> str:
+    """A polite signal at a random moment: exit 75 or 0 (or the signal itself, before it is caught), then to the end."""
+    rng, folder = random.Random(seed), lab.copy("empty")
+    with lab.server() as server:
+        first = server.run(folder, signals=[(rng.uniform(0.2, 3.0), number)])
+        polite = first.status in (0, 75, -number)
+        end = server.run(folder)
+        found = lab.outcome(folder, "report", end) if polite else OTHER
+    return _ended(folder, found, end if polite else first)
+
+
+def _delete(path: Path, rng: random.Random) -> None:
+    path.unlink()
+
+
+def _empty(path: Path, rng: random.Random) -> None:
+    path.write_bytes(b"")
+
+
+def _halve(path: Path, rng: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _zero(path: Path, rng: random.Random) -> None:
+    raw = bytearray(path.read_bytes())
+    first = rng.randrange(max(1, len(raw) - 4095))
+    raw[first : first + 4096] = bytes(len(raw[first : first + 4096]))
+    path.write_bytes(raw)
+
+
+def _flip(path: Path, rng: random.Random) -> None:
+    raw = bytearray(path.read_bytes())
+    if raw:
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        path.write_bytes(raw)
+
+
+DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
+    "deleted": _delete, "emptied": _empty, "halved": _halve, "4 KiB zeroed": _zero, "one bit flipped": _flip,
+}  # fmt: skip
+
+
+def damaged(lab: Lab, state: str, name: str, kind: str, seed: int) -> str:
+    """One file of a workdir damaged; then the command, to the end."""
+    folder = lab.copy(state)
+    DAMAGES[kind](folder / name, random.Random(seed))
+    with lab.server() as server:
+        end = server.run(folder)
+        found = lab.outcome(folder, "report", end)
+    return _ended(folder, found, end, f"{state} {name} {kind}")
+
+
+def damages(lab: Lab, number: int) -> list[tuple[str, str, str, int]]:
+    """Files of each state with each kind of damage; `number` of them, spread evenly and the same every time."""
+    every = []
+    for state in ("interrupted", "train", "measure", "report"):
+        files = sorted(str(p.relative_to(lab.states[state])) for p in lab.states[state].rglob("*") if p.is_file())
+        every += [(state, name, kind, i) for i, (name, kind) in enumerate(itertools.product(files, DAMAGES))]
+    rng = random.Random(0)
+    rng.shuffle(every)
+    return sorted(every[:number])
+
+
+def full_disk(lab: Lab, stage: str, spare: int) -> str:
+    """A file system that has room for what is there and `spare` bytes more; then room again."""
+    before = lab.states[{"train": "empty", "measure": "train", "report": "measure"}[stage]]
+    mount = lab.scratch / f"disk.{next(lab.numbers)}"
+    mount.mkdir()
+    used = sum(-(-p.stat().st_size // 4096) * 4096 + 4096 for p in before.rglob("*"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={used + spare}", "tmpfs", mount], check=True)
+    try:
+        folder = shutil.copytree(before, mount / "w")
+        with lab.server() as server:
+            first = server.run(folder, f"--stage={stage}")
+            leftovers = [p for p in folder.rglob("*") if p.name.endswith(".tmp")]
+            told = first.status == 1 and str(folder) in first.said and "Traceback" not in first.said
+            subprocess.run(["mount", "-o", "remount,size=1g", mount], check=True)
+            end = server.run(folder, f"--stage={stage}")
+            found = lab.outcome(folder, stage, end)
+        good = (told or first.status == 0) and not leftovers
+        return _ended(None, found if good else OTHER, first if not good else end, f"full disk {stage} {spare} {leftovers}")
+    finally:
+        subprocess.run(["umount", "-l", mount], check=True)
+
+
+def leftover(lab: Lab, kind: str) -> str:
+    """Something half-written, or a lock of a process that is gone, in a trained or an interrupted workdir."""
+    folder = lab.copy("interrupted" if kind.startswith("chunk") else "train")
+    experiment = folder / "tiny"
+    chunk = next(experiment.glob("*/chunk_000"))
+    places = {
+        "temporary file": experiment / ".results.csv.x.tmp",
+        "temporary figure": experiment / "figures" / ".tiny.png.x.tmp",
+        "stale lock": experiment / "lock",
+        "stale manifest lock": experiment / "manifest.lock",
+        "chunk temporary file": chunk / ".curves.csv.x.tmp",
+        "chunk stale lock": chunk / "lock",
+        "chunk half checkpoint": chunk / "checkpoint" / "9.orbax-checkpoint-tmp" / "x",
+        "chunk empty checkpoint": chunk / "checkpoint" / "9" / "x",
+        "chunk zarr lock": chunk / "activations.zarr" / "hidden_0" / "c" / "0" / "0" / "0" / "0.__lock",
+    }
+    places[kind].parent.mkdir(parents=True, exist_ok=True)
+    places[kind].write_bytes(b"process 1 on nowhere\n")
+    with lab.server() as server:
+        end = server.run(folder)
+        found = lab.outcome(folder, "report", end)
+    return _ended(folder, found, end, kind)
+
+
+LEFTOVERS = (
+    "temporary file", "temporary figure", "stale lock", "stale manifest lock", "chunk temporary file", "chunk stale lock",
+    "chunk half checkpoint", "chunk empty checkpoint", "chunk zarr lock",
+)  # fmt: skip
+
+
+def read_only(lab: Lab, state: str) -> str:
+    """A workdir that cannot be written: refused by name, or done already; then writable again."""
+    folder = lab.copy(state)
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+    try:
+        with lab.server() as server:
+            first = server.run(folder)
+            subprocess.run(["mount", "-o", "remount,rw,bind", folder], check=True)
+            end = server.run(folder)
+            found = lab.outcome(folder, "report", end)
+        told = first.status in (1, 2) and str(folder) in first.said and "Traceback" not in first.said
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+    return _ended(folder, found if told else OTHER, first if not told else end, f"read only {state}")
+
+
+def at_once(lab: Lab, number: int) -> str:
+    """Several processes on one workdir, as shares and not; each ends done or in use; then one more."""
+    folder, line = lab.copy("empty"), [sys.executable, "-m", "tests.faults.one"]
+    words = [*ARGUMENTS, LARGE, f"--workdir={folder}", f"--compilation_cache={lab.scratch / 'cache'}"]
+    shares = [[f"--shard={i}/{number // 2}"] if i < number // 2 else [] for i in range(number)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([*line, *words, *share], cwd=ROOT, **quiet) for share in shares]
+    said = [process.communicate(timeout=300)[1] for process in started]
+    polite = all(p.returncode == 0 or (p.returncode == 1 and "in use by" in s) for p, s in zip(started, said, strict=True))
+    with lab.server() as server:
+        end = server.run(folder, LARGE)
+        found = lab.outcome(folder, "large", end)
+    return _ended(folder, found if polite else OTHER, end, "\n".join(said))
+
+
+def _ended(folder: Path | None, found: str, end: Ended, what: str = "") -> str:
+    """Tidies up; tells of what must not be."""
+    if found == OTHER:
+        print(f"OTHER: {what} {folder} status {end.status}\n{end.said[-3000:]}", file=sys.stderr, flush=True)
+    elif folder is not None:
+        shutil.rmtree(folder)
+    return found
+
+
+def several(lab: Lab, fault: str, where: str, trials: Sequence[Callable[[], str]], serial: bool = False) -> list:
+    """Runs trials and counts what became of them. Returns: a row of the table."""
+    begun = time.monotonic()
+    if serial:
+        found = collections.Counter(trial() for trial in trials)
+    else:
+        found = collections.Counter(lab.pool.map(lambda trial: trial(), trials))
+    row = [fault, where, len(trials), found[SAME], found[NAMED], found[OTHER], round(time.monotonic() - begun)]
+    print(", ".join(map(str, row)), file=sys.stderr, flush=True)
+    return row
+
+
+def every(lab: Lab, share: float) -> Iterator[list]:
+    """All faults, or a share of them: a row of the table each."""
+
+    def some(number: int) -> int:
+        return max(1, round(number * share))
+
+    for stage in STAGES:
+        points = range(1, lab.calls[stage] + 1)
+        chosen = points if share == 1 else random.Random(1).sample(points, some(len(points)))
+        trials = [lambda s=stage, k=k: crash_point(lab, s, k) for k in chosen]
+        yield several(lab, "process killed at its k-th write, rename or sync", stage, trials)
+    _KILLS.clear()
+    trials = [lambda k=k: random_kill(lab, k) for k in range(some(50))]
+    row = several(lab, "killed at random moments", "all stages", trials)
+    yield [f"{row[0]} ({sum(_KILLS.values())} kills)", *row[1:]]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        trials = [lambda k=k, n=number: signalled(lab, n, k) for k in range(some(20))]
+        yield several(lab, signal.Signals(number).name, "all stages", trials)
+    trials = {state: [] for state in ("interrupted", *STAGES)}
+    for state, name, kind, seed in damages(lab, some(320)):
+        trials[state].append(lambda a=state, b=name, c=kind, d=seed: damaged(lab, a, b, c, d))
+    for state, chosen in trials.items():
+        yield several(lab, "a file damaged", state if state == "interrupted" else f"after {state}", chosen)
+    yield several(lab, "leftovers", "all stages", [lambda k=k: leftover(lab, k) for k in LEFTOVERS[: some(len(LEFTOVERS))]])
+    for number in (2, 8)[: some(2)]:
+        yield several(lab, f"{number} processes at once", "all stages", [lambda n=number: at_once(lab, n)], serial=True)
+    if os.geteuid() == 0:
+        spares = (8_192, 65_536, 262_144)[: some(3)]
+        for stage in STAGES:
+            yield several(lab, "full disk", stage, [lambda s=stage, b=b: full_disk(lab, s, b) for b in spares])
+        yield several(
+            lab, "read-only workdir", "all stages", [lambda s=s: read_only(lab, s) for s in ("empty", "train", "measure")]
+        )
+
+
+def main() -> int:
+    """The command. Returns: 0 when no trial ended with other numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=1.0, help="share of the trials, in (0, 1]")
+    parser.add_argument("--output", type=Path, help="where to write the table; its manifest goes beside it")
+    asked = parser.parse_args()
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="faults.") as scratch:
+        lab = Lab(Path(scratch))
+        rows = list(every(lab, asked.share))
+        lab.close()
+    if asked.output:
+        store.write_table(asked.output, COLUMNS, rows)
+        more = {"share": asked.share, "wall_seconds": round(time.monotonic() - begun), "machine": platform.platform()}
+        store.write_json(asked.output.with_suffix(".json"), {"format": store.FORMAT, **record(), **more})
+    return int(any(row[COLUMNS.index(OTHER)] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,10 @@
+"""The experiment command with the tiny experiment registered, as a process of its own."""
+
+from absl import app
+
+from experiments import EXPERIMENTS, run
+from tests.faults import tiny
+
+if __name__ == "__main__":
+    EXPERIMENTS["tiny"] = tiny  # pyright: ignore[reportArgumentType]
+    app.run(run.main, flags_parser=run.parse)

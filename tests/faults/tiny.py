@@ -1,0 +1,38 @@
+"""The smallest experiment: 16 runs of two settings, two checkpoints, snapshots along training, a claim, a figure."""
+
+from repbias_jax.config import Config, Experiment, Keep, Model, Preset, Task, Training
+from repbias_jax.measure import Results
+from repbias_jax.report.figures import Drawn, grid, label
+from repbias_jax.statistics import Claim, Part, gate
+
+CONFIG = Config(
+    task=Task(features=("parity1", "parity2"), num_bits=8, num_train=64, num_test=32, num_probe=64),
+    model=Model(widths=(8, 4)),
+    training=Training(batch_size=16, epochs=2, observe_every=4),
+    keep=Keep(every=4),
+)
+EXPERIMENT = Experiment(
+    name="tiny",
+    title="The smallest experiment that has everything",
+    config=CONFIG,
+    settings=(("slow", ()), ("fast", (("optimizer.learning_rate", 0.3),))),
+    probes=("variance", "readout"),
+    presets=(("full", Preset(8)),),
+    num_seeds=8,
+)
+
+
+def claims(results: Results, column: str) -> list[Claim]:
+    """Easy's share minus hard's, of whoever passed the gate."""
+    setting = f"{column}.slow"
+    gap = results.values(setting, "r2", "parity1") - results.values(setting, "r2", "parity2")
+    passed = gate(results, [(setting, ("parity1",), [results.last_step(setting)])])
+    return [Claim("T01", "Easy explains more", "", (Part("", "r2(easy) - r2(hard)", gap, passed, +1, 0.05),))]
+
+
+def figures(results: Results) -> list[Drawn]:
+    """One panel."""
+    figure, axes = grid(1, 1)
+    axes[0, 0].plot(results.values("base.slow", "r2", "parity1"))
+    label(axes[0, 0], "tiny", "seed", "r2")
+    return [Drawn("tiny", figure, "r2 of the easy feature, by seed.")]
