@@ -10,6 +10,8 @@ feature, B batch, L sequence position, P training phase.
 import ast
 import dataclasses
 import math
+import re
+import reprlib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -159,6 +161,17 @@ class Dials(NamedTuple):
     output_order: Array  # [O]
     loss_weights: Array  # [P, O]
     phase_ends: Array  # [P]
+
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+def safe_name(name: str, what: str) -> str:
+    """`name` if it can stand in a table, a page and a file name; else ConfigError, opening with `what`."""
+    if not NAME.fullmatch(name):
+        limits = "1 to 128 of A-Z a-z 0-9 _ . - and not to start with . or -"
+        raise ConfigError(f"{what}: name {reprlib.repr(name)}: expected {limits}")
+    return name
 
 
 Overrides = tuple[tuple[str, Any], ...]

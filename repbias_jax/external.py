@@ -26,9 +26,8 @@ from typing import IO, Any
 import numpy as np
 
 from repbias_jax import store
-from repbias_jax.config import ConfigError
+from repbias_jax.config import ConfigError, safe_name
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 DTYPES = {name: np.dtype(name) for name in ("bool", "float16", "float32", "float64")}
 DTYPES |= {f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
 MAX_HEADER = 10_000  # characters of an npy header, as numpy has it
@@ -49,7 +48,7 @@ STORED |= {dtype.str: dtype for dtype in DTYPES.values()}  # "|b1" and so on: on
 PATH_ERRORS = (OSError, ValueError)
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError)
 JSON_ERRORS = (ValueError, RecursionError)
-ZIP_FLAGS = 0x1 | 0x20 | 0x40 | 0x2000  # encrypted, patched, strongly encrypted, names encrypted
+ZIP_BITS = 0x1 | 0x20 | 0x40 | 0x2000  # encrypted, patched, strongly encrypted, names encrypted
 MAX_CODECS = 8
 GRIDS = ("regular", "sharding_indexed")  # a codec that has chunks of its own is written as a grid is
 WRITE_ALL = "zarr-python leaves out chunks of zeros unless config={'write_empty_chunks': True}"
@@ -84,14 +83,6 @@ def read_arrays(path: Path, max_bytes: int = 8 * 2**30) -> dict[str, np.ndarray]
     if path.suffix not in READERS:
         raise _refusal(path, f"unknown kind of file {reprlib.repr(path.suffix)}; {KNOWN}")
     return READERS[path.suffix](path, max_bytes)
-
-
-def safe_name(name: str, what: str) -> str:
-    """`name` if it can stand in a table, a page and a file name; else ConfigError, opening with `what`."""
-    if not NAME.fullmatch(name):
-        limits = "1 to 128 of A-Z a-z 0-9 _ . - and not to start with . or -"
-        raise _refusal(what, f"name {reprlib.repr(name)}: expected {limits}")
-    return name
 
 
 def _refusal(where: object, text: str) -> ConfigError:
@@ -238,7 +229,7 @@ def _members(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> dict[str, 
         # `filename` is `orig_filename` up to a zero byte, or what an extra field says.
         if not info.orig_filename == info.filename == f"{name}.npy" or name in members:
             raise _refusal(what, "expected NAME.npy, every name once")
-        if info.flag_bits & ZIP_FLAGS or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if info.flag_bits & ZIP_BITS or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise _refusal(what, "is encrypted or packed in a way we do not know; expected stored or deflated")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
             raise _refusal(what, "is a link or a folder; expected a regular file")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from repbias_jax import population, store, training
-from repbias_jax.config import Config, ConfigError, Experiment, Runtime, check_types, flatten, num_outputs
+from repbias_jax.config import Config, ConfigError, Experiment, Runtime, check_types, flatten, num_outputs, safe_name
 from repbias_jax.data import DATA
 from repbias_jax.models import MODELS
 from repbias_jax.population import Chunk, Group, Layout
@@ -55,11 +55,15 @@ def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list
             raise ConfigError(f"unknown probe {name}; known: {', '.join(PROBES)}")
     runtime = Runtime(backend, LANES.get(backend, 8))
     configs = experiment.configs()
+    for name in (experiment.name, *configs):
+        safe_name(name, "experiment and settings")  # they name folders
     for config in configs.values():
         _check_config(config)
     groups = population.groups_of(configs, runtime)
     for group in groups:
         sites, along = population.sites_of(group.static, group.dials[group.settings[0]]), group.static.config.keep.along
+        for name in (*sites, *DATA[group.static.config.task.name].feature_names(group.static.config.task)):
+            safe_name(name, "sites and features")
         if along not in ("last_hidden", *sites):
             raise ConfigError(f"config.keep.along={along}: unknown site; known: last_hidden, {', '.join(sites)}")
     return configs, groups, runtime

@@ -96,8 +96,18 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerows([_inert(value) for value in row] for row in rows)
         text.detach()  # flushes; the file is not ours to close
+
+
+def _inert(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: text that would be one, and is no number, is quoted as theirs is."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and len(value) > 1:
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+    return value
 
 
 def read_table(path: Path) -> Iterator[list[str]]:
@@ -225,6 +235,10 @@ class Checkpoints:
             found: Any = self._manager.restore(step, args=ocp.args.StandardRestore(like._asdict()))  # pyright: ignore[reportCallIssue]
         except DAMAGE:
             return None
+        except Exception as error:
+            if type(error) is not Exception:  # orbax wraps what tensorstore raises in the base class itself
+                raise
+            return None
         saved = Saved(**found)
         return saved if is_sound(saved) else None
 
@@ -310,7 +324,9 @@ class Activations:
             "dimension_names": list(dimensions),
             "codecs": [
                 {"name": "bytes", "configuration": {"endian": "little"}},
-                {"name": "zstd", "configuration": {"level": 1, "checksum": True}},
+                # zstd's own checksum does not cover the bit that says that there is one; crc32c covers every byte.
+                {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
+                {"name": "crc32c"},
             ],
         }
         self._open[name] = self._driver(name, {"metadata": metadata, "create": True, "open": True})

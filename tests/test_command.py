@@ -1,5 +1,6 @@
 """The command line: what it shows, and one clear line for everything that cannot work."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from absl import flags
 from conftest import DEVICES
 
 from experiments import EXPERIMENTS, run
+from repbias_jax import planning
 from repbias_jax.config import Config, ConfigError, fields_of, override
 
 
@@ -214,3 +216,13 @@ def test_reference_files_are_small_and_complete(call, smoke, tmp_path):
     assert "figures/gap.png" in written
     assert sum(p.stat().st_size for p in (tmp_path / "ref").rglob("*")) < 3e6
     assert json.loads((tmp_path / "ref" / "manifest.json").read_text())["experiment"] == "complexity"
+
+
+@pytest.mark.parametrize("name", ["../up", "/root", "a/b", ".hidden", "-flag", "<b>", "=1", "$$", "a b", "x" * 200, ""])
+def test_names_that_try_paths_markup_formulas_or_tex_are_refused(name):
+    """Of experiments and settings: they name folders, and stand in page, tables and figures."""
+    sound = EXPERIMENTS["complexity"].EXPERIMENT
+    with pytest.raises(ConfigError, match="experiment and settings: name .*: expected 1 to 128 of"):
+        planning.check(dataclasses.replace(sound, name=name), "cpu")
+    with pytest.raises(ConfigError, match="experiment and settings: name .*: expected 1 to 128 of"):
+        planning.check(dataclasses.replace(sound, columns=((f"{name}/", ()),)), "cpu")

@@ -16,7 +16,7 @@ from conftest import DEVICES, ROOT
 
 import repbias_jax
 from experiments import EXPERIMENTS, run
-from repbias_jax import pipeline, planning, population, store
+from repbias_jax import external, pipeline, planning, population, store
 from repbias_jax.measure import COLUMNS
 from repbias_jax.store import StoreError
 
@@ -236,9 +236,8 @@ def test_a_held_lock_names_its_owner(tmp_path):
 def test_two_processes_on_one_chunk(smoke, copy):
     chunk = next(copy.glob("sgd.joint*/chunk_000"))
     (chunk / "done.json").unlink()
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["stages"] = {}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    manifest = store.read_json(copy / "manifest.json", "train")
+    store.write_json(copy / "manifest.json", manifest | {"stages": {}})
     begun = time.monotonic()
     line = [sys.executable, "-m", "experiments.run", *ARGUMENTS, f"--workdir={copy.parent}", "--stage=train"]
     with store.lock(chunk / "lock"):
@@ -255,6 +254,19 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
         store.write_bytes(tmp_path / "f", b"new")
     assert (tmp_path / "f").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_of_a_table_is_a_formula(tmp_path, text):
+    store.write_table(tmp_path / "t.csv", ("a", "b"), [(text, "-0.5"), ("name", -0.5), ("-", "-inf")])
+    assert list(store.read_table(tmp_path / "t.csv")) == [[f"'{text}", "-0.5"], ["name", "-0.5"], ["-", "-inf"]]
+
+
+def test_our_own_activations_are_read_by_the_strict_reader(smoke):
+    path = next(smoke.glob("sgd.joint*/chunk_000/activations.zarr"))
+    found = external.read_arrays(path)
+    for name in ("hidden_1", "factor.parity4", "seed"):
+        np.testing.assert_array_equal(found[name], store.Activations(path).read(name))
 
 
 def test_numbers_read_back_as_they_were():
