@@ -1,11 +1,11 @@
-# make demo | make test | make check        PYTHON=python3.13 VENV=.venv313 make test   for another Python
+# make demo | make test | make check | make benchmark | make faults        PYTHON=python3.13 VENV=.venv313 make test   for another Python
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= /tmp/repbias_demo
 PRESET ?= quick
 BIN = $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check benchmark faults clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.run --experiment=complexity --preset=$(PRESET) --workdir=$(DEMO)
@@ -18,6 +18,12 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+benchmark: $(VENV)/installed-benchmark
+	$(BIN)/python -m experiments.benchmark
+
+faults: $(VENV)/installed-test
+	$(BIN)/python -m tests.faults.campaign --output=experiments/results/faults.csv
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +34,10 @@ $(VENV)/installed: $(VENV)/bin/python setup.py requirements.txt
 
 $(VENV)/installed-test: $(VENV)/bin/python setup.py requirements.txt
 	$(BIN)/python -m pip install --quiet -e '.[test]' -c requirements.txt
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-benchmark: $(VENV)/bin/python setup.py requirements.txt
+	$(BIN)/python -m pip install --quiet -e '.[benchmark]' -c requirements.txt
 	touch $@ $(VENV)/installed
 
 clean:

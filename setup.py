@@ -28,11 +28,13 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "benchmark": ["torch>=2.6", "scikit-learn>=1.6"],
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "test": [
             "hypothesis>=6.100",
             "pyright[nodejs]>=1.1.400",
+            "PyYAML>=6",
             "pytest>=8",
             "ruff>=0.11",
             "scikit-learn>=1.6",

@@ -222,7 +222,7 @@ def test_reference_files_are_small_and_complete(call, smoke, tmp_path):
 def test_names_that_try_paths_markup_formulas_or_tex_are_refused(name):
     """Of experiments and settings: they name folders, and stand in page, tables and figures."""
     sound = EXPERIMENTS["complexity"].EXPERIMENT
-    with pytest.raises(ConfigError, match="experiment and settings: name .*: expected 1 to 128 of"):
+    with pytest.raises(ConfigError, match=r"experiment and settings: name .*: expected 1 to 128 of"):
         planning.check(dataclasses.replace(sound, name=name), "cpu")
-    with pytest.raises(ConfigError, match="experiment and settings: name .*: expected 1 to 128 of"):
+    with pytest.raises(ConfigError, match=r"experiment and settings: name .*: expected 1 to 128 of"):
         planning.check(dataclasses.replace(sound, columns=((f"{name}/", ()),)), "cpu")

@@ -1,0 +1,156 @@
+"""The benchmark: its smoke size whole, and the arithmetic behind its rows. No test asks for a speed."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from experiments import teams
+from experiments.benchmark import COLUMNS
+
+ROUNDS = 2
+PARTS = {"speed", "ratio", "accuracy", "start", "lanes", "runs", "checkpoint", "probe"}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, cache):
+    """Rows, manifest and print of one smoke run, as a user would start it."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    line = ["-m", "experiments.benchmark", "--smoke", f"--rounds={ROUNDS}", f"--output={folder}"]
+    line.append(f"--compilation_cache={cache}")
+    done = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    with open(folder / "benchmark.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return rows, json.loads((folder / "benchmark_manifest.json").read_text()), done.stdout
+
+
+def numbers(row) -> list[float]:
+    return [float(row[name]) for name in ("min", "median", "max")]
+
+
+def find(rows, part, name, quantity):
+    return next(numbers(r) for r in rows if (r["part"], r["name"], r["quantity"]) == (part, name, quantity))
+
+
+def test_every_part_is_there(measured):
+    rows, manifest, printed = measured
+    assert tuple(rows[0]) == COLUMNS
+    assert PARTS | ({"calibration"} if teams.installed("torch") else set()) == {row["part"] for row in rows}
+    assert len({(row["part"], row["name"], row["quantity"]) for row in rows}) == len(rows)
+    assert all(f"\n{part} " in printed for part in PARTS)
+    assert {"jax", "jaxlib", "numpy", "python"} <= set(manifest["versions"])
+    assert manifest["rounds"] == ROUNDS
+    assert manifest["smoke"]
+    assert manifest["seconds"]["all"] > 0
+
+
+def test_numbers_are_in_order(measured):
+    for row in measured[0]:
+        if row["rounds"] == "0":
+            assert row["quantity"].startswith("skipped: ")
+            assert row["median"] == ""
+            continue
+        low, middle, high = numbers(row)
+        assert 0 <= low <= middle <= high, row
+        may_be_zero = row["part"] == "accuracy" or "break-even" in row["name"]
+        assert low > 0 or may_be_zero, row
+        assert row["part"] not in ("speed", "lanes", "ratio") or int(row["rounds"]) in (1, ROUNDS)
+
+
+def test_missing_libraries_are_said(measured):
+    rows, _, printed = measured
+    for module, library in (("torch", "PyTorch"), ("sklearn", "scikit-learn")):
+        said = [row for row in rows if row["quantity"] == f"skipped: {library} is not installed"]
+        assert bool(said) != teams.installed(module)
+        assert any(row["name"].startswith(library) and row["rounds"] != "0" for row in rows) == teams.installed(module)
+        assert all(row["name"] in printed for row in said)
+
+
+def test_ratios_are_ours_to_theirs(measured):
+    """Paired ratios lie between what the extremes of both sides allow."""
+    rows = measured[0]
+    seen = 0
+    for row in rows:
+        ours, _, other = row["name"].partition(" / ")
+        if row["part"] != "ratio" or ours != "ours":
+            continue
+        a, b = (find(rows, "speed", name, row["quantity"]) for name in (ours, other))
+        low, _, high = numbers(row)
+        assert a[0] / b[2] * 0.999 <= low <= high <= a[2] / b[0] * 1.001, row
+        seen += 1
+    assert seen >= 3
+
+
+def test_accuracies_summarise_their_runs(measured):
+    rows = measured[0]
+    for row in [r for r in rows if r["part"] == "accuracy" and r["name"] == "ours" and "," not in r["quantity"]]:
+        low, _, high = numbers(row)
+        mean = find(rows, "accuracy", "ours", f"{row['quantity']}, mean")[1]
+        assert 0 <= low <= mean <= high <= 1
+        assert int(row["rounds"]) == 4  # runs
+
+
+def test_probe_agrees_with_scikit_learn(measured):
+    if teams.installed("sklearn"):
+        assert find(measured[0], "probe", "r2", "largest difference")[1] < 1e-5
+
+
+def test_paired_ratios_are_by_round():
+    assert teams.paired([1.0, 4.0], [2.0, 2.0]) == [0.5, 2.0]
+    slow = teams.paired([2.0, 20.0], [4.0, 40.0])  # the machine was ten times slower in the second round
+    assert slow == [0.5, 0.5]
+    with pytest.raises(ValueError):
+        teams.paired([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ((5.0, 1.0), (1.0, 2.0), 4.0),  # 5 + n = 1 + 2 n
+        ((1.0, 1.0), (1.0, 1.0), 0.0),
+        ((1.0, 1.0), (5.0, 2.0), 0.0),  # better from the start
+        ((5.0, 2.0), (1.0, 2.0), math.inf),
+        ((1.0, 3.0), (5.0, 2.0), math.inf),
+    ],
+)
+def test_break_even(ours, theirs, expected):
+    assert teams.break_even(*ours, *theirs) == expected
+
+
+def test_summary_has_order_statistics():
+    assert teams.summary("speed", "a", "wall", "s", [3.0, 1.0, 2.0])[4:] == (3, 1.0, 2.0, 3.0)
+    assert "skipped" in teams.table([teams.missing("speed", "a", "b")])
+
+
+class Recorder:
+    """Stands in for a team, and notes whose turn it was."""
+
+    def __init__(self, name, turns):
+        self.name, self.turns = name, turns
+
+    def sample(self, method, **arguments):
+        self.turns.append(self.name)
+        return teams.Sample(float(len(self.turns)), arguments["epochs"])
+
+
+def test_teams_take_turns():
+    turns = []
+    jobs = {name: (Recorder(name, turns), "advance", {"epochs": 1.0}) for name in "abc"}
+    found = teams.rounds_of(jobs, 3)
+    assert "".join(turns) == "abcbcacab"
+    assert [s.wall for s in found["a"]] == [1.0, 6.0, 8.0]
+    assert teams.rounds_of({}, 3) == {}
+
+
+def test_worker_failures_show_their_reason(tmp_path):
+    team = teams.Team(tmp_path, "loop", {"learning_rate": 0.1, "batch": 1, "folder": str(tmp_path), "seeds": [0]})
+    try:
+        with pytest.raises(RuntimeError, match=r"train_inputs\.npy"):
+            team.call("advance", epochs=1)
+    finally:
+        team.close()
