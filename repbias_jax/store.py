@@ -63,8 +63,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a killed process left half-written in a folder: our temporary files and orbax's."""
-    for leftover in folder.glob(".*.tmp"):
+    """Removes what a killed process left half-written in a folder: our temporary files, tensorstore's and orbax's."""
+    arrays = folder / "activations.zarr"
+    for leftover in (*folder.glob(".*.tmp"), *arrays.glob(".*.tmp"), *arrays.rglob("*.__lock")):
         leftover.unlink(missing_ok=True)
     for leftover in (folder / "checkpoint").glob("*orbax-checkpoint-tmp*"):
         shutil.rmtree(leftover, ignore_errors=True)

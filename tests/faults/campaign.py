@@ -154,8 +154,7 @@ def digests(workdir: Path, stage: str) -> dict[str, str]:
     if stage == "report":
         names += [folder / "claims.csv", folder / "claim_values.csv"]
     for path in names:
-        if not path.name.endswith("__lock"):
-            found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
     for path in folder.glob("*/*/done.json"):
         found[str(path.relative_to(folder))] = str(json.loads(path.read_bytes())["runs"])
     return found
