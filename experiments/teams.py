@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from experiments.rivals import KINDS as RIVALS
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 1800.0  # seconds for one call, of which the longest takes a few minutes
 
 
 class Row(NamedTuple):
@@ -91,13 +93,20 @@ class Team:
         try:
             for worker in self.workers:
                 print(json.dumps({"method": method, **arguments}), file=worker.stdin, flush=True)
-            answers = [json.loads(worker.stdout.readline()) for worker in self.workers]  # pyright: ignore[reportOptionalMemberAccess]
+            answers = [json.loads(self._answer(worker)) for worker in self.workers]
         except (OSError, ValueError) as error:
             self.log.seek(0)
-            raise RuntimeError(f"a worker died while doing {method}:\n{self.log.read()[-3000:]}") from error
+            raise RuntimeError(f"a worker did not finish {method}: {error}\n{self.log.read()[-3000:]}") from error
         self.wall, self.cpu = time.perf_counter() - begun, sum(a["cpu"] for a in answers)
         self.idle_cpu += sum(a["idle_cpu"] for a in answers)
         return [a["result"] for a in answers]
+
+    @staticmethod
+    def _answer(worker: subprocess.Popen) -> str:
+        """One line of a worker; waiting for it takes no CPU. Raises TimeoutError when none comes."""
+        if not select.select([worker.stdout], [], [], PATIENCE)[0]:
+            raise TimeoutError(f"no answer from process {worker.pid} after {PATIENCE:.0f} s")
+        return worker.stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
 
     def sample(self, method: str, **arguments: Any) -> Sample:
         """Time a run-step of a method that returns run-steps."""

@@ -107,8 +107,9 @@ def _inert(value: Any) -> Any:
         try:
             float(value)
         except ValueError:
-            return f"'{value}"
-    return value
+            value = f"'{value}"
+    # Python's writer leaves a lone carriage return unquoted, and its reader ends the row there.
+    return value.replace("\r", " ") if isinstance(value, str) else value
 
 
 def read_table(path: Path) -> Iterator[list[str]]:
@@ -199,7 +200,8 @@ class Checkpoints:
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        # Told what a step holds, orbax does not guess it from whatever lies in the newest step's folder.
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
     def save(self, step: int, saved: Saved) -> None:
         """Saves all runs at a step. Raises StoreError when it cannot; the checkpoint before is then still whole."""

@@ -154,3 +154,15 @@ def test_worker_failures_show_their_reason(tmp_path):
             team.call("advance", epochs=1)
     finally:
         team.close()
+
+
+def test_worker_that_hangs_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(teams, "PATIENCE", 0.2)
+    team = teams.Team(tmp_path, "loop")
+    team.workers = [subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)]
+    try:
+        with pytest.raises(RuntimeError, match=f"no answer from process {team.workers[0].pid}"):
+            team.call("advance", epochs=1)
+    finally:
+        team.workers[0].kill()
+        team.close()

@@ -1,5 +1,6 @@
 """What is on disk: opened by others, and detected when damaged."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -143,6 +144,7 @@ def test_json_cut_short_or_of_another_format_is_named(tmp_path, content):
         store.read_json(path, "train")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax drops what its readers raise
 def test_a_flipped_bit_in_a_checkpoint_is_passed_over(tmp_path):
     """Orbax restores such a file without a word; the fingerprint finds it, and the checkpoint before is used."""
     state = {"w": np.random.default_rng(0).normal(size=(2, 2, 4000)).astype(np.float32)}
@@ -181,6 +183,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_passed_over(tmp_path):
     assert (step, found) == (-1, None)
     assert len(damaged) == 2
     again.close()
+    gc.collect()  # here, and not in the next test
 
 
 def test_the_way_out_of_damage_works(command, smoke, copy):
@@ -259,7 +262,8 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
 def test_no_cell_of_a_table_is_a_formula(tmp_path, text):
     store.write_table(tmp_path / "t.csv", ("a", "b"), [(text, "-0.5"), ("name", -0.5), ("-", "-inf")])
-    assert list(store.read_table(tmp_path / "t.csv")) == [[f"'{text}", "-0.5"], ["name", "-0.5"], ["-", "-inf"]]
+    inert = "'" + text.replace("\r", " ")
+    assert list(store.read_table(tmp_path / "t.csv")) == [[inert, "-0.5"], ["name", "-0.5"], ["-", "-inf"]]
 
 
 def test_our_own_activations_are_read_by_the_strict_reader(smoke):

