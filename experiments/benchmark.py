@@ -76,7 +76,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer("rounds", 7, "rounds of every measurement", lower_bound=1)
 flags.DEFINE_bool("smoke", False, "a small network and short rounds: shows that it works, and no number")
 flags.DEFINE_string("output", "experiments/results", "folder for benchmark.csv and benchmark_manifest.json")
-flags.DEFINE_string("compilation_cache", None, "folder of your own for what JAX compiles; default: a temporary one")
+flags.DEFINE_string("cache", None, "folder of your own for what JAX compiles; default: a temporary one")
 
 
 class Size(NamedTuple):
@@ -433,7 +433,7 @@ def main(arguments: Sequence[str]) -> None:
     if hasattr(os, "sched_setaffinity"):  # a larger machine is made to have two cores
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(FLAGS.rounds, FLAGS.smoke, Path(name), FLAGS.compilation_cache or f"{name}/cache")
+        bench = Bench(FLAGS.rounds, FLAGS.smoke, Path(name), FLAGS.cache or f"{name}/cache")
         samples: dict[str, list[Sample]] = {}
         for part, measure in {
             "speed and accuracy": lambda: samples.update(speed_and_accuracy(bench)),

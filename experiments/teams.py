@@ -104,9 +104,10 @@ class Team:
     @staticmethod
     def _answer(worker: subprocess.Popen) -> str:
         """One line of a worker; waiting for it takes no CPU. Raises TimeoutError when none comes."""
-        if not select.select([worker.stdout], [], [], PATIENCE)[0]:
+        answers: Any = worker.stdout
+        if not select.select([answers], [], [], PATIENCE)[0]:
             raise TimeoutError(f"no answer from process {worker.pid} after {PATIENCE:.0f} s")
-        return worker.stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
+        return answers.readline()
 
     def sample(self, method: str, **arguments: Any) -> Sample:
         """Time a run-step of a method that returns run-steps."""

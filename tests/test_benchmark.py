@@ -21,7 +21,7 @@ def measured(tmp_path_factory, cache):
     """Rows, manifest and print of one smoke run, as a user would start it."""
     folder = tmp_path_factory.mktemp("benchmark")
     line = ["-m", "experiments.benchmark", "--smoke", f"--rounds={ROUNDS}", f"--output={folder}"]
-    line.append(f"--compilation_cache={cache}")
+    line.append(f"--cache={cache}")
     done = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     with open(folder / "benchmark.csv", newline="") as file:
