@@ -54,7 +54,10 @@ class Results:
         kinds: Any = dict.fromkeys(("setting", "site", "probe", "metric", "feature", "other", "at", "reason"), "str")
         self.rows = pd.read_csv(self.folder / "results.csv", keep_default_na=False, na_values={"value": [""]}, dtype=kinds)
         self.settings = pd.read_csv(self.folder / "settings.csv", keep_default_na=False).set_index("setting")
-        parts = [pd.read_csv(p) for p in sorted(self.folder.glob("*/*/curves.csv"))]
+        chunks = sorted(path.parent for path in self.folder.glob("*/*/done.json"))
+        for chunk in chunks:
+            verify_chunk(chunk)
+        parts = [pd.read_csv(chunk / "curves.csv") for chunk in chunks]
         curves = pd.concat(parts).sort_values(["setting", "seed", "step", "output", "split"], ignore_index=True)
         # Where other processes are not done yet there are settings, and curves, without a measured run.
         runs = self.rows[["setting", "seed"]].drop_duplicates()

@@ -65,6 +65,8 @@ def run(
             store.write_table(folder / "settings.csv", *settings_table(plan))
         population.train(folder, own, plan.layout, stop, checkpoint_seconds)
     present = [chunk for chunk in plan.chunks if _trained(folder, [chunk])]
+    for chunk in present:
+        measure.verify_chunk(folder / chunk.path)
     missing = [chunk for chunk in plan.chunks if chunk.path not in {c.path for c in present}]
     said, waiting = _in_words(plan.chunks, missing), bool(missing) and "train" in stages
     if missing:
@@ -94,8 +96,6 @@ def run(
     begun = time.monotonic()
     with store.lock(folder / "lock", wait=shared):
         if not current("report"):
-            for chunk in present:
-                measure.verify_chunk(folder / chunk.path)
             end("report", report.write(folder, _described(plan.experiment, said), module), begun)
     return Outcome(report.read_claims(folder), said)
 
