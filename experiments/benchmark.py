@@ -50,6 +50,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+from experiments.run import commit
 from experiments.subjects import LEARNING_RATE, config_of
 from experiments.teams import (
     ROOT,
@@ -405,8 +406,6 @@ def record(bench: Bench, load_before: Sequence[float], spent: Mapping[str, float
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -415,7 +414,7 @@ def record(bench: Bench, load_before: Sequence[float], spent: Mapping[str, float
         "versions": {**versions, "python": platform.python_version()},
         "cpu": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
-        "commit": commit or "not a checkout",
+        "commit": commit(),
         "smoke": bench.smoke,
         "rounds": bench.rounds,
         "load_before": list(load_before),

@@ -67,10 +67,6 @@ class Contender:
             accuracies += np.mean(by_class, axis=0).tolist()
         return accuracies
 
-    def memory(self) -> float:
-        """Peak memory of this process, in MB."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
 
 class TorchLoop(Contender):
     """What a notebook has: DataLoader, nn.Sequential, torch.optim.Adam, one run; as many threads as PyTorch takes."""

@@ -140,13 +140,17 @@ def assemble(module: ModuleType, preset_name: str, num_seeds: int | None, seed: 
 def record() -> dict[str, Any]:
     """Versions, machine and commit, for the manifest."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {**versions, "python": platform.python_version(), "devices": devices, "commit": commit()}
+
+
+def commit() -> str:
+    """What `git describe` says of this checkout."""
     asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
-        commit = "not a checkout"
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return {**versions, "python": platform.python_version(), "devices": devices, "commit": commit}
+        return "not a checkout"
 
 
 def plan_lines(plan: planning.Plan) -> list[str]:
@@ -213,6 +217,8 @@ def _join(stages: Sequence[str], share: tuple[int, int]) -> None:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)  # TPU slices, SLURM and Open MPI are recognised
     else:
         address, number, own = (str(v) for v in given.values())
+        if not (number.isdecimal() and own.isdecimal() and int(own) < int(number)):
+            raise ConfigError(f"JAX_PROCESS_ID={own}, JAX_NUM_PROCESSES={number}: expected whole numbers, ID below NUM")
         jax.distributed.initialize(address, int(number), int(own), heartbeat_timeout_seconds=HEARTBEAT)
 
 
@@ -257,13 +263,12 @@ def main(arguments: Sequence[str]) -> int:
         experiment = assemble(module, FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted)
         folder = Path(_required("workdir")) / name
         # At least two: XLA compiles for one device in another way, which would change bits.
-        rows = planning.recorded_rows(folder) or FLAGS.devices or max(2, os.cpu_count() or 1)
+        # A distributed job's rows are those of all its processes.
+        recorded_rows = 0 if FLAGS.distributed else planning.recorded_rows(folder)
+        jax.config.update("jax_num_cpu_devices", recorded_rows or FLAGS.devices or max(2, os.cpu_count() or 1))
         share = share_of(FLAGS.shard, {} if FLAGS.distributed else os.environ)
         if FLAGS.distributed:
-            jax.config.update("jax_num_cpu_devices", FLAGS.devices or max(2, os.cpu_count() or 1))
             _join(stages, share)
-        else:
-            jax.config.update("jax_num_cpu_devices", rows)
         if FLAGS.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", f"{FLAGS.compilation_cache}/jax-{jax.__version__}")
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -281,6 +286,8 @@ def main(arguments: Sequence[str]) -> int:
             return DONE
         stop, seconds = _catch_signals(), FLAGS.checkpoint_seconds
         done = pipeline.run(plan, module, folder, stages, stop, record(), seconds, share)
+        if FLAGS.reference and done.claims and not done.missing:
+            tables.reference(Results(folder), done.claims, Path(FLAGS.reference))
     except ConfigError as error:
         return _complain(str(error))
     except Interrupted as error:
@@ -297,8 +304,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"Not the reference settings ({experiment.variant}): the verdicts are illustrations.")
         for path in (folder / "report.html", folder / "figures", folder / "results.csv"):
             print(path)
-    if FLAGS.reference:
-        tables.reference(Results(folder), done.claims, Path(FLAGS.reference))
+    if FLAGS.reference and (done.missing or not done.claims):
+        return _complain(f"--reference={FLAGS.reference}: nothing written; expected a complete run with stage report")
     return DONE
 
 

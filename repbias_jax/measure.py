@@ -311,7 +311,7 @@ def _intervention(name: str, static: Static, site: str) -> Callable:
             # The rest of the model sees `activations`: the edit of a blank input's own activation up to them.
             sites: Any = model.apply(params, blank, dials)[1]
             own = sites[site]
-            edits = (activations - own.reshape(-1)).reshape(-1, *own.shape)
+            edits = activations.reshape(-1, *own.shape) - own[None]
             logits, _ = jax.vmap(lambda edit: model.apply(params, blank, dials, edits={site: edit}))(edits)
             place = jnp.argsort(dials.output_order)  # the position of each listed factor
             return {factor: logits[:, place[o]] for o, factor in enumerate(reported)}

@@ -80,6 +80,9 @@ def run(
     if "measure" in stages and not current("measure"):
         begun, mine = time.monotonic(), [chunk for chunk in own if _trained(folder, [chunk])]
         measure.measure(folder, plan.experiment.name, mine, plan.layout, plan.experiment.probes, stop, code)
+        if waiting and _trained(folder, plan.chunks):
+            # The others got done meanwhile, and may have left the merging to this process.
+            return run(plan, module, folder, stages, stop, record, checkpoint_seconds, share)
         if not waiting and measure.all_measured(folder, present, code):
             # What is written once for the whole experiment has one writer; of several processes the last one merges.
             with store.lock(folder / "lock", wait=shared):

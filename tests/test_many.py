@@ -1,6 +1,7 @@
 """Many machines: shares of independent processes, one job of several processes, schedulers, and no collective anywhere."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import os
@@ -20,7 +21,7 @@ from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 
 from experiments.run import share_of
-from repbias_jax import devices, population
+from repbias_jax import devices, pipeline, planning, population
 from repbias_jax.config import Config, ConfigError, Runtime, dials_of, override_all, static_half
 from repbias_jax.data import DATA
 from repbias_jax.models import MODELS
@@ -132,6 +133,27 @@ def test_three_shares_one_killed_and_the_rest_by_another_number(cache, alone, tm
     assert [status for status, _ in ended] == [0, 0], ended
     same(tmp_path / "tiny", alone())
     assert f"of {CHUNKS} chunks" not in (tmp_path / "tiny" / "report.html").read_text()
+
+
+def test_the_last_to_measure_reports_though_others_trained_last(cache, alone, tmp_path, monkeypatch):
+    """Share 0 is done training while share 1 is not; share 1 trains, measures and leaves; then share 0 measures."""
+    experiment = dataclasses.replace(tiny.EXPERIMENT, num_seeds=40)
+    folder, measured = tmp_path / "tiny", pipeline.measure.measure
+
+    def late(*arguments):
+        monkeypatch.setattr(pipeline.measure, "measure", measured)
+        status, printed = Started(cache, tmp_path, "--shard=1/2").end()
+        assert status == 0, printed
+        assert "the last one reports" in printed
+        measured(*arguments)
+
+    monkeypatch.setattr(pipeline.measure, "measure", late)
+    plan = planning.place(experiment, planning.check(experiment, "cpu"), folder, 2)
+    record = {"commit": "", "jax": ""}
+    done = pipeline.run(plan, tiny, folder, pipeline.STAGES, lambda: False, record, 0.0, (0, 2))
+    assert done.claims
+    assert done.missing == ""
+    same(folder, alone())
 
 
 def test_a_scheduler_with_a_time_limit(cache, alone, tmp_path):

@@ -130,6 +130,16 @@ def test_damaged_small_files_are_named(copy, name):
         store.verify(chunk, done["files"], "train")
 
 
+def test_damaged_curves_of_a_finished_run_are_named(command, copy):
+    """Neither a library user nor a command that has nothing left to do passes them over."""
+    chunk = next(copy.glob("sgd.joint*/chunk_000"))
+    flip(chunk / "curves.csv")
+    with pytest.raises(StoreError, match=r"curves.csv: damaged; delete .* and rerun --stage=train"):
+        repbias_jax.load(copy)
+    done = command(*ARGUMENTS, f"--workdir={copy.parent}", check=1)
+    assert f"{chunk}/curves.csv: damaged" in done.stderr
+
+
 def test_the_command_names_a_damaged_piece(copy):
     chunk = next(copy.glob("sgd.joint*/chunk_000"))
     flip(chunk / "curves.csv")

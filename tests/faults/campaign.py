@@ -78,7 +78,7 @@ class Lab:
     """Servers, and copies of the tiny workdir at each stage of its life."""
 
     def __init__(self, scratch: Path, workers: int = WORKERS):
-        self.scratch, self.numbers = scratch, itertools.count()
+        self.scratch, self.numbers, self.kills = scratch, itertools.count(), 0
         library = scratch / "crash.so"
         source = Path(__file__).parent / "crash.c"
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-w", "-o", library, source, "-ldl"], check=True)
@@ -181,11 +181,8 @@ def random_kill(lab: Lab, seed: int) -> str:
                 break
             kills += 1
         found = lab.outcome(folder, "report", end)
-    _KILLS[found] += kills
+    lab.kills += kills
     return _ended(folder, found, end)
-
-
-_KILLS: collections.Counter = collections.Counter()
 
 
 def signalled(lab: Lab, number: int, seed: int) -> str:
@@ -258,7 +255,7 @@ def _refuses(piece: Path) -> bool:
 
 
 def damages(lab: Lab, number: int) -> list[tuple[str, str, str, int]]:
-    """Files of each state with each kind of damage; `number` of them, spread evenly and the same every time."""
+    """Files of each state with each kind of damage; `number` of them, at random (orbax names its files so, too)."""
     every = []
     for state in ("interrupted", "train", "measure", "report"):
         files = sorted(str(p.relative_to(lab.states[state])) for p in lab.states[state].rglob("*") if p.is_file())
@@ -395,11 +392,11 @@ def every(lab: Lab, share: float) -> Iterator[list]:
         chosen = points if share == 1 else random.Random(1).sample(points, some(len(points)))
         trials = [lambda s=stage, k=k: crash_point(lab, s, k) for k in chosen]
         yield several(lab, "process killed at its k-th write, rename or sync", stage, trials)
-    _KILLS.clear()
+    lab.kills = 0
     trials = [lambda k=k: random_kill(lab, k) for k in range(some(45))]
     row = several(lab, "killed at random moments", "all stages", trials)
-    print(f"{sum(_KILLS.values())} kills", file=sys.stderr, flush=True)
-    yield [f"{row[0]} ({sum(_KILLS.values())} kills)", *row[1:]]
+    print(f"{lab.kills} kills", file=sys.stderr, flush=True)
+    yield [f"{row[0]} ({lab.kills} kills)", *row[1:]]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         trials = [lambda k=k, n=number: signalled(lab, n, k) for k in range(some(20))]
         yield several(lab, signal.Signals(number).name, "all stages", trials)
