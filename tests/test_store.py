@@ -1,6 +1,5 @@
 """What is on disk: opened by others, and detected when damaged."""
 
-import gc
 import json
 import shutil
 import subprocess
@@ -154,7 +153,6 @@ def test_json_cut_short_or_of_another_format_is_named(tmp_path, content):
         store.read_json(path, "train")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax drops what its readers raise
 def test_a_flipped_bit_in_a_checkpoint_is_passed_over(tmp_path):
     """Orbax restores such a file without a word; the fingerprint finds it, and the checkpoint before is used."""
     state = {"w": np.random.default_rng(0).normal(size=(2, 2, 4000)).astype(np.float32)}
@@ -193,7 +191,6 @@ def test_a_flipped_bit_in_a_checkpoint_is_passed_over(tmp_path):
     assert (step, found) == (-1, None)
     assert len(damaged) == 2
     again.close()
-    gc.collect()  # here, and not in the next test
 
 
 def test_the_way_out_of_damage_works(command, smoke, copy):
