@@ -134,7 +134,7 @@ class Runtime:
     """What depends on the backend and could change bits; resolved once, stored in the manifest."""
 
     backend: str = "cpu"
-    lanes: int = 8
+    lanes: int = 4
     precision: str = "float32"
 
 

@@ -29,7 +29,7 @@ class Spread:
     are more rows than devices (a workdir begun on a larger machine), as many rows as devices are done at a time.
     """
 
-    def __init__(self, mesh: Mesh, function: Callable, mapped: int, shared: int = 0, by_lane: bool = True):
+    def __init__(self, mesh: Mesh, function: Callable, mapped: int, shared: int = 0, once: bool = False):
         """Compiles nothing yet.
 
         Args:
@@ -37,7 +37,7 @@ class Spread:
           function: of `mapped` arguments of one run and then `shared` ones.
           mapped: arguments with leading axes `[rows, lanes]`.
           shared: arguments that are the same for all.
-          by_lane: False for what runs once, where mapping lanes in turn compiles faster.
+          once: for what runs once a chunk and compiles slowly: lanes in turn and, on CPU, less optimization.
         """
 
         def on_device(*arguments):
@@ -46,11 +46,14 @@ class Spread:
             def one_run(*run):
                 return function(*run, *common)
 
-            found = jax.vmap(one_run)(*row) if by_lane else jax.lax.map(lambda run: one_run(*run), row)
+            found = jax.lax.map(lambda run: one_run(*run), row) if once else jax.vmap(one_run)(*row)
             return jax.tree.map(lambda x: x[None], found)
 
         specs = (P("runs"),) * mapped + (P(),) * shared
-        self.program = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("runs")))
+        mapped_rows = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("runs"))
+        is_cpu = mesh.devices.flat[0].platform == "cpu"
+        options = {"xla_backend_optimization_level": 1} if once and is_cpu else None
+        self.program = jax.jit(mapped_rows, compiler_options=options)
         self.mapped, self.devices, self.sharding = mapped, mesh.size, NamedSharding(mesh, P("runs"))
 
     def __call__(self, *arguments):

@@ -174,7 +174,7 @@ class Programs:
     def __init__(self, static: Static, mesh: Mesh):
         self.mesh, self.sharding = mesh, NamedSharding(mesh, P("runs"))
         self.data = _data_program(static.config.task, static.config.keep.probe_set, mesh)
-        self.init = Spread(mesh, lambda d, s: training.init(static, d, s), 2, by_lane=False)
+        self.init = Spread(mesh, lambda d, s: training.init(static, d, s), 2, once=True)
         self.segment = Spread(mesh, lambda *a: training.segment(static, *a), 4, shared=2)
         self.observe = Spread(mesh, lambda d, x, s: training.observe(static, d, x, s), 3)
         self.represent = Spread(mesh, lambda d, x, s: training.represent(static, d, x, s), 3)
@@ -184,7 +184,7 @@ class Programs:
 @functools.cache
 def _data_program(task: Task, probe_set: str, mesh: Mesh) -> Spread:
     """Groups that differ in model or optimizer share their data program, which is the slowest to compile."""
-    return Spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s), 2, by_lane=False)
+    return Spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s), 2, once=True)
 
 
 class Progress:
