@@ -7,7 +7,7 @@ Compared is one update of one base MLP (32 bits, widths 256-128-64-64, ReLU, bat
 sum of their cross-entropies, Adam at 3e-4 everywhere, a new order of 8,192 examples each epoch, which is counted too),
 in microseconds a run-step, wall and CPU:
 
-  ours                          16 runs, 8 vmapped lanes on each of two virtual devices
+  ours                          8 runs, 4 vmapped lanes on each of two virtual devices
   JAX, a jitted step per run    one run, a step called from Python, all threads
   PyTorch loop                  what a notebook has: DataLoader, nn.Sequential, Adam, one run, all threads
   PyTorch tuned                 arrays in memory, fused Adam, one thread; two runs, each in a process pinned to a core
@@ -30,7 +30,7 @@ while their own contender works, and `idle_cpu_share` in the manifest is what th
 Parts: `calibration`; `speed`; `ratio`; `accuracy` (each trained to its end, over its runs); `start` (import, first calls,
 and the run-steps after which ours has made up for compiling; "cached" is with a warm compilation cache); `lanes`;
 `runs` (an epoch of every chunk with data, weights, curves and fingerprints, and peak memory); `checkpoint`; `probe` (all
-that the variance probe returns, permutations too, and r2 alone, for eight runs; scikit-learn's permutations: on one).
+that the variance probe returns, permutations too, and r2 alone, for the runs of a `vmap`; scikit-learn's permutations: on one).
 `benchmark.csv` has a row a quantity: `part, name, quantity, unit, rounds, min, median, max`, over rounds or, for
 accuracies, runs; where a library is missing, a row that says so. `benchmark_manifest.json`: versions, machine, load, cost.
 """
@@ -66,9 +66,10 @@ from experiments.teams import (
     table,
 )
 from repbias_jax import store
+from repbias_jax.planning import LANES
 
 COLUMNS = ("part", "name", "quantity", "unit", "rounds", "min", "median", "max")
-CORES, LANES = 2, 8
+CORES = 2
 CHECKPOINT_SECONDS = 10.0  # the default of --checkpoint_seconds
 PACKAGES = ("jax", "jaxlib", "numpy", "torch", "scikit-learn")
 US, RATE = "us/run-step", "GFLOP/s"
@@ -95,9 +96,9 @@ class Size(NamedTuple):
     permutations: int
 
 
-LAYOUTS = (*((CORES, lanes) for lanes in (1, 2, 4, 8, 16, 32, 64)), (1, LANES))
+LAYOUTS = (*((CORES, lanes) for lanes in (1, 2, 4, 8, 16, 32, 64)), (1, LANES["cpu"]))
 SIZES = {
-    False: Size(2.0, 160, LANES, 4096, LAYOUTS, (16, 64, 256, 1024, 4096), (256, 16), 5, 64, 100),
+    False: Size(2.0, 160, LANES["cpu"], 4096, LAYOUTS, (16, 64, 256, 1024, 4096), (256, 16), 5, 64, 100),
     True: Size(0.02, 2, 2, 256, ((CORES, 2),), (4, 8), (8, 4), 1, 4, 2),
 }
 

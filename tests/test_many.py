@@ -35,7 +35,7 @@ COLLECTIVES = re.compile(
 
 
 class Started:
-    """The tiny experiment in a process of its own; five chunks of 16 runs."""
+    """The tiny experiment in a process of its own; five chunks of eight runs."""
 
     def __init__(self, cache, workdir, *more, **environment):
         words = [*ARGUMENTS, f"--workdir={workdir}", f"--compilation_cache={cache}", *more]
@@ -49,7 +49,7 @@ class Started:
         return self.process.returncode, printed
 
 
-ARGUMENTS = ("--experiment=tiny", "--num_seeds=40", "--devices=2", "--checkpoint_seconds=0")
+ARGUMENTS = ("--experiment=tiny", "--num_seeds=20", "--devices=2", "--checkpoint_seconds=0")
 CHUNKS = 5
 
 
@@ -127,7 +127,7 @@ def test_three_shares_one_killed_and_the_rest_by_another_number(cache, alone, tm
     assert there < CHUNKS
     status, printed = Started(cache, tmp_path, "--stage=measure,report").end()
     assert status == 0, printed
-    assert f"{there} of {CHUNKS} chunks are there ({16 * there} of 80 runs); missing: " in printed
+    assert f"{there} of {CHUNKS} chunks are there ({8 * there} of 40 runs); missing: " in printed
     assert f"{there} of {CHUNKS} chunks are there" in (tmp_path / "tiny" / "report.html").read_text()
     ended = [run.end() for run in [Started(cache, tmp_path, f"--shard={i}/2") for i in range(2)]]
     assert [status for status, _ in ended] == [0, 0], ended
@@ -137,7 +137,7 @@ def test_three_shares_one_killed_and_the_rest_by_another_number(cache, alone, tm
 
 def test_the_last_to_measure_reports_though_others_trained_last(cache, alone, tmp_path, monkeypatch):
     """Share 0 is done training while share 1 is not; share 1 trains, measures and leaves; then share 0 measures."""
-    experiment = dataclasses.replace(tiny.EXPERIMENT, num_seeds=40)
+    experiment = dataclasses.replace(tiny.EXPERIMENT, num_seeds=20)
     folder, measured = tmp_path / "tiny", pipeline.measure.measure
 
     def late(*arguments):

@@ -4,7 +4,7 @@
 
 Every trial ends in one of: `same` (the same command, run again, ends with the same bytes: weights' fingerprints, curves,
 activations, results and claims), `named` (refused, with a message that names a file of the workdir and the stage to
-rerun) or `other`, which must not be. The tiny experiment is one chunk of 16 runs with two checkpoints.
+rerun) or `other`, which must not be. The tiny experiment is one chunk of eight runs with two checkpoints.
 
 What a process did before it was killed stays in the page cache here: loss of power is another matter, against which every
 file is synced before it is renamed.
@@ -37,7 +37,7 @@ from repbias_jax import store
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ("train", "measure", "report")
 ARGUMENTS = ("--experiment=tiny", "--devices=2", "--checkpoint_seconds=0")
-LARGE = "--num_seeds=40"  # five chunks, for several processes
+LARGE = "--num_seeds=20"  # five chunks, for several processes
 SAME, NAMED, OTHER = "same", "named", "other"
 COLUMNS = ("fault", "where", "trials", SAME, NAMED, OTHER, "seconds")
 WORKERS = os.cpu_count() or 1

@@ -6,5 +6,6 @@ from experiments import EXPERIMENTS, run
 from tests.faults import tiny
 
 if __name__ == "__main__":
+    run.HEARTBEAT = 10  # a test waits that long for a process to notice that another one was killed
     EXPERIMENTS["tiny"] = tiny  # pyright: ignore[reportArgumentType]
     app.run(run.main, flags_parser=run.parse)

@@ -1,4 +1,4 @@
-"""The smallest experiment: 16 runs of two settings, two checkpoints, snapshots along training, a claim, a figure."""
+"""The smallest experiment: eight runs of two settings, one chunk, two checkpoints, snapshots along training, a claim, a figure."""
 
 from repbias_jax.config import Config, Experiment, Keep, Model, Preset, Task, Training
 from repbias_jax.measure import Results
@@ -17,8 +17,8 @@ EXPERIMENT = Experiment(
     config=CONFIG,
     settings=(("slow", ()), ("fast", (("optimizer.learning_rate", 0.3),))),
     probes=("variance", "readout"),
-    presets=(("full", Preset(8)),),
-    num_seeds=8,
+    presets=(("full", Preset(4)),),
+    num_seeds=4,
 )
 
 
