@@ -30,7 +30,7 @@ while their own contender works, and `idle_cpu_share` in the manifest is what th
 Parts: `calibration`; `speed`; `ratio`; `accuracy` (each trained to its end, over its runs); `start` (import, first calls,
 and the run-steps after which ours has made up for compiling; "cached" is with a warm compilation cache); `lanes`;
 `runs` (an epoch of every chunk with data, weights, curves and fingerprints, and peak memory); `checkpoint`; `probe` (all
-that the variance probe returns, permutations too, and r2 alone, for the runs of a `vmap`; scikit-learn's permutations: on one).
+that the variance probe returns, permutations too, and r2 alone, for runs of a `vmap`; scikit-learn's permutations: one's).
 `benchmark.csv` has a row a quantity: `part, name, quantity, unit, rounds, min, median, max`, over rounds or, for
 accuracies, runs; where a library is missing, a row that says so. `benchmark_manifest.json`: versions, machine, load, cost.
 """

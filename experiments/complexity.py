@@ -22,13 +22,12 @@ Cost and outcome of the reference run: `experiments/results/complexity/manifest.
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
 from repbias_jax.config import Config, Experiment, Keep, Preset
 from repbias_jax.measure import Results
+from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
 from repbias_jax.statistics import Claim, Part, gate
@@ -104,50 +103,28 @@ def claims(results: Results, column: str) -> list[Claim]:
     return made
 
 
-def _pair(results: Results, setting: str, metric: str, easy: str, hard: str) -> tuple[pd.Series, pd.Series]:
-    return results.values(setting, metric, easy), results.values(setting, metric, hard)
-
-
-def _accuracy_gap(results: Results, setting: str, easy: str, hard: str) -> pd.Series:
-    end = results.last_step(setting)
-    return results.accuracy(setting, easy, "accuracy").loc[end] - results.accuracy(setting, hard, "accuracy").loc[end]
-
-
-def _at_end(results: Results, setting: str, outputs: tuple[str, ...]) -> pd.DataFrame:
-    return gate(results, [(setting, outputs, [results.last_step(setting)])])
-
-
-def _difference(results: Results, setting: str, letter: str, name: str, pair: tuple[str, str], sesoi: float) -> Part:
-    easy, hard = _pair(results, setting, "r2", *pair)
-    return Part(
-        letter, f"r2({pair[0]}) - r2({pair[1]}), {name}", easy - hard, _at_end(results, setting, pair), +1, sesoi,
-        secondary=(easy - hard) / (easy + hard), accuracy=_accuracy_gap(results, setting, *pair),
-    )  # fmt: skip
-
-
 def _gap(results: Results, joint: str, squared: str) -> tuple[Part, ...]:
     return (
-        _difference(results, joint, "a", "cross-entropy", (EASY, HARD), 0.05),
-        _difference(results, squared, "b", "squared loss", (EASY, HARD), 0.05),
+        contrasts.difference(results, joint, "a", "cross-entropy", (EASY, HARD), 0.05),
+        contrasts.difference(results, squared, "b", "squared loss", (EASY, HARD), 0.05),
     )
 
 
 def _ladder(results: Results, ladder: str, equal: str) -> tuple[Part, ...]:
     r2 = pd.DataFrame({rung: results.values(ladder, "r2", rung) for rung in RUNGS})
-    weights = np.arange(4) - 1.5
-    slope = (r2 * weights / np.square(weights).sum()).sum(axis=1, skipna=False)
+    slope = contrasts.slope(r2, np.arange(4.0))
     text = "slope of r2 over parity-1, 2, 3, 4 in one model, a rung"
     return (
-        Part("a", text, slope, _at_end(results, ladder, RUNGS), -1, 0.02),
-        _difference(results, equal, "b", "equal arity", EQUAL, 0.02),
+        Part("a", text, slope, contrasts.at_end(results, ladder, RUNGS), -1, 0.02),
+        contrasts.difference(results, equal, "b", "equal arity", EQUAL, 0.02),
     )
 
 
 def _growth(results: Results, along: str, twin: str) -> tuple[Part, ...]:
     end = results.last_step(along)
     mastery = results.mastery(along, EASY)
-    share = _curve(results, along, "r2_of_final")
-    grown = share.loc[end] - _at(share, mastery)
+    share = contrasts.curve(results, along, "r2_of_final", EASY)
+    grown = share.loc[end] - contrasts.at_steps(share, mastery)
     begun, ended = _window(results, along)
     more = _relative_growth(results, along, begun, ended) - _relative_growth(results, twin, begun, ended)
     passed = gate(results, [(along, (EASY,), [mastery, end]), (along, (HARD,), [end])])
@@ -163,31 +140,20 @@ def _growth(results: Results, along: str, twin: str) -> tuple[Part, ...]:
     )
 
 
-def _curve(results: Results, setting: str, metric: str, feature: str = EASY) -> pd.DataFrame:
-    """A measure at the penultimate layer along training: a row a snapshot, a column a seed."""
-    return results.table(setting, metric, feature, step="all").pivot(index="step", columns="seed", values="value")
-
-
-def _at(curve: pd.DataFrame, steps: pd.Series) -> pd.Series:
-    """Each seed's value at its own step; NaN where there is none."""
-    return pd.Series({k: curve.loc[s, k] if s in curve.index else np.nan for k, s in steps.items()}, dtype=float)
-
-
 def _window(results: Results, setting: str) -> tuple[pd.Series, pd.Series]:
     """First snapshots at which hard is over 60 % (balanced) and over 95 % (every class, three times in a row)."""
-    snapshots = _curve(results, setting, "variance").index
+    snapshots = contrasts.curve(results, setting, "variance", EASY).index
     accuracy = results.accuracy(setting, HARD, "accuracy")
     above = accuracy.loc[accuracy.index.isin(snapshots)] > 0.6
     begun = above.idxmax().where(above.any()).astype(float)
     mastered = results.mastery(setting, HARD)
-    ended = mastered.map(lambda s: snapshots[snapshots >= s].min() if np.isfinite(s) else np.nan)
-    return begun, ended
+    return begun, contrasts.next_snapshot(snapshots, mastered)
 
 
 def _relative_growth(results: Results, setting: str, begun: pd.Series, ended: pd.Series) -> pd.Series:
     """Slope of easy's variance over the snapshots of a window, per 1,000 updates and its own value at mastery."""
-    curve = _curve(results, setting, "variance")
-    start = _at(curve, results.mastery(setting, EASY))
+    curve = contrasts.curve(results, setting, "variance", EASY)
+    start = contrasts.at_steps(curve, results.mastery(setting, EASY))
     slopes = {}
     for seed in curve:
         inside = curve.loc[begun[seed] : ended[seed], seed] if np.isfinite(begun[seed] + ended[seed]) else curve[seed][:0]
@@ -205,20 +171,20 @@ def _parts(results: Results, joint: str, composed: str) -> tuple[Part, ...]:
     return (
         Part(
             "a", f"Walsh parts of degree 1 to 3 of {HARD}'s block, each less its null, minus r2({HARD})",
-            proper - results.values(joint, "r2", HARD), _at_end(results, joint, (EASY, HARD)), +1, 0.02,
+            proper - results.values(joint, "r2", HARD), contrasts.at_end(results, joint, (EASY, HARD)), +1, 0.02,
         ),
         Part(
             "b", f"r2 of {COMPOSED}'s two inner majorities together minus r2 of the whole",
-            inner[0] + inner[1] - whole, _at_end(results, composed, (EASY, COMPOSED)), +1, 0.02,
+            inner[0] + inner[1] - whole, contrasts.at_end(results, composed, (EASY, COMPOSED)), +1, 0.02,
             secondary=(inner[0] + inner[1]) / 2 - whole,
         ),
     )  # fmt: skip
 
 
 def _readout(results: Results, joint: str) -> tuple[Part, ...]:
-    easy, hard = (np.log(v) for v in _pair(results, joint, "readout_norm", EASY, HARD))
+    easy, hard = (np.log(v) for v in contrasts.pair(results, joint, "readout_norm", EASY, HARD))
     text = f"log readout norm, {HARD} - {EASY}"
-    return (Part("", text, hard - easy, _at_end(results, joint, (EASY, HARD)), +1, float(np.log(1.1))),)
+    return (Part("", text, hard - easy, contrasts.at_end(results, joint, (EASY, HARD)), +1, float(np.log(1.1))),)
 
 
 # What is claimed, what the paper says of it, the settings it reads, and its parts.
@@ -241,19 +207,18 @@ CLAIMS = {
 
 def figures(results: Results) -> list[Drawn]:
     """All figures, for the columns and settings that were run."""
-    columns = list(dict.fromkeys(results.settings["column"]))
 
     def run(setting: str) -> list[str]:
-        return [f"{c}.{setting}" for c in columns if results.has(f"{c}.{setting}")]
+        return contrasts.run_in(results, setting)
 
     along = run("along") or run("joint")
     drawn = [
         ("gap", _draw_gap(results, run("joint") + run("squared"))),
         ("along", _draw_along(results, along)),
-        ("layers", _by_column(results, run("joint"), _draw_layers)),
-        ("rungs", _by_column(results, run("ladder"), _draw_rungs)),
-        ("walsh", _by_column(results, run("joint"), _draw_walsh)),
-        ("parts", _by_column(results, run("composed"), _draw_parts)),
+        ("layers", contrasts.by_column(results, run("joint"), _draw_layers)),
+        ("rungs", contrasts.by_column(results, run("ladder"), _draw_rungs)),
+        ("walsh", contrasts.by_column(results, run("joint"), _draw_walsh)),
+        ("parts", contrasts.by_column(results, run("composed"), _draw_parts)),
     ]
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
@@ -275,32 +240,6 @@ CAPTIONS = {
 }
 
 
-def _by_column(results: Results, settings: list[str], panel: Callable[[Axes, Results, str], None]) -> Figure | None:
-    """One panel for each column of settings, or nothing where none was run."""
-    if not settings:
-        return None
-    figure, panels = draw.grid(1, len(settings), 4.4, 3.7)
-    for axes, setting in zip(panels[0], settings, strict=True):
-        panel(axes, results, setting)
-    return draw.finish(figure)
-
-
-def _layers(results: Results, setting: str, metric: str, feature: str, sites: list[str], **more) -> pd.DataFrame:
-    """A measure by layer: a row a site, a column a seed."""
-    return pd.DataFrame({s: results.values(setting, metric, feature, site=s, **more) for s in sites}).T
-
-
-def _passing(results: Results, settings: list[str]) -> str:
-    """How many of the seeds shown learned every feature they were asked for."""
-    passed = [_at_end(results, s, tuple(results.outputs(s))).to_numpy() for s in settings]
-    return f"{sum(p.sum() for p in passed)} of {sum(p.size for p in passed)} networks learned all"
-
-
-def _null(axes: Axes, results: Results, setting: str, feature: str) -> None:
-    low, high = (results.values(setting, f"null_{side}", feature).mean() for side in ("low", "high"))
-    draw.null(axes, low, high)
-
-
 def _draw_gap(results: Results, settings: list[str]) -> Figure | None:
     """The main figure: easy and hard at the penultimate layer, a pair a setting."""
     if not settings:
@@ -314,11 +253,13 @@ def _draw_gap(results: Results, settings: list[str]) -> Figure | None:
         draw.floor(axes, x + 0.26 * side, untrained, "untrained network", "x")
         twins = [results.values(s, "r2", f"twin_{feature}").mean() for s in settings]
         draw.floor(axes, x + 0.34 * side, twins, "unused twin", "d")
-    _null(axes, results, settings[0], HARD)
+    contrasts.null_band(axes, results, settings[0], HARD)
     loss = {"joint": "cross-entropy", "squared": "squared loss"}
     axes.set_xticks(x, [f"{s.split('.')[0]}\n{loss[s.split('.')[1]]}" for s in settings])
     axes.set_xlim(-0.6, len(settings) - 0.4)
-    draw.label(axes, f"Easy and hard features ({_passing(results, settings)})", "optimizer and loss", draw.VARIANCE)
+    draw.label(
+        axes, f"Easy and hard features ({contrasts.passing(results, settings)})", "optimizer and loss", draw.VARIANCE
+    )
     return draw.finish(figure)
 
 
@@ -328,14 +269,14 @@ def _draw_along(results: Results, settings: list[str]) -> Figure | None:
     figure, panels = draw.grid(2, len(settings), 4.4, 2.9)
     for top, bottom, setting in zip(panels[0], panels[1], settings, strict=True):
         for i, feature in enumerate((EASY, HARD)):
-            draw.band(top, _curve(results, setting, "r2_of_final", feature), feature, STYLES[i])
-            twin = _curve(results, setting, "r2_of_final", f"twin_{feature}")
+            draw.band(top, contrasts.curve(results, setting, "r2_of_final", feature), feature, STYLES[i])
+            twin = contrasts.curve(results, setting, "r2_of_final", f"twin_{feature}")
             draw.band(top, twin, f"unused twin of {feature}", STYLES[4 + i] | {"marker": ""})
             draw.band(bottom, results.accuracy(setting, feature, "accuracy"), feature, STYLES[i])
         alone = setting.replace(".along", ".along_easy")
         if alone != setting and results.has(alone):
-            draw.band(top, _curve(results, alone, "r2_of_final"), f"{EASY}, asked for alone", STYLES[2])
-        _null(top, results, setting, HARD)
+            draw.band(top, contrasts.curve(results, alone, "r2_of_final", EASY), f"{EASY}, asked for alone", STYLES[2])
+        contrasts.null_band(top, results, setting, HARD)
         draw.floor(top, [0], [results.values(setting, "r2_of_final", EASY, step=0).mean()], "untrained network", "x")
         bottom.set_ylim(top=1.03)  # an interval of a mean can reach beyond what an accuracy can
         bottom.axhline(0.95, linestyle=(0, (4, 3)), label="95 %", **draw.FLOOR)
@@ -348,12 +289,12 @@ def _draw_layers(axes: Axes, results: Results, setting: str) -> None:
     sites = results.sites(setting)
     x = list(range(len(sites)))
     for feature, style, untrained, twin in ((EASY, STYLES[0], "x", "d"), (HARD, STYLES[1], "+", "p")):
-        draw.dots(axes, x, _layers(results, setting, "r2", feature, sites), feature, style)
-        start = _layers(results, setting, "r2", feature, sites, step=0).mean(axis=1)
+        draw.dots(axes, x, contrasts.by_layer(results, setting, "r2", feature, sites), feature, style)
+        start = contrasts.by_layer(results, setting, "r2", feature, sites, step=0).mean(axis=1)
         draw.floor(axes, x, start, f"{feature}, untrained", untrained)
-        unused = _layers(results, setting, "r2", f"twin_{feature}", sites).mean(axis=1)
+        unused = contrasts.by_layer(results, setting, "r2", f"twin_{feature}", sites).mean(axis=1)
         draw.floor(axes, x, unused, f"unused twin of {feature}", twin)
-    _null(axes, results, setting, HARD)
+    contrasts.null_band(axes, results, setting, HARD)
     axes.set_xticks(x, sites, rotation=30, ha="right")
     draw.label(axes, f"By layer, {setting}", "layer, from input to output", draw.VARIANCE)
 
@@ -369,11 +310,11 @@ def _draw_rungs(axes: Axes, results: Results, setting: str) -> None:
         for feature, place, style in ((EQUAL[0], 4.85, STYLES[1]), (EQUAL[1], 5.15, STYLES[2])):
             pair = pd.DataFrame({feature: results.values(equal, "r2", feature)}).T
             draw.dots(axes, [place], pair, f"{feature}, model of two", style | {"linestyle": "none"})
-    _null(axes, results, setting, RUNGS[0])
+    contrasts.null_band(axes, results, setting, RUNGS[0])
     axes.set_xticks([*x, 5], ["1", "2", "3", "4", "3 bits"] if results.has(equal) else ["1", "2", "3", "4", ""])
     draw.label(
         axes,
-        f"By complexity, {setting} ({_passing(results, [setting])})",
+        f"By complexity, {setting} ({contrasts.passing(results, [setting])})",
         "bits of the parity; right: a model of two",
         draw.VARIANCE,
     )
@@ -384,12 +325,18 @@ def _draw_walsh(axes: Axes, results: Results, setting: str) -> None:
     x = list(range(len(hidden)))
     for degree in range(1, 5):
         name = f"degree {degree}" + (" (the feature)" if degree == 4 else "")
-        share = _layers(results, setting, "walsh_r2", HARD, hidden, at=str(degree))
+        share = contrasts.by_layer(results, setting, "walsh_r2", HARD, hidden, at=str(degree))
         draw.dots(axes, x, share, name, STYLES[degree - 1], shift=0.07 * (degree - 2.5))
-    start = _layers(results, setting, "walsh_r2", HARD, hidden, at="1", step=0).mean(axis=1)
+    start = contrasts.by_layer(results, setting, "walsh_r2", HARD, hidden, at="1", step=0).mean(axis=1)
     draw.floor(axes, x, start, "degree 1, untrained", "x")
-    draw.floor(axes, x, _layers(results, setting, "r2", f"twin_{HARD}", hidden).mean(axis=1), f"unused twin of {HARD}", "d")
-    _null(axes, results, setting, HARD)
+    draw.floor(
+        axes,
+        x,
+        contrasts.by_layer(results, setting, "r2", f"twin_{HARD}", hidden).mean(axis=1),
+        f"unused twin of {HARD}",
+        "d",
+    )
+    contrasts.null_band(axes, results, setting, HARD)
     axes.set_xticks(x, hidden)
     draw.label(axes, f"Walsh spectrum of {HARD}'s bits, {setting}", "layer", draw.VARIANCE)
 
@@ -397,15 +344,20 @@ def _draw_walsh(axes: Axes, results: Results, setting: str) -> None:
 def _draw_parts(axes: Axes, results: Results, setting: str) -> None:
     hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
     x = list(range(len(hidden)))
-    a, b = (_layers(results, setting, "r2", f"{COMPOSED}.majority_{k}", hidden) for k in "ab")
+    a, b = (contrasts.by_layer(results, setting, "r2", f"{COMPOSED}.majority_{k}", hidden) for k in "ab")
     draw.dots(axes, x, a + b, "its two majorities together", STYLES[2], shift=-0.06)
     draw.dots(
-        axes, x, _layers(results, setting, "r2", COMPOSED, hidden), "the whole (xor of the two)", STYLES[1], shift=0.06
+        axes,
+        x,
+        contrasts.by_layer(results, setting, "r2", COMPOSED, hidden),
+        "the whole (xor of the two)",
+        STYLES[1],
+        shift=0.06,
     )
-    start = _layers(results, setting, "r2", COMPOSED, hidden, step=0).mean(axis=1)
+    start = contrasts.by_layer(results, setting, "r2", COMPOSED, hidden, step=0).mean(axis=1)
     draw.floor(axes, x, start, "the whole, untrained", "x")
-    twin = _layers(results, setting, "r2", f"twin_{COMPOSED}", hidden).mean(axis=1)
+    twin = contrasts.by_layer(results, setting, "r2", f"twin_{COMPOSED}", hidden).mean(axis=1)
     draw.floor(axes, x, twin, "unused twin of the whole", "d")
-    _null(axes, results, setting, COMPOSED)
+    contrasts.null_band(axes, results, setting, COMPOSED)
     axes.set_xticks(x, hidden)
     draw.label(axes, f"Parts and whole, {setting}", "layer", draw.VARIANCE)

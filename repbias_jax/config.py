@@ -74,6 +74,7 @@ class Optimizer:
     learning_rate: float = _field(0.1, "step size", "", True, above=0.0)
     momentum: float = _field(0.9, "decay of the momentum rule's trace", "", True, low=0.0, below=1.0)
     weight_decay: float = _field(0.0, "L2 penalty's gradient; decoupled for adamw", "", True, low=0.0)
+    reset_phase: int = _field(0, "phase (first: 0) that begins with the rule's memory made anew; 0: none", "", True, low=0)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,13 @@ class Training:
     loss_weights: tuple[tuple[float, ...], ...] = _field(
         (), "weight of each output's loss, a row a phase; empty: 1", "", True, low=0.0
     )
-    phase_ends: tuple[int, ...] = _field((), "last step of each phase; empty: one phase", "steps", True, low=1)
+    phase_ends: tuple[float, ...] = _field(
+        (), "where each phase ends, the last at 1; empty: one phase", "share of training", True, above=0.0, high=1.0
+    )
+    dense: tuple[float, ...] = _field(
+        (), "from where to where points of the curves are `dense_every` apart", "share of training", low=0.0, high=1.0
+    )
+    dense_every: int = _field(10, "distance of those points", "steps", low=1)
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ class Static:
 
     config: Config
     dropout: bool
+    reset: bool  # of the optimizer's memory
     runtime: Runtime
 
 
@@ -153,6 +161,7 @@ class Dials(NamedTuple):
     learning_rate: Array
     momentum: Array
     weight_decay: Array
+    reset_step: Array  # step before which the optimizer's memory is made anew, int32; -1: never
     dropout: Array
     init_scale: Array
     prevalence: Array  # [F]
@@ -233,7 +242,7 @@ def static_half(config: Config, runtime: Runtime) -> Static:
         reset[part.name] = dataclasses.replace(value, **dials)
     phases = ((),) * config.num_phases
     reset["training"] = dataclasses.replace(reset["training"], loss_weights=phases)
-    return Static(Config(**reset), config.model.dropout > 0, runtime)
+    return Static(Config(**reset), config.model.dropout > 0, config.optimizer.reset_phase > 0, runtime)
 
 
 def dials_of(config: Config, base_rates: tuple[float, ...]) -> Dials:
@@ -248,10 +257,13 @@ def dials_of(config: Config, base_rates: tuple[float, ...]) -> Dials:
     """
     task, training, outputs = config.task, config.training, num_outputs(config.task)
     real, whole = jnp.float32, jnp.int32
+    ends = [round(share * config.num_steps) for share in training.phase_ends or (1.0,)]
+    reset_phase = config.optimizer.reset_phase
     return Dials(
         learning_rate=jnp.asarray(config.optimizer.learning_rate, real),
         momentum=jnp.asarray(config.optimizer.momentum, real),
         weight_decay=jnp.asarray(config.optimizer.weight_decay, real),
+        reset_step=jnp.asarray(ends[reset_phase - 1] if reset_phase else -1, whole),
         dropout=jnp.asarray(config.model.dropout, real),
         init_scale=jnp.asarray(config.model.init_scale, real),
         prevalence=jnp.asarray(task.prevalence or base_rates, real),
@@ -259,7 +271,7 @@ def dials_of(config: Config, base_rates: tuple[float, ...]) -> Dials:
         exposure=jnp.asarray(task.exposure or (1.0,) * outputs, real),
         output_order=jnp.asarray(task.output_order or tuple(range(outputs)), whole),
         loss_weights=jnp.asarray(training.loss_weights or ((1.0,) * outputs,), real),
-        phase_ends=jnp.asarray(training.phase_ends or (config.num_steps,), whole),
+        phase_ends=jnp.asarray(ends, whole),
     )
 
 

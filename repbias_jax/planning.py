@@ -88,13 +88,18 @@ def _check_config(config: Config) -> None:
     for row in training_.loss_weights:
         if len(row) != num_outputs(task):
             raise ConfigError(f"config.training.loss_weights: expected {num_outputs(task)} weights a phase, one an output")
-    ends = training_.phase_ends or (config.num_steps,)
+    ends = training_.phase_ends or (1.0,)
     rising = all(a < b for a, b in itertools.pairwise(ends))
-    if len(ends) != phases or ends[-1] != config.num_steps or not rising:
+    if len(ends) != phases or ends[-1] != 1 or not rising:
         raise ConfigError(
-            f"config.training.phase_ends={training_.phase_ends}: expected {phases} rising steps that end at "
-            f"{config.num_steps}"
+            f"config.training.phase_ends={training_.phase_ends}: expected {phases} rising shares of training, the last 1"
         )
+    if config.optimizer.reset_phase >= phases:
+        raise ConfigError(
+            f"config.optimizer.reset_phase={config.optimizer.reset_phase}: expected less than the {phases} phases there are"
+        )
+    if training_.dense and not (len(training_.dense) == 2 and training_.dense[0] < training_.dense[1]):
+        raise ConfigError(f"config.training.dense={training_.dense}: expected two rising shares of training, or none")
 
 
 def recorded_rows(folder: Path) -> int:

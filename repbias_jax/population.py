@@ -75,7 +75,7 @@ def groups_of(configs: Mapping[str, Config], runtime: Runtime) -> list[Group]:
     groups = []
     for static, names in found.items():
         rates = DATA[static.config.task.name].base_rates(static.config.task)
-        code = store.digest([flatten(static.config), static.dropout, static.runtime.__dict__])[:8]
+        code = store.digest([flatten(static.config), static.dropout, static.reset, static.runtime.__dict__])[:8]
         dials = {name: dials_of(configs[name], rates) for name in names}
         groups.append(Group(f"{names[0]}-{code}", static, tuple(names), dials))
     return groups
@@ -125,7 +125,9 @@ def snapshots_of(config: Config) -> tuple[int, ...]:
 def points_of(config: Config) -> tuple[int, ...]:
     """Segment ends, step 0 first: the points of the curves, and all snapshots."""
     regular = range(0, config.num_steps, config.training.observe_every)
-    return tuple(sorted({*regular, *snapshots_of(config), config.num_steps}))
+    first, last = (round(share * config.num_steps) for share in config.training.dense or (0, 0))
+    dense = range(first, last, config.training.dense_every)
+    return tuple(sorted({*regular, *dense, *snapshots_of(config), config.num_steps}))
 
 
 def sites_of(static: Static, dials: Dials) -> dict[str, tuple[int, int]]:

@@ -132,7 +132,11 @@ def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State,
             gradient = jax.grad(_total_loss)(
                 state.params, model, static, dials, data.train_inputs[chosen], data.train_labels[chosen], weights, dropout
             )
-            updates, memory = optimizer.update(gradient, state.optimizer, state.params)
+            memory = state.optimizer
+            if static.reset:
+                fresh = optimizer.init(state.params)
+                memory = jax.tree.map(lambda new, old: jnp.where(step == dials.reset_step, new, old), fresh, memory)
+            updates, memory = optimizer.update(gradient, memory, state.params)
             return State(optax.apply_updates(state.params, updates), memory)
 
         first = jnp.maximum(start, epoch * per_epoch)

@@ -3,13 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from made import SEEDS, Made
 
 from experiments import complexity
 from repbias_jax import measure
-from repbias_jax.measure import COLUMNS, Results
 from repbias_jax.statistics import gate, judge
 
-SEEDS = range(16)
 STEPS = list(range(0, 321, 8))
 END = STEPS[-1]
 OUTPUTS = {
@@ -18,46 +17,9 @@ OUTPUTS = {
 }  # fmt: skip
 
 
-class Made(Results):
-    """Results from hand-written numbers instead of files."""
-
-    def __init__(self):
-        self.records, self.points = [], []
-        self.settings = pd.DataFrame(
-            [
-                {"setting": f"sgd.{s}", "num_steps": END, "sites": "hidden_0 hidden_1 logits", "outputs": o}
-                for s, o in OUTPUTS.items()
-            ]
-        ).set_index("setting")
-
-    def put(self, setting, metric, feature, value, step=END, at=""):
-        """The same value, with a little spread over seeds that sums to zero, for every seed."""
-        for k in SEEDS:
-            noise = 1e-3 * ((k % 2) - 0.5) if np.isscalar(value) else 0
-            own = value + noise if np.isscalar(value) else value[k]
-            self.records.append(
-                dict.fromkeys(COLUMNS, "")
-                | {"setting": f"sgd.{setting}", "seed": k, "step": step, "site": "hidden_1", "metric": metric}
-                | {"feature": feature, "at": at, "value": own}
-            )
-
-    def learn(self, setting, output, steps, accuracy=1.0, seeds=SEEDS):
-        """Accuracies of an output at some steps."""
-        position = self.outputs(f"sgd.{setting}").index(output)
-        for step in steps:
-            for k in seeds:
-                self.points.append((f"sgd.{setting}", k, step, position, "test", 0.0, accuracy, accuracy))
-
-    def done(self):
-        self.rows = pd.DataFrame(self.records, columns=list(COLUMNS))
-        columns = ["setting", "seed", "step", "output", "split", "loss", "accuracy", "worst_class"]
-        self.curves = pd.DataFrame(self.points, columns=columns).drop_duplicates(columns[:5], keep="last")
-        return self
-
-
 @pytest.fixture(scope="module")
 def made():
-    results = Made()
+    results = Made(OUTPUTS, END)
     for setting, outputs in OUTPUTS.items():
         for output in outputs.split():
             results.learn(setting, output, STEPS)
@@ -126,14 +88,14 @@ def test_mastery_is_the_first_of_three(made):
     assert (made.mastery("sgd.along", "parity1") == 16).all()
     assert (made.mastery("sgd.along", "parity4") == 280).all()
     assert made.mastery("sgd.along_easy", "parity4").isna().all()
-    lonely = Made()
+    lonely = Made(OUTPUTS, END)
     lonely.learn("joint", "parity1", STEPS, 0.5)
     lonely.learn("joint", "parity1", [16, 24, 64, 72, 80])
     assert (lonely.done().mastery("sgd.joint", "parity1") == 64).all()
 
 
 def test_a_seed_that_slips_inside_the_window_does_not_pass(made):
-    results = Made()
+    results = Made(OUTPUTS, END)
     results.records, results.points = made.records, list(made.points)
     results.learn("along", "parity1", [160], 0.8, seeds=[3])
     results.learn("along_easy", "parity1", [168], 0.8, seeds=[4])
@@ -143,7 +105,7 @@ def test_a_seed_that_slips_inside_the_window_does_not_pass(made):
 
 
 def test_gate_asks_every_class_of_every_output_at_every_step(made):
-    results = Made()
+    results = Made(OUTPUTS, END)
     results.records, results.points = made.records, list(made.points)
     results.learn("joint", "parity4", [END], 0.95, seeds=[0])  # not over 95 %
     results.learn("joint", "parity1", [END], np.nan, seeds=[1])  # diverged
@@ -158,7 +120,7 @@ def test_gate_asks_every_class_of_every_output_at_every_step(made):
 
 
 def test_windows_with_under_20_points_have_no_value(made):
-    results = Made()
+    results = Made(OUTPUTS, END)
     results.records, results.points = made.records, list(made.points)
     results.learn("along", "parity4", range(80, 136, 8), 0.5)  # 60 % only at 136: 19 points to 280
     part = next(c for c in complexity.claims(results.done(), "sgd") if c.id == "C03").parts[1]

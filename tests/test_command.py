@@ -69,7 +69,7 @@ BAD = {
     "odd probe set": (("--config.task.num_probe=100",), "config.task.num_probe=100: expected a multiple of"),
     "weights of another shape": (("--config.training.loss_weights=(1.0,)",), "swept by the settings along_easy"),
     "prevalence of one": (("--config.task.prevalence=1.0,0.5",), "config.task.prevalence=1.0: expected a finite"),
-    "phase that does not end": (("--config.training.phase_ends=5",), "expected 1 rising steps that end at"),
+    "phase that does not end": (("--config.training.phase_ends=0.5",), "expected 1 rising shares of training, the last 1"),
     "unknown site": (("--config.keep.along=hidden_9",), "unknown site; known: last_hidden, input, hidden_0"),
     "swept field": (("--config.training.loss=squared",), "config.training.loss: swept by the settings squared"),
 }  # fmt: skip

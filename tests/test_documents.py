@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, line_of
 
+from experiments import targets
 from repbias_jax.report import tables
 
 README, BUILD = ((ROOT / name).read_text() for name in ("README.md", "BUILD.md"))
@@ -107,6 +108,27 @@ def test_readme_claims_are_those_of_the_reference_run():
     assert table is not None
     assert table[1] == tables.markdown(tables.read_claims(REFERENCE))
     assert (REFERENCE / "claims.md").read_text() == table[1]
+
+
+@pytest.mark.parametrize("name", list(targets.SECTIONS))
+def test_measured_speed_and_faults_are_those_of_the_results(name):
+    """`python -m experiments.targets` prints what should stand there."""
+    found = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README + BUILD, re.S)
+    assert found == [targets.SECTIONS[name]()]
+
+
+def test_targets_are_judged_from_their_rows():
+    """The worst of several rows counts, on the right side of the limit; a row that is missing is named."""
+
+    def row(part, name, quantity, median):
+        return {"part": part, "name": name, "quantity": quantity, "rounds": "3", "min": "0", "median": median, "max": "1e6"}
+
+    rows = [row(t.part, t.name, t.quantity, str(t.limit)) for t in targets.TARGETS]
+    assert targets.targets(rows).count("| yes |") == len(targets.TARGETS) - 1  # one row, with two limits
+    rows.append(row("ratio", "ours / PyTorch ensemble vmap", "wall", "0.9"))
+    assert targets.targets(rows).count("**no**") == 2
+    with pytest.raises(KeyError, match=r"no row ratio, ours / PyTorch loop, wall"):
+        targets.targets(rows[1:])
 
 
 def test_reference_claims_follow_from_its_seeds():

@@ -1,8 +1,10 @@
 """A share of the fault campaign (`make faults` runs it all), and what it found worth a test of its own."""
 
+import json
 import shutil
 import sys
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 
@@ -68,6 +70,21 @@ def test_full_disk(lab, stage):
 @pytest.mark.parametrize("state", ["empty", "train"])
 def test_read_only_workdir(lab, state):
     assert campaign.read_only(lab, state) == campaign.SAME
+
+
+def test_the_committed_campaign_is_whole():
+    """Every crash point, a hundred random kills and three hundred damages were tried, and no trial ended otherwise."""
+    table = pd.read_csv(RESULTS)
+    counts = table[["trials", campaign.SAME, campaign.NAMED, campaign.OTHER]].to_numpy()
+    assert (counts[:, 0] == counts[:, 1:].sum(axis=1)).all()
+    assert (table[campaign.OTHER] == 0).all()
+    points = table[table["fault"].str.startswith("process killed at its k-th")]
+    assert list(points["where"]) == list(campaign.STAGES)
+    assert points["trials"].sum() > 400
+    (kills,) = [int(n) for n in table["fault"].str.extract(r"killed at random moments \((\d+) kills\)")[0].dropna()]
+    assert kills >= 100
+    assert table[table["fault"] == "a file damaged"]["trials"].sum() >= 300
+    assert json.loads(RESULTS.with_suffix(".json").read_text())["share"] == 1
 
 
 def test_the_campaign_tells_other_numbers(lab, tmp_path):

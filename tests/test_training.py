@@ -137,7 +137,7 @@ def test_losses_by_hand():
 
 def test_phases_switch_outputs_on_and_off():
     """Only easy for 16 steps, then only hard: hard's head does not move before, easy's not after."""
-    config = small(training__loss_weights=((1.0, 0.0), (0.0, 1.0)), training__phase_ends=(16, 32))
+    config = small(training__loss_weights=((1.0, 0.0), (0.0, 1.0)), training__phase_ends=(0.5, 1.0))
     heads = [
         np.asarray(one_run(config, cuts=cuts)[1].params["params"]["readout"]["kernel"])
         for cuts in ((0,), (0, 16), (0, 16, 32))
@@ -146,6 +146,25 @@ def test_phases_switch_outputs_on_and_off():
     assert (heads[0][:, :2] != heads[1][:, :2]).any()
     assert (heads[1][:, :2] == heads[2][:, :2]).all()
     assert (heads[1][:, 2:] != heads[2][:, 2:]).any()
+
+
+def test_the_rules_memory_is_made_anew_where_a_phase_begins():
+    """As if training had been begun again there, with the same weights."""
+    shared = {"optimizer__name": "adam", "training__loss_weights": ((1.0, 1.0),) * 2, "training__phase_ends": (0.5, 1.0)}
+    config = small(optimizer__reset_phase=1, **shared)
+    (data, half), carried = one_run(small(**shared), cuts=(0, 16)), one_run(small(**shared))[1]
+    static, dials = halves(small(**shared))
+    fresh = training.make_optimizer("adam", dials).init(half.params)
+    step = programs_of(static)[2]
+    again = step(dials, data, half._replace(optimizer=fresh), jnp.int32(16), jnp.int32(32))
+    found = one_run(config)[1]
+
+    def apart(one, other):
+        leaves = zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True)
+        return max(float(jnp.abs(a - b).max()) for a, b in leaves)
+
+    assert apart(found, again) < 1e-3  # two programs, and Adam divides small numbers
+    assert apart(found, carried) > 1e-2
 
 
 def test_dropout_is_a_dial_and_off_when_looking():
@@ -303,6 +322,11 @@ def test_more_seeds_leave_the_first_chunks_as_they_are():
     assert len(runs) == len(set(runs)) == 21
 
 
+def test_points_are_dense_where_asked():
+    config = small(training__observe_every=16, training__dense=(0.5, 0.75), training__dense_every=3)
+    assert population.points_of(config) == (0, 16, 19, 22, 32)
+
+
 def test_settings_are_grouped_by_their_static_half():
     configs = {
         "a.x": small(), "a.y": small(optimizer__learning_rate=0.3), "a.z": small(model__widths=(8,)),
@@ -329,6 +353,7 @@ def test_every_field_is_static_or_a_dial():
         "training.loss": "squared",
         "model.widths": (8,),
         "task.num_train": 512,
+        "training.dense": (0.5, 0.75),
     }.items():
         assert halves(override_all(base, {name: other}))[0] != static, name
     fields = [f for p in dataclasses.fields(base) for f in dataclasses.fields(getattr(base, p.name))]

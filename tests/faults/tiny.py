@@ -1,4 +1,4 @@
-"""The smallest experiment: eight runs of two settings, one chunk, two checkpoints, snapshots along training, a claim, a figure."""
+"""The smallest experiment: eight runs of two settings, two checkpoints, snapshots along training, a claim, a figure."""
 
 from repbias_jax.config import Config, Experiment, Keep, Model, Preset, Task, Training
 from repbias_jax.measure import Results

@@ -1,0 +1,182 @@
+"""Depth, width and activation function (claims C10, C11).
+
+Claim: the gap between an easy and a hard feature grows with depth; width hardly changes it.
+Paper: Lampinen, Chan and Hermann 2024 (architecture); one factor at a time, and all sizes, are ours.
+
+  python -m experiments.run --experiment=architecture --workdir=DIR                   full: 16 seeds, two optimizers
+  python -m experiments.run --experiment=architecture --workdir=DIR --preset=quick    SGD only, four networks
+
+Identity (easy) and parity-4 (hard), in networks that differ in one thing at a time:
+  depth1 ... depth6    1 to 6 hidden layers of 128, ReLU
+  width64 ... width512 four hidden layers of 64, 128 (that is depth4), 256, 512, ReLU
+  leaky, tanh, gelu    four hidden layers of 128 with another activation function
+
+C10 is the slope of the gap at the penultimate layer over depth 2 to 6, C11 an equivalence: gap(512) - gap(64) within 0.05.
+
+Cost and outcome of the reference run: `experiments/results/architecture/manifest.json` and `claims.csv` beside it.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+import numpy as np
+import pandas as pd
+
+from repbias_jax.config import Config, Experiment, Model, Preset
+from repbias_jax.measure import Results
+from repbias_jax.report import contrasts
+from repbias_jax.report import figures as draw
+from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.statistics import Claim, Part, gate
+
+EASY, HARD = "parity1", "parity4"
+DEPTHS = {f"depth{n}": n for n in range(1, 7)}
+WIDTHS = {"width64": 64, "depth4": 128, "width256": 256, "width512": 512}
+ACTIVATIONS = {"depth4": "relu", "leaky": "leaky_relu", "tanh": "tanh", "gelu": "gelu"}
+
+EXPERIMENT = Experiment(
+    name="architecture",
+    title="Depth, width and activation function: what the gap depends on",
+    config=Config(model=Model(widths=(128,) * 4)),
+    settings=(
+        *((name, (("model.widths", (128,) * depth),)) for name, depth in DEPTHS.items()),
+        *((name, (("model.widths", (width,) * 4),)) for name, width in WIDTHS.items() if name not in DEPTHS),
+        *((name, (("model.activation", kind),)) for name, kind in ACTIVATIONS.items() if name not in DEPTHS),
+    ),
+    columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
+    probes=("variance",),
+    presets=(
+        ("full", Preset(16)),
+        (
+            "quick",
+            Preset(
+                12,
+                settings=("depth2", "depth4", "width64", "gelu"),
+                columns=("sgd",),
+                overrides=(("training.epochs", 80),),
+            ),
+        ),
+        (
+            "smoke",
+            Preset(
+                2,
+                settings=("depth2", "depth3", "depth4", "gelu"),
+                columns=("sgd",),
+                overrides=(
+                    ("task.num_train", 256),
+                    ("task.num_test", 128),
+                    ("task.num_probe", 128),
+                    ("training.epochs", 8),
+                    ("training.observe_every", 8),
+                ),
+            ),
+        ),
+    ),
+)
+
+
+def claims(results: Results, column: str) -> list[Claim]:
+    """C10 and C11; a claim whose settings were not run has no parts, and is not measured."""
+    deep = {f"{column}.{name}": depth for name, depth in DEPTHS.items() if depth >= 2}
+    wide = (f"{column}.width512", f"{column}.width64")
+    return [
+        Claim("C10", "The gap grows with depth", "grows", _grows(results, deep) if results.has(*deep) else ()),
+        Claim("C11", "Width hardly changes it", "hardly", _wide(results, *wide) if results.has(*wide) else ()),
+    ]
+
+
+def _gap(results: Results, setting: str) -> pd.Series:
+    return np.subtract(*contrasts.pair(results, setting, "r2", EASY, HARD))
+
+
+def _passed(results: Results, settings: list[str]) -> pd.DataFrame:
+    return gate(results, [(s, (EASY, HARD), [results.last_step(s)]) for s in settings])
+
+
+def _grows(results: Results, deep: dict[str, int]) -> tuple[Part, ...]:
+    depths = np.array(list(deep.values()), float)
+    gaps = pd.DataFrame({s: _gap(results, s) for s in deep})
+    ratios = pd.DataFrame({s: contrasts.contrast(*contrasts.pair(results, s, "r2", EASY, HARD)) for s in deep})
+    text = "slope of the gap at the penultimate layer, depth 2 to 6 at width 128, a layer"
+    return (
+        Part(
+            "", text, contrasts.slope(gaps, depths), _passed(results, list(deep)), +1, 0.02,
+            secondary=contrasts.slope(ratios, depths),
+        ),
+    )  # fmt: skip
+
+
+def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
+    change = _gap(results, widest) - _gap(results, narrowest)
+    return (
+        Part("", "gap(width 512) - gap(width 64), four layers", change, _passed(results, [widest, narrowest]), 0, 0.05),
+    )
+
+
+def figures(results: Results) -> list[Drawn]:
+    """All figures, for the columns and settings that were run."""
+    columns = list(dict.fromkeys(results.settings["column"]))
+    drawn = [
+        ("factors", _draw_factors(results, columns)),
+        ("every_layer", _draw_every_layer(results, columns[0])),
+    ]
+    return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
+
+
+CAPTIONS = {
+    "factors": "Share of the penultimate layer's variance explained by an easy and a hard feature, one factor at a time: "
+    "number of hidden layers at width 128, width at four layers, activation function. Dots are all seeds, marks their mean "
+    "with a 95 % interval; grey marks are floors.",
+    "every_layer": "Easy and hard at every hidden layer of networks of each depth. The last mark of a panel is the "
+    "penultimate layer, at which networks are compared.",
+}
+
+
+def _draw_factors(results: Results, columns: list[str]) -> Figure:
+    factors = (("hidden layers", DEPTHS), ("units a layer", WIDTHS), ("activation function", ACTIVATIONS))
+    figure, panels = draw.grid(len(columns), len(factors), 3.6, 3.0)
+    for row, column in zip(panels, columns, strict=True):
+        for axes, (name, levels) in zip(row, factors, strict=True):
+            own = {level: f"{column}.{s}" for s, level in levels.items() if results.has(f"{column}.{s}")}
+            if not own:
+                axes.set_axis_off()
+                continue
+            _draw_levels(axes, results, own)
+            draw.label(axes, f"{column} ({contrasts.passing(results, list(own.values()))})", name, draw.VARIANCE)
+    return draw.finish(figure)
+
+
+def _draw_levels(axes: Axes, results: Results, settings: dict[object, str]) -> None:
+    x = np.arange(len(settings))
+    for feature, style, shift, mark, twin in ((EASY, STYLES[0], -0.06, "x", "d"), (HARD, STYLES[1], 0.06, "+", "p")):
+        r2 = pd.DataFrame({s: results.values(s, "r2", feature) for s in settings.values()}).T
+        draw.dots(axes, list(x), r2, feature, style, shift=shift)
+        start = [results.values(s, "r2", feature, step=0).mean() for s in settings.values()]
+        draw.floor(axes, x, start, f"{feature}, untrained", mark)
+        unused = [results.values(s, "r2", f"twin_{feature}").mean() for s in settings.values()]
+        draw.floor(axes, x, unused, f"unused twin of {feature}", twin)
+    contrasts.null_band(axes, results, next(iter(settings.values())), HARD)
+    axes.set_xticks(x, [str(level) for level in settings])
+
+
+def _draw_every_layer(results: Results, column: str) -> Figure | None:
+    deep = [f"{column}.{name}" for name in DEPTHS if results.has(f"{column}.{name}")]
+    if not deep:
+        return None
+    rows = -(-len(deep) // 3)
+    figure, panels = draw.grid(rows, min(3, len(deep)), 3.6, 2.8)
+    for axes in list(panels.flat)[len(deep) :]:
+        axes.set_axis_off()
+    for axes, setting in zip(panels.flat, deep, strict=False):
+        hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+        for feature, style, mark, twin in ((EASY, STYLES[0], "x", "d"), (HARD, STYLES[1], "+", "p")):
+            draw.dots(axes, range(len(hidden)), contrasts.by_layer(results, setting, "r2", feature, hidden), feature, style)
+            start = contrasts.by_layer(results, setting, "r2", feature, hidden, step=0).mean(axis=1)
+            draw.floor(axes, range(len(hidden)), start, f"{feature}, untrained", mark)
+            unused = contrasts.by_layer(results, setting, "r2", f"twin_{feature}", hidden).mean(axis=1)
+            draw.floor(axes, range(len(hidden)), unused, f"unused twin of {feature}", twin)
+        contrasts.null_band(axes, results, setting, HARD)
+        axes.set_xticks(range(len(hidden)), [str(i + 1) for i in range(len(hidden))])
+        draw.label(axes, setting, "hidden layer, from the input on", draw.VARIANCE)
+    return draw.finish(figure)

@@ -1,0 +1,183 @@
+"""What a feature loses when a network is asked for others besides (claim C09).
+
+Claim: a feature is represented more strongly alone, or with fewer others.
+Paper: Lampinen, Chan and Hermann 2024 (number of features); others, control and all sizes are ours.
+
+  python -m experiments.run --experiment=competition --workdir=DIR                   full: 16 seeds, two optimizers
+  python -m experiments.run --experiment=competition --workdir=DIR --preset=quick    SGD only, the easy target
+
+A target, easy (identity) or hard (parity-4), is asked for alone or with others: easy ones (1, 2, 4, 8 identities), xor
+features (1, 2, 4) or parity-4 features (1, 2, 4). One more copy of the target is never asked for: the floor. Shares of
+variance fall whenever something is added, whatever the network does with the target: so the claim is about the target's
+absolute variance, and its variance relative to what no feature explains stands beside it. `easy_same` and `hard_same`
+ask for the target itself five times: as many outputs, and nothing new to learn.
+
+Settings: <target>_alone, <target>_<others><number> with others easy, xor or par4, <target>_same.
+
+Cost and outcome of the reference run: `experiments/results/competition/manifest.json` and `claims.csv` beside it.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+import pandas as pd
+
+from repbias_jax.config import Config, Experiment, Overrides, Preset, Task
+from repbias_jax.data.binary import feature_names
+from repbias_jax.measure import Results
+from repbias_jax.report import contrasts
+from repbias_jax.report import figures as draw
+from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.statistics import Claim, Part, gate
+
+TARGETS = {"easy": "parity1", "hard": "parity4"}
+OTHERS = {"easy": ("parity1", (1, 2, 4, 8)), "xor": ("parity2", (1, 2, 4)), "par4": ("parity4", (1, 2, 4))}
+COPIES = 5  # of the target's output, in the control
+
+
+def _setting(target: str, other: str = "", number: int = 0, copies: int = 1) -> Overrides:
+    """Features and outputs: the target, the others, and last a copy of the target that no output reports."""
+    features = (TARGETS[target], *(OTHERS[other][0] if other else "",) * number, TARGETS[target])
+    task = Task(features=features)
+    names = feature_names(task)
+    return ("task.features", features), ("task.outputs", (names[0],) * copies + names[1:-1])
+
+
+def cells() -> dict[str, tuple[str, str, int]]:
+    """Every setting but the controls, with its target, its others and their number."""
+    found = {f"{target}_alone": (target, "", 0) for target in TARGETS}
+    for target in TARGETS:
+        for other, (_, numbers) in OTHERS.items():
+            found |= {f"{target}_{other}{n}": (target, other, n) for n in numbers}
+    return found
+
+
+EXPERIMENT = Experiment(
+    name="competition",
+    title="Alone or among others: what a feature loses to those that are asked for with it",
+    config=Config(task=Task(twins=False)),
+    settings=(
+        *((name, _setting(*cell)) for name, cell in cells().items()),
+        *((f"{target}_same", _setting(target, copies=COPIES)) for target in TARGETS),
+    ),
+    columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
+    probes=("variance", "partition"),
+    presets=(
+        ("full", Preset(16)),
+        (
+            "quick",
+            Preset(
+                12,
+                settings=("easy_alone", "easy_easy4", "easy_xor4", "easy_same"),
+                columns=("sgd",),
+                overrides=(("training.epochs", 64),),
+            ),
+        ),
+        (
+            "smoke",
+            Preset(
+                2,
+                settings=("easy_alone", "easy_xor4", "hard_alone", "hard_xor4"),
+                columns=("sgd",),
+                overrides=(
+                    ("model.widths", (32, 16)),
+                    ("task.num_train", 512),
+                    ("task.num_test", 256),
+                    ("task.num_probe", 256),
+                    ("training.epochs", 8),
+                    ("training.observe_every", 8),
+                ),
+            ),
+        ),
+    ),
+)
+
+
+def claims(results: Results, column: str) -> list[Claim]:
+    """C09, for both targets; a part whose settings were not run is left out."""
+    parts = []
+    for label, target in zip("ab", TARGETS, strict=True):
+        alone, crowded = f"{column}.{target}_alone", f"{column}.{target}_xor4"
+        if results.has(alone, crowded):
+            parts.append(_loses(results, label, target, alone, crowded))
+    text, paper = "A feature is represented more strongly alone, or with fewer others", "more strongly alone"
+    return [Claim("C09", text, paper, tuple(parts) if len(parts) == len(TARGETS) else ())]
+
+
+def _loses(results: Results, label: str, target: str, alone: str, crowded: str) -> Part:
+    name = target_of(results, alone)
+    variances = [results.values(s, "variance", name) for s in (alone, crowded)]
+    total = results.values(alone, "total_variance")
+    passed = gate(results, [(s, results.outputs(s), [results.last_step(s)]) for s in (alone, crowded)])
+    text = f"variance({name}) alone minus among 4 xor features, {target} target, as a share of all variance when alone"
+    relative = [_over_unexplained(results, s, name) for s in (alone, crowded)]
+    return Part(label, text, (variances[0] - variances[1]) / total, passed, +1, 0.02, secondary=relative[0] - relative[1])
+
+
+def target_of(results: Results, setting: str) -> str:
+    """Name of the target's factor, the first output."""
+    return results.outputs(setting)[0]
+
+
+def _over_unexplained(results: Results, setting: str, name: str) -> pd.Series:
+    """r2 of a feature over the share that no feature explains."""
+    return results.values(setting, "r2", name) / (1 - results.values(setting, "joint_r2"))
+
+
+def figures(results: Results) -> list[Drawn]:
+    """All figures, for the columns and settings that were run."""
+    columns = list(dict.fromkeys(results.settings["column"]))
+    drawn = [
+        (name, _draw_numbers(results, columns, metric, label))
+        for name, metric, label in (
+            ("share", "r2", draw.VARIANCE),
+            ("absolute", "variance", "variance explained\n(squared activation units)"),
+        )
+    ]
+    return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
+
+
+CAPTIONS = {
+    "share": "Share of the penultimate layer's variance that the target explains, by the number of others asked for with "
+    "it; dots are all seeds, marks their mean with a 95 % interval. Shares fall when anything is added.",
+    "absolute": "The same in absolute variance, which does not fall by itself. The control asks for the target five times: "
+    "as many outputs as with four others, and nothing new to learn.",
+}
+
+
+def _draw_numbers(results: Results, columns: list[str], metric: str, y_label: str) -> Figure | None:
+    shown = [(c, t) for c in columns for t in TARGETS if results.has(f"{c}.{t}_alone")]
+    if not shown:
+        return None
+    figure, panels = draw.grid(len(shown) // len(TARGETS) or 1, min(len(shown), len(TARGETS)), 4.4, 3.4)
+    for axes, (column, target) in zip(panels.flat, shown, strict=True):
+        _draw_target(axes, results, column, target, metric, y_label)
+    return draw.finish(figure)
+
+
+def _draw_target(axes: Axes, results: Results, column: str, target: str, metric: str, y_label: str) -> None:
+    places, settings = {0: 0.0, 1: 1.0, 2: 2.0, 4: 3.0, 8: 4.0}, []
+    for i, (other, (feature, _)) in enumerate(OTHERS.items()):
+        own = [
+            (n, f"{column}.{name}")
+            for name, (t, o, n) in cells().items()
+            if t == target and o in ("", other) and results.has(f"{column}.{name}")
+        ]
+        settings += [s for _, s in own]
+        values = pd.DataFrame({n: results.values(s, metric, target_of(results, s)) for n, s in own}).T
+        x = [places[n] for n, _ in own]
+        draw.dots(axes, x, values, f"others: {feature}", STYLES[i], shift=0.08 * (i - 1))
+    alone, same = f"{column}.{target}_alone", f"{column}.{target}_same"
+    if results.has(same):
+        control = pd.DataFrame({0: results.values(same, metric, target_of(results, same))}).T
+        draw.dots(axes, [places[4]], control, "control: itself, five times", STYLES[3] | {"linestyle": "none"}, shift=0.3)
+    name = target_of(results, alone)
+    copy = name.removesuffix("1") + "2"
+    draw.floor(axes, [0], [results.values(alone, metric, name, step=0).mean()], "target, untrained network", "x")
+    draw.floor(axes, [0], [results.values(alone, metric, copy).mean()], "its copy that nobody asks for", "d")
+    if metric == "r2":
+        contrasts.null_band(axes, results, alone, name)
+    axes.set_xticks(list(places.values()), [str(n) for n in places])
+    title = f"{target} target, {column} ({contrasts.passing(results, list(dict.fromkeys(settings)))})"
+    draw.label(axes, title, "number of others asked for", y_label)

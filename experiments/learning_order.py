@@ -1,0 +1,250 @@
+"""Which feature is learned first, and what is left of it (claims C05, C06, C07).
+
+Claim: training the hard feature first narrows the gap, but easy still wins; of two equally complex features the one that
+  is learned first is represented more strongly.
+Paper: Lampinen, Chan and Hermann 2024 (learning order); phases, ramp and all sizes are ours.
+
+  python -m experiments.run --experiment=learning_order --workdir=DIR                   full: 16 seeds, three columns
+  python -m experiments.run --experiment=learning_order --workdir=DIR --preset=quick    SGD only
+
+Phases are weights of each output's loss. A switch is a ramp: the second output's weight grows from .003 to 1 over 50
+epochs, since at once it would wipe out what was learned first; the curves are dense there, and whether the first
+feature stays over 95 % throughout is part of the gate.
+
+Settings, in three columns (SGD 0.1, which carries the verdicts; Adam 3e-4; Adam with its memory made anew at the switch):
+  joint         identity (easy) and parity-4 (hard), both from the start
+  hard_first    hard alone for 160 epochs, the ramp, then both for 160
+  easy_first    easy alone for 160 epochs, the ramp, then both for 160
+  first_a       two xor features, a and b: a alone, the ramp, then both
+  first_b       the same, b first
+  both_at_once  the same, both from the start
+
+"Equal updates with both losses on": joint is read after 160 epochs, where hard_first has had both at full weight for 160.
+
+Cost and outcome of the reference run: `experiments/results/learning_order/manifest.json` and `claims.csv` beside it.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+import numpy as np
+import pandas as pd
+
+from repbias_jax.config import Config, Experiment, Keep, Preset, Training
+from repbias_jax.measure import Results
+from repbias_jax.report import contrasts
+from repbias_jax.report import figures as draw
+from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.statistics import Claim, Part, gate
+
+EASY, HARD = "parity1", "parity4"
+A, B = "parity2_1", "parity2_2"
+ALONE, RAMP, BOTH = 160, 50, 160  # epochs
+TOTAL = ALONE + RAMP + BOTH
+RUNGS = 10  # of the ramp
+SWITCH = ALONE / TOTAL  # share of training at which the second feature is switched on
+ENDS = (*((ALONE + RAMP * k / RUNGS) / TOTAL for k in range(RUNGS + 1)), 1.0)
+RAMPED = (0.0, *(float(w) for w in np.geomspace(0.003, 1.0, RUNGS + 1)[:-1].round(4)), 1.0)
+FIRST, SECOND = (tuple((1.0, w) for w in RAMPED), tuple((w, 1.0) for w in RAMPED))
+TWO = ("task.features", ("parity2", "parity2"))
+STAGED = ("hard_first", "easy_first", "first_a", "first_b")
+
+EXPERIMENT = Experiment(
+    name="learning_order",
+    title="Learned first: does the order of learning decide what fills the representation?",
+    config=Config(
+        training=Training(
+            epochs=TOTAL, phase_ends=ENDS, loss_weights=((1.0, 1.0),) * len(ENDS), dense=(SWITCH, SWITCH + 0.03)
+        ),
+        keep=Keep(every=640),
+    ),
+    settings=(
+        ("joint", ()),
+        ("hard_first", (("training.loss_weights", SECOND),)),
+        ("easy_first", (("training.loss_weights", FIRST),)),
+        ("first_a", (TWO, ("training.loss_weights", FIRST))),
+        ("first_b", (TWO, ("training.loss_weights", SECOND))),
+        ("both_at_once", (TWO,)),
+    ),
+    columns=(
+        ("sgd", ()),
+        ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4))),
+        ("adam_reset", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4), ("optimizer.reset_phase", 1))),
+    ),
+    probes=("variance",),
+    presets=(
+        ("full", Preset(16)),
+        ("quick", Preset(12, columns=("sgd",), overrides=(("task.num_train", 4096), ("keep.every", 320)))),
+        (
+            "smoke",
+            Preset(
+                2,
+                columns=("sgd",),
+                overrides=(
+                    ("model.widths", (32, 16)),
+                    ("task.num_train", 256),
+                    ("task.num_test", 128),
+                    ("task.num_probe", 128),
+                    ("training.epochs", 37),
+                    ("training.observe_every", 8),
+                    ("keep.every", 2),
+                ),
+            ),
+        ),
+    ),
+)
+
+
+def claims(results: Results, column: str) -> list[Claim]:
+    """C05 to C07; a claim whose settings were not run has no parts, and is not measured."""
+    made = []
+    for id_, (text, paper, settings, parts) in CLAIMS.items():
+        names = [f"{column}.{s}" for s in settings]
+        made.append(Claim(id_, text, paper, parts(results, *names) if results.has(*names) else ()))
+    return made
+
+
+def _steps(results: Results, setting: str) -> tuple[int, int, int]:
+    """Steps at which both losses have been on for as long as in `joint`'s reading, of the switch, and of the end."""
+    end = results.last_step(setting)
+    return round(end * BOTH / TOTAL), round(end * SWITCH), end
+
+
+def _narrows(results: Results, joint: str, hard_first: str) -> tuple[Part, ...]:
+    equal, switch, end = _steps(results, joint)
+    gaps, at_mastery = [], []
+    for setting, step in ((joint, equal), (hard_first, end)):
+        first, second = contrasts.pair(results, setting, "r2", EASY, HARD, step=step)
+        gaps.append(first - second)
+        at_mastery.append(_gap_at_mastery(results, setting, EASY, HARD))
+    passed = gate(
+        results, [(joint, (EASY, HARD), [equal]), (hard_first, (EASY, HARD), [end]), (hard_first, (HARD,), [(switch, end)])]
+    )
+    text = "gap when both are trained at once minus gap when hard is trained first, equal updates with both losses on"
+    secondary = at_mastery[0] - at_mastery[1]
+    return (Part("", text, gaps[0] - gaps[1], passed, +1, 0.02, secondary=secondary),)
+
+
+def _gap_at_mastery(results: Results, setting: str, first: str, second: str) -> pd.Series:
+    """r2(first) - r2(second) at the first snapshot at which both are mastered."""
+    mastered = np.maximum(results.mastery(setting, first), results.mastery(setting, second))
+    curves = [contrasts.curve(results, setting, "r2", feature) for feature in (first, second)]
+    return contrasts.at_steps(curves[0] - curves[1], contrasts.next_snapshot(curves[0].index, mastered))
+
+
+def _still(results: Results, hard_first: str) -> tuple[Part, ...]:
+    _, switch, end = _steps(results, hard_first)
+    easy, hard = contrasts.pair(results, hard_first, "r2", EASY, HARD)
+    passed = gate(results, [(hard_first, (EASY, HARD), [end]), (hard_first, (HARD,), [(switch, end)])])
+    text = "gap, r2(parity1) - r2(parity4), when hard is trained first"
+    return (Part("", text, easy - hard, passed, +1, 0.02, secondary=contrasts.contrast(easy, hard)),)
+
+
+def _first(results: Results, first_a: str, first_b: str) -> tuple[Part, ...]:
+    """Roles swapped: the mean over a first and b first, within a seed."""
+    at_end, mastered, late, both = [], [], [], []
+    for setting, first, second in ((first_a, A, B), (first_b, B, A)):
+        _, switch, end = _steps(results, setting)
+        one, other = contrasts.pair(results, setting, "r2", first, second)
+        at_end.append(one - other)
+        mastered.append(_gap_at_mastery(results, setting, first, second))
+        late += [(setting, (first, second), [end]), (setting, (first,), [(switch, end)])]
+        seen = contrasts.next_snapshot(contrasts.curve(results, setting, "r2", A).index, _later(results, setting))
+        both.append((setting, (first, second), [seen]))
+    text = "r2(learned first) - r2(learned second), two xor features, roles swapped,"
+    return (
+        Part("a", f"{text} at the end", sum(at_end) / 2, gate(results, late), +1, 0.02),
+        Part("b", f"{text} at mastery of the second", sum(mastered) / 2, gate(results, both), +1, 0.02),
+    )
+
+
+def _later(results: Results, setting: str) -> pd.Series:
+    return np.maximum(results.mastery(setting, A), results.mastery(setting, B))
+
+
+# What is claimed, what the paper says of it, the settings it reads, and its parts.
+CLAIMS = {
+    "C05": ("Training hard first narrows the gap", "narrows", ("joint", "hard_first"), _narrows),
+    "C06": ("... but easy still wins", "easy still wins", ("hard_first",), _still),
+    "C07": (
+        "Of two equally complex features the first learned is represented more strongly", "the first learned",
+        ("first_a", "first_b"), _first,
+    ),
+}  # fmt: skip
+
+
+def figures(results: Results) -> list[Drawn]:
+    """All figures, for the columns and settings that were run."""
+    drawn = [
+        ("order", _draw_order(results)),
+        ("along_orders", _draw_along(results, ("joint", "hard_first", "easy_first"), (EASY, HARD))),
+        ("along_equals", _draw_along(results, ("both_at_once", "first_a", "first_b"), (A, B))),
+    ]
+    return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
+
+
+CAPTIONS = {
+    "order": "Share of the penultimate layer's variance that each feature explains, by the order in which they were "
+    "trained; dots are all seeds, marks their mean with a 95 % interval. Joint training is read after as many updates with "
+    "both losses on as the staged ones have had at their end. Left: an easy and a hard feature; right: two of equal "
+    "complexity. Grey marks are floors.",
+    "along_orders": "Above: variance explained along training; the vertical line is the switch, from which the second "
+    "feature's loss is ramped up. Below: accuracy, looked at every few updates after the switch. Means over seeds with "
+    "95 % bands.",
+    "along_equals": "The same for two features of equal complexity: both at once, a first, b first.",
+}
+
+
+def _draw_order(results: Results) -> Figure | None:
+    columns = [c for c in dict.fromkeys(results.settings["column"]) if results.has(f"{c}.joint", f"{c}.first_a")]
+    if not columns:
+        return None
+    figure, panels = draw.grid(len(columns), 2, 4.4, 3.4)
+    for (left, right), column in zip(panels, columns, strict=True):
+        for axes, names, features in (
+            (left, ("joint", "hard_first", "easy_first"), (EASY, HARD)),
+            (right, ("both_at_once", "first_a", "first_b"), (A, B)),
+        ):
+            _draw_bars(axes, results, column, names, features)
+    return draw.finish(figure)
+
+
+def _draw_bars(axes: Axes, results: Results, column: str, names: tuple[str, ...], features: tuple[str, str]) -> None:
+    settings = [f"{column}.{name}" for name in names]
+    x = np.arange(len(settings))
+    steps = {
+        s: _steps(results, s)[0 if n in ("joint", "both_at_once") else 2] for s, n in zip(settings, names, strict=True)
+    }
+    for feature, side, style in zip(features, (-1, +1), STYLES, strict=False):
+        r2 = pd.DataFrame({s: results.values(s, "r2", feature, step=steps[s]) for s in settings}).T
+        draw.dots(axes, list(x), r2, feature, style | {"linestyle": "none"}, shift=0.12 * side)
+        untrained = [results.values(s, "r2", feature, step=0).mean() for s in settings]
+        draw.floor(axes, x + 0.26 * side, untrained, "untrained network", "x")
+        twins = [results.values(s, "r2", f"twin_{feature}", step=steps[s]).mean() for s in settings]
+        draw.floor(axes, x + 0.34 * side, twins, "unused twin", "d")
+    contrasts.null_band(axes, results, settings[0], features[1])
+    axes.set_xticks(x, [name.replace("_", " ") for name in names])
+    axes.set_xlim(-0.6, len(settings) - 0.4)
+    draw.label(axes, f"{column} ({contrasts.passing(results, settings)})", "order of training", draw.VARIANCE)
+
+
+def _draw_along(results: Results, names: tuple[str, ...], features: tuple[str, str]) -> Figure | None:
+    settings = [found[0] for name in names if (found := contrasts.run_in(results, name))]  # in the first column
+    if not settings:
+        return None
+    figure, panels = draw.grid(2, len(settings), 3.6, 2.7)
+    for top, bottom, setting in zip(panels[0], panels[1], settings, strict=True):
+        for feature, style, twin in zip(features, STYLES, STYLES[4:], strict=False):
+            draw.band(top, contrasts.curve(results, setting, "r2", feature), feature, style)
+            unused = contrasts.curve(results, setting, "r2", f"twin_{feature}")
+            draw.band(top, unused, f"unused twin of {feature}", twin | {"marker": ""})
+            draw.band(bottom, results.accuracy(setting, feature, "accuracy"), feature, style)
+        contrasts.null_band(top, results, setting, features[1])
+        for axes in (top, bottom) if setting.split(".")[1] in STAGED else ():
+            axes.axvline(_steps(results, setting)[1], linestyle=":", label="switch", **draw.FLOOR)
+        bottom.set_ylim(top=1.03)
+        bottom.axhline(0.95, linestyle=(0, (4, 3)), label="95 %", **draw.FLOOR)
+        draw.label(top, setting, "updates (steps)", draw.VARIANCE)
+        draw.label(bottom, "Accuracy on test data", "updates (steps)", "balanced accuracy (share)")
+    return draw.finish(figure)

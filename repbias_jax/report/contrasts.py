@@ -1,0 +1,101 @@
+"""Contrasts between features, and where they are read: what the claims and figures of several experiments are made of.
+
+Everything is by seed, from `Results`: at the penultimate layer and at the end of training unless said.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from repbias_jax.measure import Results
+from repbias_jax.report import figures
+from repbias_jax.statistics import Part, gate
+
+
+def at_end(results: Results, setting: str, outputs: Sequence[str]) -> pd.DataFrame:
+    """The gate for these outputs at the end of training."""
+    return gate(results, [(setting, outputs, [results.last_step(setting)])])
+
+
+def pair(results: Results, setting: str, metric: str, first: str, second: str, **more: Any) -> tuple[pd.Series, pd.Series]:
+    """A measure of two features; `more` as in `Results.values`."""
+    return results.values(setting, metric, first, **more), results.values(setting, metric, second, **more)
+
+
+def contrast(first: pd.Series, second: pd.Series) -> pd.Series:
+    """(first - second) / (first + second): the same difference as a share of what both explain."""
+    return (first - second) / (first + second)
+
+
+def slope(values: pd.DataFrame, x: np.ndarray) -> pd.Series:
+    """Least-squares slope over the columns, which stand at `x`, for each row; NaN where a value is missing."""
+    weights = (x - x.mean()) / np.square(x - x.mean()).sum()
+    return (values * weights).sum(axis=1, skipna=False)
+
+
+def difference(results: Results, setting: str, label: str, name: str, features: tuple[str, str], sesoi: float) -> Part:
+    """r2 of one feature minus r2 of another, with the contrast beside it, where both are learned equally well."""
+    first, second = pair(results, setting, "r2", *features)
+    end = results.last_step(setting)
+    accuracies = [results.accuracy(setting, feature, "accuracy").loc[end] for feature in features]
+    return Part(
+        label, f"r2({features[0]}) - r2({features[1]}), {name}", first - second, at_end(results, setting, features), +1,
+        sesoi, secondary=contrast(first, second), accuracy=accuracies[0] - accuracies[1],
+    )  # fmt: skip
+
+
+def curve(results: Results, setting: str, metric: str, feature: str) -> pd.DataFrame:
+    """A measure along training: a row a snapshot, a column a seed."""
+    return results.table(setting, metric, feature, step="all").pivot(index="step", columns="seed", values="value")
+
+
+def at_steps(curve: pd.DataFrame, steps: pd.Series) -> pd.Series:
+    """Each seed's value at its own step; NaN where there is none."""
+    return pd.Series({k: curve.loc[s, k] if s in curve.index else np.nan for k, s in steps.items()}, dtype=float)
+
+
+def next_snapshot(snapshots: pd.Index, steps: pd.Series) -> pd.Series:
+    """For each seed the first snapshot at or after its step; NaN where there is none."""
+    later = {k: snapshots[snapshots >= s] if np.isfinite(s) else snapshots[:0] for k, s in steps.items()}
+    return pd.Series({k: float(found.min()) if len(found) else np.nan for k, found in later.items()}, dtype=float)
+
+
+def by_layer(results: Results, setting: str, metric: str, feature: str, sites: Sequence[str], **more: Any) -> pd.DataFrame:
+    """A measure by layer: a row a site, a column a seed."""
+    return pd.DataFrame({s: results.values(setting, metric, feature, site=s, **more) for s in sites}).T
+
+
+def passing(results: Results, settings: Sequence[str]) -> str:
+    """How many of the seeds shown learned every feature they were asked for."""
+    passed = [at_end(results, s, results.outputs(s)).to_numpy() for s in settings]
+    return f"{sum(p.sum() for p in passed)} of {sum(p.size for p in passed)} networks learned all"
+
+
+def null_band(axes: Axes, results: Results, setting: str, feature: str) -> None:
+    """Draws a feature's null band, the mean over seeds of its ends."""
+    low, high = (results.values(setting, f"null_{side}", feature).mean() for side in ("low", "high"))
+    figures.null(axes, low, high)
+
+
+def by_column(results: Results, settings: list[str], panel: Callable[[Axes, Results, str], None]) -> Figure | None:
+    """One panel for each column of settings, or nothing where none was run."""
+    if not settings:
+        return None
+    figure, panels = figures.grid(1, len(settings), 4.4, 3.7)
+    for axes, setting in zip(panels[0], settings, strict=True):
+        panel(axes, results, setting)
+    return figures.finish(figure)
+
+
+def run_in(results: Results, setting: str) -> list[str]:
+    """Full names of a setting, in every column in which it was run."""
+    columns = dict.fromkeys(results.settings["column"])
+    return [f"{c}.{setting}" for c in columns if results.has(f"{c}.{setting}")]
