@@ -5,6 +5,12 @@ Add one: a file, and a line here.
 
 from types import ModuleType
 
-from experiments import complexity
+from experiments import architecture, competition, complexity, learning_order, prevalence
 
-EXPERIMENTS: dict[str, ModuleType] = {"complexity": complexity}
+EXPERIMENTS: dict[str, ModuleType] = {
+    "complexity": complexity,
+    "learning_order": learning_order,
+    "prevalence": prevalence,
+    "competition": competition,
+    "architecture": architecture,
+}

@@ -44,6 +44,7 @@ EXPERIMENT = Experiment(
         *((name, (("model.widths", (width,) * 4),)) for name, width in WIDTHS.items() if name not in DEPTHS),
         *((name, (("model.activation", kind),)) for name, kind in ACTIVATIONS.items() if name not in DEPTHS),
     ),
+    variant="settings not calibrated yet",
     columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
     probes=("variance",),
     presets=(

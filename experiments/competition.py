@@ -61,6 +61,7 @@ EXPERIMENT = Experiment(
         *((name, _setting(*cell)) for name, cell in cells().items()),
         *((f"{target}_same", _setting(target, copies=COPIES)) for target in TARGETS),
     ),
+    variant="settings not calibrated yet",
     columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
     probes=("variance", "partition"),
     presets=(

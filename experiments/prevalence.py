@@ -7,15 +7,15 @@ Paper: Lampinen, Chan and Hermann 2024 (feature prevalence); ladder, exposure an
   python -m experiments.run --experiment=prevalence --workdir=DIR --preset=quick    SGD only, four rungs
 
 Two xor features in one model. One is present in half of the examples; its equal in a share p of them (`p50` to `p02`), or
-in half of them but with a label that enters the loss in a share e of them only (`e25`, `e05`). Labels are drawn first and
-inputs uniformly given the labels. The same updates for all rungs.
+in half of them but with a label that enters the loss in a share e of them only (`e50`, `e25`, `e10`). Labels are drawn
+first and inputs uniformly given the labels. The same updates for all rungs.
 
 Representations are looked at on the crossed probe set, where every combination is equally frequent and r2 does not
 depend on prevalence by itself. On a natural set (`n25`, `n05`: the networks of `p25` and `p05` again, bit for bit where
 lanes agree) r2 carries a factor p(1-p) whatever the network does: the figure shows it beside what the crossed set predicts
 for it, if the feature's variance shrinks by 4 p(1-p) and the rest stays as it is.
 
-Settings: p50, p25, p10, p05, p02; e25, e05; n25, n05.
+Settings: p50, p25, p10, p05, p02; e50, e25, e10; n25, n05.
 
 Cost and outcome of the reference run: `experiments/results/prevalence/manifest.json` and `claims.csv` beside it.
 """
@@ -27,7 +27,7 @@ Cost and outcome of the reference run: `experiments/results/prevalence/manifest.
 import numpy as np
 import pandas as pd
 
-from repbias_jax.config import Config, Experiment, Preset, Task
+from repbias_jax.config import Config, Experiment, Preset, Task, Training
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
@@ -36,18 +36,19 @@ from repbias_jax.statistics import Claim, Part, gate
 
 FREQUENT, RARE = "parity2_1", "parity2_2"
 PREVALENCES = {"p50": 0.5, "p25": 0.25, "p10": 0.1, "p05": 0.05, "p02": 0.02}
-EXPOSURES = {"e25": 0.25, "e05": 0.05}
+EXPOSURES = {"e50": 0.5, "e25": 0.25, "e10": 0.1}
 NATURAL = {"n25": 0.25, "n05": 0.05}
 
 EXPERIMENT = Experiment(
     name="prevalence",
     title="Frequent against rare features: does prevalence decide what fills the representation?",
-    config=Config(task=Task(features=("parity2", "parity2"))),
+    config=Config(task=Task(features=("parity2", "parity2")), training=Training(epochs=320)),
     settings=(
         *((name, (("task.prevalence", (0.5, p)),)) for name, p in PREVALENCES.items()),
         *((name, (("task.exposure", (1.0, e)),)) for name, e in EXPOSURES.items()),
         *((name, (("task.prevalence", (0.5, p)), ("keep.probe_set", "natural"))) for name, p in NATURAL.items()),
     ),
+    variant="settings not calibrated yet",
     columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
     probes=("variance", "partition"),
     presets=(

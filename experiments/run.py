@@ -119,7 +119,8 @@ def assemble(module: ModuleType, preset_name: str, num_seeds: int | None, seed: 
             # One column compares another value of this field: what the user asks for takes the place of all columns.
             columns = [("chosen", ())]
     fixed = dict(changes)
-    variant = [] if preset_name == "full" else [f"preset {preset_name}"]
+    variant = [experiment.variant] if experiment.variant else []
+    variant += [] if preset_name == "full" else [f"preset {preset_name}"]
     variant += [a.removeprefix("--") for a in dotted]
 
     def without(named):

@@ -203,7 +203,7 @@ class Experiment:
     `columns` are whole-table variations (the optimizers compared); every setting is run in every column, and its full
     name is `column.setting`. The first column carries the verdicts. `tuned` holds length and rate where a setting needs
     its own to be learned, by full name; they were chosen by accuracy alone and give way to what a user asks for.
-    `variant` says what differs from the reference settings: verdicts are then illustrations.
+    `variant` says what differs from frozen reference settings: verdicts are then illustrations.
     """
 
     name: str
