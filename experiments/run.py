@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import jax
@@ -230,6 +230,12 @@ def _required(name: str) -> str:
     return value
 
 
+def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does, but for one: when orbax gives up, tensorstore's other readers and writers still call its loop."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
 def _catch_signals() -> Callable[[], bool]:
     """The first SIGTERM, SIGINT or SIGUSR1 is noted, to be polled; a second one exits at once."""
     caught: list[int] = []
@@ -251,7 +257,8 @@ def _complain(message: str) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Reads flags, runs, prints; returns the exit status."""
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+    logging.set_verbosity(logging.FATAL)  # orbax tells of every file it writes, and logs what it raises, too
+    sys.excepthook = _print_uncaught
     dotted = [a for a in arguments[1:] if a.startswith("--config.")]
     try:
         if extra := [a for a in arguments[1:] if a not in dotted]:
