@@ -105,7 +105,7 @@ def test_what_the_natural_set_would_show():
 
 
 def test_competition_by_hand():
-    names = {name: EXPERIMENTS_OUTPUTS[name] for name in ("easy_alone", "easy_xor4", "hard_alone", "hard_xor4")}
+    names = {name: OUTPUTS[name] for name in ("easy_alone", "easy_xor4", "hard_alone", "hard_xor4")}
     made = Made(names, 100)
     for name, outputs in names.items():
         for output in dict.fromkeys(outputs.split()):
@@ -124,7 +124,7 @@ def test_competition_by_hand():
     assert list(part.passed.index[~part.passed.all(axis=1)]) == [2]
 
 
-EXPERIMENTS_OUTPUTS = {
+OUTPUTS = {
     name: " ".join(dict(own)["task.outputs"]) for name, own in competition.EXPERIMENT.settings
 }  # fmt: skip
 
@@ -138,7 +138,7 @@ def test_competition_has_the_target_first_and_a_copy_that_nobody_asks_for():
         assert len(set(outputs)) == len(features) - 1
         unused = f"{target}_{features.count(target)}"
         assert unused not in outputs
-    assert len(EXPERIMENTS_OUTPUTS["easy_same"].split()) == competition.COPIES
+    assert len(OUTPUTS["easy_same"].split()) == competition.COPIES
 
 
 def test_architecture_by_hand():
@@ -164,9 +164,12 @@ def test_smoke_has_claims_floors_and_figures(name, command, tmp_path):
     module, folder = EXPERIMENTS[name], tmp_path / name
     results = Results(folder)
     claims = pd.read_csv(folder / "claims.csv")
-    assert set(claims["id"].str[:3]) <= set(module.__doc__.split()) | {w.strip("(),.:") for w in module.__doc__.split()}
+    assert len(claims) >= 1
+    for id_ in claims["id"]:
+        assert id_[:3] in module.__doc__
+        assert id_ in done.stdout
     drawn = module.figures(results)
-    assert {d.name for d in drawn} == set(module.CAPTIONS) - {"natural"} or {d.name for d in drawn} == set(module.CAPTIONS)
+    assert {d.name for d in drawn} == set(module.CAPTIONS)
     for figure in drawn:
         assert (folder / "figures" / f"{figure.name}.png").stat().st_size > 5_000
         for axes in figure.figure.axes:
@@ -174,4 +177,3 @@ def test_smoke_has_claims_floors_and_figures(name, command, tmp_path):
                 names = " ".join(axes.get_legend_handles_labels()[1])
                 assert "null" in names, figure.name
                 assert "unused twin" in names or "nobody asks" in names, figure.name
-    assert "C" in done.stdout
