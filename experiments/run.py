@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -230,10 +230,10 @@ def _required(name: str) -> str:
     return value
 
 
-def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_unraisable(found: Any) -> None:
     """As Python does, but for one: when orbax gives up, tensorstore's other readers and writers still call its loop."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    if not (found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
 
 
 def _catch_signals() -> Callable[[], bool]:
@@ -258,7 +258,8 @@ def _complain(message: str) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Reads flags, runs, prints; returns the exit status."""
     logging.set_verbosity(logging.FATAL)  # orbax tells of every file it writes, and logs what it raises, too
-    sys.excepthook = _print_uncaught
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _print_unraisable
     dotted = [a for a in arguments[1:] if a.startswith("--config.")]
     try:
         if extra := [a for a in arguments[1:] if a not in dotted]:

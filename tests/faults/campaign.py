@@ -1,6 +1,6 @@
 """Faults, tried: crash points, random kills, damage, full disk, signals, leftovers and rivals. `make faults` runs it all.
 
-  python -m tests.faults.campaign [--share=0.05] [--output=experiments/results/faults.csv]
+  python -m tests.faults.campaign [--share=0.05] [--output=experiments/results/faults.csv] [--only="a file damaged"]
 
 Every trial ends in one of: `same` (the same command, run again, ends with the same bytes: weights' fingerprints, curves,
 activations, results and claims), `named` (refused, with a message that names a file of the workdir and the stage to
@@ -21,13 +21,14 @@ import os
 import platform
 import queue
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ STAGES = ("train", "measure", "report")
 ARGUMENTS = ("--experiment=tiny", "--devices=2", "--checkpoint_seconds=0")
 LARGE = "--num_seeds=20"  # five chunks, for several processes
 SAME, NAMED, OTHER = "same", "named", "other"
-COLUMNS = ("fault", "where", "trials", SAME, NAMED, OTHER, "seconds")
+COLUMNS = ("fault", "where", "trials", SAME, NAMED, OTHER, "seconds", "commit")
 WORKERS = os.cpu_count() or 1
 
 
@@ -77,7 +78,8 @@ class Server:
 class Lab:
     """Servers, and copies of the tiny workdir at each stage of its life."""
 
-    def __init__(self, scratch: Path, workers: int = WORKERS):
+    def __init__(self, scratch: Path, workers: int = WORKERS, only: str = ""):
+        self.only, self.commit = re.compile(only), record()["commit"]
         self.scratch, self.numbers, self.kills = scratch, itertools.count(), 0
         library = scratch / "crash.so"
         source = Path(__file__).parent / "crash.c"
@@ -370,13 +372,15 @@ def _ended(folder: Path | None, found: str, end: Ended, what: str = "") -> str:
 
 
 def several(lab: Lab, fault: str, where: str, trials: Sequence[Callable[[], str]], serial: bool = False) -> list:
-    """Runs trials and counts what became of them. Returns: a row of the table."""
+    """Runs trials and counts what became of them. Returns: a row of the table; nothing where others are asked for."""
+    if not lab.only.match(fault):
+        return []
     begun = time.monotonic()
     if serial:
         found = collections.Counter(trial() for trial in trials)
     else:
         found = collections.Counter(lab.pool.map(lambda trial: trial(), trials))
-    row = [fault, where, len(trials), found[SAME], found[NAMED], found[OTHER], round(time.monotonic() - begun)]
+    row = [fault, where, len(trials), found[SAME], found[NAMED], found[OTHER], round(time.monotonic() - begun), lab.commit]
     print(", ".join(map(str, row)), file=sys.stderr, flush=True)
     return row
 
@@ -395,8 +399,7 @@ def every(lab: Lab, share: float) -> Iterator[list]:
     lab.kills = 0
     trials = [lambda k=k: random_kill(lab, k) for k in range(some(45))]
     row = several(lab, "killed at random moments", "all stages", trials)
-    print(f"{lab.kills} kills", file=sys.stderr, flush=True)
-    yield [f"{row[0]} ({lab.kills} kills)", *row[1:]]
+    yield [f"{row[0]} ({lab.kills} kills)", *row[1:]] if row else row
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         trials = [lambda k=k, n=number: signalled(lab, n, k) for k in range(some(20))]
         yield several(lab, signal.Signals(number).name, "all stages", trials)
@@ -417,18 +420,31 @@ def every(lab: Lab, share: float) -> Iterator[list]:
         )
 
 
+def replaced(table: Iterable[Sequence], rows: Sequence[Sequence]) -> list[Sequence]:
+    """A table with some of its rows made anew; they are known by fault, without its number of kills, and where."""
+
+    def key(row: Sequence) -> tuple:
+        return str(row[0]).split(" (")[0], row[1]
+
+    fresh = {key(row): row for row in rows}
+    return [fresh.pop(key(row), row) for row in table] + list(fresh.values())
+
+
 def main() -> int:
     """The command. Returns: 0 when no trial ended with other numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials, in (0, 1]")
     parser.add_argument("--output", type=Path, help="where to write the table; its manifest goes beside it")
+    parser.add_argument("--only", default="", help="faults whose names begin so; the other rows of the table stay")
     asked = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults.") as scratch:
-        lab = Lab(Path(scratch))
-        rows = list(every(lab, asked.share))
+        lab = Lab(Path(scratch), only=asked.only)
+        rows = [row for row in every(lab, asked.share) if row]
         lab.close()
     if asked.output:
+        if asked.only:
+            rows = replaced(store.read_table(asked.output), rows)
         store.write_table(asked.output, COLUMNS, rows)
         more = {"share": asked.share, "wall_seconds": round(time.monotonic() - begun), "machine": platform.platform()}
         store.write_json(asked.output.with_suffix(".json"), {"format": store.FORMAT, **record(), **more})
