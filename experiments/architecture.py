@@ -4,7 +4,7 @@ Claim: the gap between an easy and a hard feature grows with depth; width hardly
 Paper: Lampinen, Chan and Hermann 2024 (architecture); one factor at a time, and all sizes, are ours.
 
   python -m experiments.run --experiment=architecture --workdir=DIR                   full: 16 seeds, two optimizers
-  python -m experiments.run --experiment=architecture --workdir=DIR --preset=quick    SGD only, four networks
+  python -m experiments.run --experiment=architecture --workdir=DIR --preset=quick    SGD only: figures, no verdict
 
 Identity (easy) and parity-4 (hard), in networks that differ in one thing at a time:
   depth1 ... depth6    1 to 6 hidden layers of 128, ReLU
@@ -13,7 +13,8 @@ Identity (easy) and parity-4 (hard), in networks that differ in one thing at a t
 
 C10 is the slope of the gap at the penultimate layer over depth 2 to 6, C11 an equivalence: gap(512) - gap(64) within 0.05.
 
-Cost and outcome of the reference run: `experiments/results/architecture/manifest.json` and `claims.csv` beside it.
+Cost: `--only_print` says it; there is no reference run yet.
+Expected after the paper: a gap that grows with depth and not with width.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false

@@ -4,7 +4,7 @@ Claim: a feature is represented more strongly alone, or with fewer others.
 Paper: Lampinen, Chan and Hermann 2024 (number of features); others, control and all sizes are ours.
 
   python -m experiments.run --experiment=competition --workdir=DIR                   full: 16 seeds, two optimizers
-  python -m experiments.run --experiment=competition --workdir=DIR --preset=quick    SGD only, the easy target
+  python -m experiments.run --experiment=competition --workdir=DIR --preset=quick    SGD only, the easy target: no verdict
 
 A target, easy (identity) or hard (parity-4), is asked for alone or with others: easy ones (1, 2, 4, 8 identities), xor
 features (1, 2, 4) or parity-4 features (1, 2, 4). One more copy of the target is never asked for: the floor. Shares of
@@ -14,7 +14,8 @@ ask for the target itself five times: as many outputs, and nothing new to learn.
 
 Settings: <target>_alone, <target>_<others><number> with others easy, xor or par4, <target>_same.
 
-Cost and outcome of the reference run: `experiments/results/competition/manifest.json` and `claims.csv` beside it.
+Cost: `--only_print` says it; there is no reference run yet.
+Expected after the paper: less variance among others.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -96,7 +97,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, column: str) -> list[Claim]:
-    """C09, for both targets; a part whose settings were not run is left out."""
+    """C09, for both targets; where the settings of one were not run it has no parts, and is not measured."""
     parts = []
     for label, target in zip("ab", TARGETS, strict=True):
         alone, crowded = f"{column}.{target}_alone", f"{column}.{target}_xor4"

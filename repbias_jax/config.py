@@ -74,7 +74,9 @@ class Optimizer:
     learning_rate: float = _field(0.1, "step size", "", True, above=0.0)
     momentum: float = _field(0.9, "decay of the momentum rule's trace", "", True, low=0.0, below=1.0)
     weight_decay: float = _field(0.0, "L2 penalty's gradient; decoupled for adamw", "", True, low=0.0)
-    reset_phase: int = _field(0, "phase (first: 0) that begins with the rule's memory made anew; 0: none", "", True, low=0)
+    reset_phase: int = _field(
+        0, "the rule's memory is made anew where this phase begins; phases count from 0; 0: never", "", True, low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class Experiment:
     `columns` are whole-table variations (the optimizers compared); every setting is run in every column, and its full
     name is `column.setting`. The first column carries the verdicts. `tuned` holds length and rate where a setting needs
     its own to be learned, by full name; they were chosen by accuracy alone and give way to what a user asks for.
-    `variant` says what differs from frozen reference settings: verdicts are then illustrations.
+    `variant` says what differs from frozen reference settings, or that there are none yet: verdicts are then illustrations.
     """
 
     name: str

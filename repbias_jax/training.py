@@ -150,7 +150,7 @@ def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State,
 def shuffled(key: Array, count: int) -> Array:
     """The numbers 0..count-1 in random order, int32 `[count]`: by one random word each, equal words in order.
 
-    Word and number are sorted as ONE integer, which takes a fraction of the time of sorting pairs.
+    Word and number are sorted as ONE integer, which on CPU takes a fraction of the time of sorting pairs.
     """
     words = jax.random.bits(key, (count,))
     with jax.enable_x64(True):

@@ -56,10 +56,13 @@ class Started:
 
 def repeats_at_most_a_segment(reached, lines):
     """A chunk goes on from the last step that was reported, or a later one. Args: reached, those steps by chunk."""
+    before = dict(reached)
     for line in lines:
         if found := re.match(r"train: (\S+) (resumed at )?step (\d+)", line):
             chunk, resumed, step = found[1], found[2], int(found[3])
-            assert not resumed or step >= reached.get(chunk, 0), line
+            if chunk in before:  # the first that this process says of it
+                assert resumed, line
+                assert step >= before.pop(chunk), line
             reached[chunk] = step
 
 

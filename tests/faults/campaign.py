@@ -447,7 +447,11 @@ def main() -> int:
             rows = replaced(store.read_table(asked.output), rows)
         store.write_table(asked.output, COLUMNS, rows)
         more = {"share": asked.share, "wall_seconds": round(time.monotonic() - begun), "machine": platform.platform()}
-        store.write_json(asked.output.with_suffix(".json"), {"format": store.FORMAT, **record(), **more})
+        path, made = asked.output.with_suffix(".json"), {"format": store.FORMAT, **record(), **more}
+        if asked.only:  # beside the manifest of what stays in the table
+            whole = store.read_json(path, "faults")
+            made = whole | {"again": [*whole.get("again", []), {"only": asked.only, **made}]}
+        store.write_json(path, made)
     return int(any(row[COLUMNS.index(OTHER)] for row in rows))
 
 
