@@ -21,6 +21,8 @@ Expected after the paper: a gap that grows with depth and not with width.
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -29,7 +31,7 @@ from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
-from repbias_jax.statistics import Claim, Part, gate
+from repbias_jax.statistics import Claim, Part
 
 EASY, HARD = "parity1", "parity4"
 DEPTHS = {f"depth{n}": n for n in range(1, 7)}
@@ -88,32 +90,29 @@ def claims(results: Results, column: str) -> list[Claim]:
     ]
 
 
-def _gap(results: Results, setting: str) -> pd.Series:
-    return np.subtract(*contrasts.pair(results, setting, "r2", EASY, HARD))
-
-
-def _passed(results: Results, settings: list[str]) -> pd.DataFrame:
-    return gate(results, [(s, (EASY, HARD), [results.last_step(s)]) for s in settings])
+def _gaps(results: Results, settings: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The gap and the contrast: a row a seed, a column a setting."""
+    pairs = {s: contrasts.pair(results, s, "r2", EASY, HARD) for s in settings}
+    gaps = {s: easy - hard for s, (easy, hard) in pairs.items()}
+    return pd.DataFrame(gaps), pd.DataFrame({s: contrasts.contrast(*found) for s, found in pairs.items()})
 
 
 def _grows(results: Results, deep: dict[str, int]) -> tuple[Part, ...]:
     depths = np.array(list(deep.values()), float)
-    gaps = pd.DataFrame({s: _gap(results, s) for s in deep})
-    ratios = pd.DataFrame({s: contrasts.contrast(*contrasts.pair(results, s, "r2", EASY, HARD)) for s in deep})
+    gaps, shares = _gaps(results, list(deep))
     text = "slope of the gap at the penultimate layer, depth 2 to 6 at width 128, a layer"
     return (
         Part(
-            "", text, contrasts.slope(gaps, depths), _passed(results, list(deep)), +1, 0.02,
-            secondary=contrasts.slope(ratios, depths),
+            "", text, contrasts.slope(gaps, depths), contrasts.all_at_end(results, list(deep)), +1, 0.02,
+            secondary=contrasts.slope(shares, depths),
         ),
     )  # fmt: skip
 
 
 def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
-    change = _gap(results, widest) - _gap(results, narrowest)
-    return (
-        Part("", "gap(width 512) - gap(width 64), four layers", change, _passed(results, [widest, narrowest]), 0, 0.05),
-    )
+    change, in_shares = (found[widest] - found[narrowest] for found in _gaps(results, [widest, narrowest]))
+    passed = contrasts.all_at_end(results, [widest, narrowest])
+    return (Part("", "gap(width 512) - gap(width 64), four layers", change, passed, 0, 0.05, secondary=in_shares),)
 
 
 def figures(results: Results) -> list[Drawn]:

@@ -30,7 +30,7 @@ from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
-from repbias_jax.statistics import Claim, Part, gate
+from repbias_jax.statistics import Claim, Part
 
 TARGETS = {"easy": "parity1", "hard": "parity4"}
 OTHERS = {"easy": ("parity1", (1, 2, 4, 8)), "xor": ("parity2", (1, 2, 4)), "par4": ("parity4", (1, 2, 4))}
@@ -111,7 +111,7 @@ def _loses(results: Results, label: str, target: str, alone: str, crowded: str) 
     name = target_of(results, alone)
     variances = [results.values(s, "variance", name) for s in (alone, crowded)]
     total = results.values(alone, "total_variance")
-    passed = gate(results, [(s, results.outputs(s), [results.last_step(s)]) for s in (alone, crowded)])
+    passed = contrasts.all_at_end(results, (alone, crowded))
     text = f"variance({name}) alone minus among 4 xor features, {target} target, as a share of all variance when alone"
     relative = [_over_unexplained(results, s, name) for s in (alone, crowded)]
     return Part(label, text, (variances[0] - variances[1]) / total, passed, +1, 0.02, secondary=relative[0] - relative[1])

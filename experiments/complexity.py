@@ -96,11 +96,7 @@ EXPERIMENT = Experiment(
 
 def claims(results: Results, column: str) -> list[Claim]:
     """C01 to C04 and C36; a claim whose settings were not run has no parts, and is not measured."""
-    made = []
-    for id_, (text, paper, settings, parts) in CLAIMS.items():
-        names = [f"{column}.{s}" for s in settings]
-        made.append(Claim(id_, text, paper, parts(results, *names) if results.has(*names) else ()))
-    return made
+    return contrasts.claims_of(CLAIMS, results, column)
 
 
 def _gap(results: Results, joint: str, squared: str) -> tuple[Part, ...]:

@@ -29,6 +29,8 @@ Expected after the paper: narrower with hard first, the first learned higher.
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 
@@ -100,11 +102,7 @@ EXPERIMENT = Experiment(
 
 def claims(results: Results, column: str) -> list[Claim]:
     """C05 to C07; a claim whose settings were not run has no parts, and is not measured."""
-    made = []
-    for id_, (text, paper, settings, parts) in CLAIMS.items():
-        names = [f"{column}.{s}" for s in settings]
-        made.append(Claim(id_, text, paper, parts(results, *names) if results.has(*names) else ()))
-    return made
+    return contrasts.claims_of(CLAIMS, results, column)
 
 
 def _steps(results: Results, setting: str) -> tuple[int, int, int]:
@@ -130,39 +128,39 @@ def _narrows(results: Results, joint: str, hard_first: str) -> tuple[Part, ...]:
 
 def _gap_at_mastery(results: Results, setting: str, first: str, second: str) -> pd.Series:
     """r2(first) - r2(second) at the first snapshot at which both are mastered."""
-    mastered = np.maximum(results.mastery(setting, first), results.mastery(setting, second))
     curves = [contrasts.curve(results, setting, "r2", feature) for feature in (first, second)]
-    return contrasts.at_steps(curves[0] - curves[1], contrasts.next_snapshot(curves[0].index, mastered))
+    return contrasts.at_steps(curves[0] - curves[1], _both_mastered(results, setting, first, second))
+
+
+def _both_mastered(results: Results, setting: str, first: str, second: str) -> pd.Series:
+    """For each seed the first snapshot at which both features are mastered."""
+    mastered = np.maximum(results.mastery(setting, first), results.mastery(setting, second))
+    return contrasts.next_snapshot(contrasts.curve(results, setting, "r2", first).index, mastered)
 
 
 def _still(results: Results, hard_first: str) -> tuple[Part, ...]:
     _, switch, end = _steps(results, hard_first)
-    easy, hard = contrasts.pair(results, hard_first, "r2", EASY, HARD)
     passed = gate(results, [(hard_first, (EASY, HARD), [end]), (hard_first, (HARD,), [(switch, end)])])
-    text = "gap, r2(parity1) - r2(parity4), when hard is trained first"
-    return (Part("", text, easy - hard, passed, +1, 0.02, secondary=contrasts.contrast(easy, hard)),)
+    gap = contrasts.difference(results, hard_first, "", "when hard is trained first", (EASY, HARD), 0.02)
+    return (dataclasses.replace(gap, passed=passed),)
 
 
 def _first(results: Results, first_a: str, first_b: str) -> tuple[Part, ...]:
     """Roles swapped: the mean over a first and b first, within a seed."""
-    at_end, mastered, late, both = [], [], [], []
+    at_end, shares, mastered, late, both = [], [], [], [], []
     for setting, first, second in ((first_a, A, B), (first_b, B, A)):
         _, switch, end = _steps(results, setting)
         one, other = contrasts.pair(results, setting, "r2", first, second)
         at_end.append(one - other)
+        shares.append(contrasts.contrast(one, other))
         mastered.append(_gap_at_mastery(results, setting, first, second))
         late += [(setting, (first, second), [end]), (setting, (first,), [(switch, end)])]
-        seen = contrasts.next_snapshot(contrasts.curve(results, setting, "r2", A).index, _later(results, setting))
-        both.append((setting, (first, second), [seen]))
+        both.append((setting, (first, second), [_both_mastered(results, setting, first, second)]))
     text = "r2(learned first) - r2(learned second), two xor features, roles swapped,"
     return (
-        Part("a", f"{text} at the end", sum(at_end) / 2, gate(results, late), +1, 0.02),
+        Part("a", f"{text} at the end", sum(at_end) / 2, gate(results, late), +1, 0.02, secondary=sum(shares) / 2),
         Part("b", f"{text} at mastery of the second", sum(mastered) / 2, gate(results, both), +1, 0.02),
     )
-
-
-def _later(results: Results, setting: str) -> pd.Series:
-    return np.maximum(results.mastery(setting, A), results.mastery(setting, B))
 
 
 # What is claimed, what the paper says of it, the settings it reads, and its parts.

@@ -36,7 +36,7 @@ from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
-from repbias_jax.statistics import Claim, Part, gate
+from repbias_jax.statistics import Claim, Part
 
 FREQUENT, RARE = "parity2_1", "parity2_2"
 PREVALENCES = {"p50": 0.5, "p25": 0.25, "p10": 0.1, "p05": 0.05, "p02": 0.02}
@@ -91,9 +91,10 @@ def claims(results: Results, column: str) -> list[Claim]:
     text, paper = "The more prevalent feature is represented more strongly", "the more prevalent"
     if len(rungs) < 2:
         return [Claim("C08", text, paper, ())]
-    gaps = pd.DataFrame({s: np.subtract(*contrasts.pair(results, s, "r2", FREQUENT, RARE)) for s in rungs})
-    shares = pd.DataFrame({s: contrasts.contrast(*contrasts.pair(results, s, "r2", FREQUENT, RARE)) for s in rungs})
-    passed = gate(results, [(s, (FREQUENT, RARE), [results.last_step(s)]) for s in rungs])
+    pairs = {s: contrasts.pair(results, s, "r2", FREQUENT, RARE) for s in rungs}
+    gaps = pd.DataFrame({s: frequent - rare for s, (frequent, rare) in pairs.items()})
+    shares = pd.DataFrame({s: contrasts.contrast(*found) for s, found in pairs.items()})
+    passed = contrasts.all_at_end(results, list(rungs))
     rarity = -np.log(list(rungs.values()))
     statistic = "slope of r2(frequent) - r2(rare), on the crossed set, over -log prevalence of the rare one (natural log)"
     part = Part("", statistic, contrasts.slope(gaps, rarity), passed, +1, 0.02, secondary=contrasts.slope(shares, rarity))

@@ -17,7 +17,7 @@ from repbias_jax.models import MODELS
 from repbias_jax.population import Chunk, Group, Layout
 from repbias_jax.probes import PROBES
 
-LANES = {"cpu": 4, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
+LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
 MAX_SEED = 2**31 - 1
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,23 @@ def test_kill_at_random_moments(cache, smoke, tmp_path):
     resumed += any("resumed at step" in line for line in last.lines)
     assert resumed >= 1
     same(tmp_path / "complexity", smoke)
+
+
+def test_chunks_that_were_measured_stay_measured(cache, smoke, tmp_path):
+    folder = shutil.copytree(smoke, tmp_path / "complexity")
+    (folder / "results.csv").unlink()
+    for path in folder.glob("*/*/measured.json"):
+        path.unlink()
+    run = Started(cache, tmp_path)
+    assert run.progress(2, "chunks done")
+    run.process.kill()
+    run.end()
+    kept = {p: p.stat().st_mtime_ns for p in folder.glob("*/*/measured.json")}
+    assert 2 <= len(kept) < CHUNKS
+    last = Started(cache, tmp_path)
+    assert last.end() == 0, "".join(last.lines)
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    same(folder, smoke)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -7,7 +7,7 @@ Everything is by seed, from `Results`: at the penultimate layer and at the end o
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,33 @@ from matplotlib.figure import Figure
 
 from repbias_jax.measure import Results
 from repbias_jax.report import figures
-from repbias_jax.statistics import Part, gate
+from repbias_jax.statistics import Claim, Part, gate
+
+
+def claims_of(table: Mapping[str, tuple], results: Results, column: str) -> list[Claim]:
+    """Claims in one column of settings; one whose settings were not run has no parts, and is not measured.
+
+    Args:
+      table: by id, what is claimed, what the paper says of it, the settings it reads, and a function
+        `(results, *full names) -> parts`.
+      results: of the experiment.
+      column: of settings.
+    """
+    made = []
+    for id_, (text, paper, settings, parts) in table.items():
+        names = [f"{column}.{s}" for s in settings]
+        made.append(Claim(id_, text, paper, parts(results, *names) if results.has(*names) else ()))
+    return made
 
 
 def at_end(results: Results, setting: str, outputs: Sequence[str]) -> pd.DataFrame:
     """The gate for these outputs at the end of training."""
     return gate(results, [(setting, outputs, [results.last_step(setting)])])
+
+
+def all_at_end(results: Results, settings: Sequence[str]) -> pd.DataFrame:
+    """The gate for every output of these settings at the end of training."""
+    return gate(results, [(s, results.outputs(s), [results.last_step(s)]) for s in settings])
 
 
 def pair(results: Results, setting: str, metric: str, first: str, second: str, **more: Any) -> tuple[pd.Series, pd.Series]:
@@ -75,7 +96,7 @@ def by_layer(results: Results, setting: str, metric: str, feature: str, sites: S
 
 def passing(results: Results, settings: Sequence[str]) -> str:
     """How many of the seeds shown learned every feature they were asked for."""
-    passed = [at_end(results, s, results.outputs(s)).to_numpy() for s in settings]
+    passed = [all_at_end(results, [s]).to_numpy() for s in settings]  # each has seeds of its own
     return f"{sum(p.sum() for p in passed)} of {sum(p.size for p in passed)} networks learned all"
 
 
