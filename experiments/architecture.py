@@ -158,6 +158,7 @@ def _draw_levels(axes: Axes, results: Results, settings: dict[object, str]) -> N
         unused = [results.values(s, "r2", f"twin_{feature}").mean() for s in settings.values()]
         draw.floor(axes, x, unused, f"unused twin of {feature}", twin)
     contrasts.null_band(axes, results, next(iter(settings.values())), HARD)
+    axes.set_xlim(-0.5, len(settings) - 0.5)
     axes.set_xticks(x, [str(level) for level in settings])
 
 

@@ -180,6 +180,7 @@ def _draw_target(axes: Axes, results: Results, column: str, target: str, metric:
     draw.floor(axes, [0], [results.values(alone, metric, copy).mean()], "its copy that nobody asks for", "d")
     if metric == "r2":
         contrasts.null_band(axes, results, alone, name)
+    axes.set_xlim(-0.5, max(places.values()) + 0.5)
     axes.set_xticks(list(places.values()), [str(n) for n in places])
     title = f"{target} target, {column} ({contrasts.passing(results, list(dict.fromkeys(settings)))})"
     draw.label(axes, title, "number of others asked for", y_label)

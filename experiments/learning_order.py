@@ -242,7 +242,7 @@ def _draw_along(results: Results, names: tuple[str, ...], features: tuple[str, s
             draw.band(bottom, results.accuracy(setting, feature, "accuracy"), feature, style)
         contrasts.null_band(top, results, setting, features[1])
         for axes in (top, bottom) if setting.split(".")[1] in STAGED else ():
-            axes.axvline(_steps(results, setting)[1], linestyle=":", label="switch", **draw.FLOOR)
+            axes.axvline(_steps(results, setting)[1], linestyle="-", label="switch", **draw.FLOOR)
         bottom.set_ylim(top=1.03)
         bottom.axhline(0.95, linestyle=(0, (4, 3)), label="95 %", **draw.FLOOR)
         draw.label(top, setting, "updates (steps)", draw.VARIANCE)

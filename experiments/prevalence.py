@@ -175,6 +175,8 @@ def _draw_natural(axes: Axes, results: Results, column: str) -> None:
     draw.dots(axes, list(x), natural, "natural set", STYLES[2] | {"linestyle": "none"}, shift=0.15)
     predicted = natural_r2(crossed.mean(axis=1).to_numpy(), np.array(list(rungs.values())))
     draw.floor(axes, x + 0.3, predicted, "natural set, predicted from the crossed one", "o")
+    start = [results.values(f"{column}.{name}", "r2", RARE, step=0).mean() for name in rungs]
+    draw.floor(axes, x + 0.35, start, "untrained network, natural set", "x")
     unused = [results.values(f"{column}.{name}", "r2", f"twin_{RARE}").mean() for name in rungs]
     draw.floor(axes, x + 0.4, unused, "unused twin, natural set", "d")
     contrasts.null_band(axes, results, f"{column}.{next(iter(rungs))}", RARE)

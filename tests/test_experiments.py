@@ -183,4 +183,5 @@ def test_smoke_has_claims_floors_and_figures(name, command, tmp_path):
             if axes.axison and "r2" in axes.get_ylabel():
                 names = " ".join(axes.get_legend_handles_labels()[1])
                 assert "null" in names, figure.name
+                assert "untrained" in names or "along" in figure.name, figure.name  # along training it is where lines begin
                 assert "unused twin" in names or "nobody asks" in names, figure.name

@@ -184,7 +184,7 @@ def test_orders_and_shapes(tmp_path, array):
         {"chunk_key_encoding": {"name": "v2", "separator": "."}},
         {"attributes": {"layer": 3}, "dimension_names": ("example", "unit"), "fill_value": np.nan},
     ],
-    ids=str,
+    ids=lambda more: " ".join(more),
 )
 def test_codecs_of_zarr(tmp_path, more):
     assert same(read_arrays(save_zarr(tmp_path / "a.zarr", **more)), {"a": VALUES})

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import pytest
 from conftest import DEVICES, ROOT, line_of
 
 ARGUMENTS = ("--experiment=complexity", "--preset=smoke", f"--devices={DEVICES}", "--checkpoint_seconds=0")
@@ -106,11 +105,10 @@ def test_chunks_that_were_measured_stay_measured(cache, smoke, tmp_path):
     same(folder, smoke)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_75(cache, smoke, tmp_path, number):
+def test_a_signal_saves_and_exits_75(cache, smoke, tmp_path):
     run = Started(cache, tmp_path, "--stage=train")
     assert run.progress(2)
-    run.process.send_signal(number)
+    run.process.send_signal(signal.SIGTERM)
     assert run.end() == 75
     assert "run the same command again" in run.lines[-1]
     last = Started(cache, tmp_path, "--stage=train")
