@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, line_of
+from conftest import DEVICES, ROOT, line_of
 
 from experiments import targets
 from repbias_jax.report import tables
@@ -37,7 +37,7 @@ def test_readme_commands_run(line, cache, smoke, tmp_path):
     if [w for w in words[3:] if not w.startswith("--workdir")] == ["--experiment=complexity"]:
         folder, printed = smoke, (smoke.parent / "printed.txt").read_text()
     else:
-        more = ["--preset=smoke", f"--workdir={tmp_path}"]
+        more = ["--preset=smoke", f"--workdir={tmp_path}", f"--devices={DEVICES}"]
         done = subprocess.run(line_of(cache, *words[3:], *more), cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         folder, printed = tmp_path / "complexity", done.stdout
