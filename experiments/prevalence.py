@@ -174,11 +174,11 @@ def _draw_natural(axes: Axes, results: Results, column: str) -> None:
     draw.dots(axes, list(x), crossed, "crossed set", STYLES[1] | {"linestyle": "none"}, shift=-0.15)
     draw.dots(axes, list(x), natural, "natural set", STYLES[2] | {"linestyle": "none"}, shift=0.15)
     predicted = natural_r2(crossed.mean(axis=1).to_numpy(), np.array(list(rungs.values())))
-    draw.floor(axes, x + 0.3, predicted, "natural set, predicted from the crossed one", "o")
+    draw.floor(axes, x + 0.3, predicted, "natural set, predicted", "o")
     start = [results.values(f"{column}.{name}", "r2", RARE, step=0).mean() for name in rungs]
-    draw.floor(axes, x + 0.35, start, "untrained network, natural set", "x")
+    draw.floor(axes, x + 0.35, start, "untrained network", "x")
     unused = [results.values(f"{column}.{name}", "r2", f"twin_{RARE}").mean() for name in rungs]
-    draw.floor(axes, x + 0.4, unused, "unused twin, natural set", "d")
+    draw.floor(axes, x + 0.4, unused, "unused twin", "d")
     contrasts.null_band(axes, results, f"{column}.{next(iter(rungs))}", RARE)
     axes.set_xlim(-0.6, len(rungs) - 0.4)
     axes.set_xticks(x, [f"{p:g}" for p in rungs.values()])

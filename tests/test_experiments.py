@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from looks import assert_readable
 from made import SEEDS, Made
 
 from experiments import EXPERIMENTS, architecture, competition, learning_order, prevalence
@@ -178,6 +179,7 @@ def test_smoke_has_claims_floors_and_figures(name, command, tmp_path):
     drawn = module.figures(results)
     assert {d.name for d in drawn} == set(module.CAPTIONS)
     for figure in drawn:
+        assert_readable(figure.figure)
         assert (folder / "figures" / f"{figure.name}.png").stat().st_size > 5_000
         for axes in figure.figure.axes:
             if axes.axison and "r2" in axes.get_ylabel():
