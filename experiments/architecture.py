@@ -104,7 +104,7 @@ def _grows(results: Results, deep: dict[str, int]) -> tuple[Part, ...]:
     return (
         Part(
             "", text, contrasts.slope(gaps, depths), contrasts.all_at_end(results, list(deep)), +1, 0.02,
-            secondary=contrasts.slope(shares, depths),
+            secondary=contrasts.slope(shares, depths), accuracy=_accuracy(results, list(deep)),
         ),
     )  # fmt: skip
 
@@ -112,7 +112,13 @@ def _grows(results: Results, deep: dict[str, int]) -> tuple[Part, ...]:
 def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
     change, in_shares = (found[widest] - found[narrowest] for found in _gaps(results, [widest, narrowest]))
     passed = contrasts.all_at_end(results, [widest, narrowest])
-    return (Part("", "gap(width 512) - gap(width 64), four layers", change, passed, 0, 0.05, secondary=in_shares),)
+    text, accuracy = "gap(width 512) - gap(width 64), four layers", _accuracy(results, [widest, narrowest])
+    return (Part("", text, change, passed, 0, 0.05, secondary=in_shares, accuracy=accuracy),)
+
+
+def _accuracy(results: Results, settings: Sequence[str]) -> pd.Series:
+    """Accuracy of easy minus accuracy of hard, the mean over settings."""
+    return pd.DataFrame({s: contrasts.accuracy_gap(results, s, EASY, HARD) for s in settings}).mean(axis=1)
 
 
 def figures(results: Results) -> list[Drawn]:

@@ -22,6 +22,7 @@ Expected after the paper: less variance among others.
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
+import numpy as np
 import pandas as pd
 
 from repbias_jax.config import Config, Experiment, Overrides, Preset, Task
@@ -113,8 +114,12 @@ def _loses(results: Results, label: str, target: str, alone: str, crowded: str) 
     total = results.values(alone, "total_variance")
     passed = contrasts.all_at_end(results, (alone, crowded))
     text = f"variance({name}) alone minus among 4 xor features, {target} target, as a share of all variance when alone"
-    relative = [_over_unexplained(results, s, name) for s in (alone, crowded)]
-    return Part(label, text, (variances[0] - variances[1]) / total, passed, +1, 0.02, secondary=relative[0] - relative[1])
+    relative = np.log(_over_unexplained(results, alone, name) / _over_unexplained(results, crowded, name))
+    accuracies = [results.accuracy(s, name, "accuracy").iloc[-1] for s in (alone, crowded)]
+    return Part(
+        label, text, (variances[0] - variances[1]) / total, passed, +1, 0.02, secondary=relative,
+        secondary_sesoi=float(np.log(1.1)), accuracy=accuracies[0] - accuracies[1],
+    )  # fmt: skip
 
 
 def target_of(results: Results, setting: str) -> str:
@@ -123,8 +128,9 @@ def target_of(results: Results, setting: str) -> str:
 
 
 def _over_unexplained(results: Results, setting: str, name: str) -> pd.Series:
-    """r2 of a feature over the share that no feature explains."""
-    return results.values(setting, "r2", name) / (1 - results.values(setting, "joint_r2"))
+    """r2 of a feature over the share that no feature explains; NaN where it explains nothing, which has no ratio."""
+    ratio = results.values(setting, "r2", name) / (1 - results.values(setting, "joint_r2"))
+    return ratio.where(ratio > 0)
 
 
 def figures(results: Results) -> list[Drawn]:

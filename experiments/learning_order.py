@@ -113,17 +113,18 @@ def _steps(results: Results, setting: str) -> tuple[int, int, int]:
 
 def _narrows(results: Results, joint: str, hard_first: str) -> tuple[Part, ...]:
     equal, switch, end = _steps(results, joint)
-    gaps, at_mastery = [], []
+    gaps, accuracies, at_mastery = [], [], []
     for setting, step in ((joint, equal), (hard_first, end)):
         first, second = contrasts.pair(results, setting, "r2", EASY, HARD, step=step)
         gaps.append(first - second)
+        accuracies.append(contrasts.accuracy_gap(results, setting, EASY, HARD, step))
         at_mastery.append(_gap_at_mastery(results, setting, EASY, HARD))
     passed = gate(
         results, [(joint, (EASY, HARD), [equal]), (hard_first, (EASY, HARD), [end]), (hard_first, (HARD,), [(switch, end)])]
     )
     text = "gap when both are trained at once minus gap when hard is trained first, equal updates with both losses on"
-    secondary = at_mastery[0] - at_mastery[1]
-    return (Part("", text, gaps[0] - gaps[1], passed, +1, 0.02, secondary=secondary),)
+    secondary, accuracy = at_mastery[0] - at_mastery[1], sum(accuracies) / 2
+    return (Part("", text, gaps[0] - gaps[1], passed, +1, 0.02, secondary=secondary, accuracy=accuracy),)
 
 
 def _gap_at_mastery(results: Results, setting: str, first: str, second: str) -> pd.Series:
@@ -134,7 +135,8 @@ def _gap_at_mastery(results: Results, setting: str, first: str, second: str) -> 
 
 def _both_mastered(results: Results, setting: str, first: str, second: str) -> pd.Series:
     """For each seed the first snapshot at which both features are mastered."""
-    mastered = np.maximum(results.mastery(setting, first), results.mastery(setting, second))
+    regular = results.settings.loc[setting, "training.observe_every"]
+    mastered = np.maximum(*(results.mastery(setting, feature, every=regular) for feature in (first, second)))
     return contrasts.next_snapshot(contrasts.curve(results, setting, "r2", first).index, mastered)
 
 
@@ -147,20 +149,24 @@ def _still(results: Results, hard_first: str) -> tuple[Part, ...]:
 
 def _first(results: Results, first_a: str, first_b: str) -> tuple[Part, ...]:
     """Roles swapped: the mean over a first and b first, within a seed."""
-    at_end, shares, mastered, late, both = [], [], [], [], []
+    at_end, shares, accuracies, mastered, late, both = [], [], [], [], [], []
     for setting, first, second in ((first_a, A, B), (first_b, B, A)):
         _, switch, end = _steps(results, setting)
         one, other = contrasts.pair(results, setting, "r2", first, second)
         at_end.append(one - other)
         shares.append(contrasts.contrast(one, other))
+        accuracies.append(contrasts.accuracy_gap(results, setting, first, second))
         mastered.append(_gap_at_mastery(results, setting, first, second))
         late += [(setting, (first, second), [end]), (setting, (first,), [(switch, end)])]
         both.append((setting, (first, second), [_both_mastered(results, setting, first, second)]))
     text = "r2(learned first) - r2(learned second), two xor features, roles swapped,"
     return (
-        Part("a", f"{text} at the end", sum(at_end) / 2, gate(results, late), +1, 0.02, secondary=sum(shares) / 2),
+        Part(
+            "a", f"{text} at the end", sum(at_end) / 2, gate(results, late), +1, 0.02, secondary=sum(shares) / 2,
+            accuracy=sum(accuracies) / 2,
+        ),
         Part("b", f"{text} at mastery of the second", sum(mastered) / 2, gate(results, both), +1, 0.02),
-    )
+    )  # fmt: skip
 
 
 # What is claimed, what the paper says of it, the settings it reads, and its parts.

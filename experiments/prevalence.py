@@ -97,7 +97,9 @@ def claims(results: Results, column: str) -> list[Claim]:
     passed = contrasts.all_at_end(results, list(rungs))
     rarity = -np.log(list(rungs.values()))
     statistic = "slope of r2(frequent) - r2(rare), on the crossed set, over -log prevalence of the rare one (natural log)"
-    part = Part("", statistic, contrasts.slope(gaps, rarity), passed, +1, 0.02, secondary=contrasts.slope(shares, rarity))
+    accuracy = pd.DataFrame({s: contrasts.accuracy_gap(results, s, FREQUENT, RARE) for s in rungs}).mean(axis=1)
+    slopes = [contrasts.slope(values, rarity) for values in (gaps, shares)]
+    part = Part("", statistic, slopes[0], passed, +1, 0.02, secondary=slopes[1], accuracy=accuracy)
     return [Claim("C08", text, paper, (part,))]
 
 

@@ -124,9 +124,14 @@ class Results:
         chosen = (curves["setting"] == setting) & (curves["output"] == position) & (curves["split"] == split)
         return curves[chosen].pivot(index="step", columns="seed", values=metric)
 
-    def mastery(self, setting: str, output: str, threshold: float = MASTERY) -> pd.Series:
-        """Step of the first of three evaluations in a row in which every class is above the threshold; NaN: never."""
-        above = self.accuracy(setting, output) > threshold
+    def mastery(self, setting: str, output: str, threshold: float = MASTERY, every: int = 1) -> pd.Series:
+        """Step of the first of three evaluations in a row in which every class is above the threshold; NaN: never.
+
+        Where curves are compared that are denser in places, `every` leaves the points at its multiples: three
+        evaluations are then equally far apart everywhere.
+        """
+        curve = self.accuracy(setting, output)
+        above = curve[curve.index % every == 0] > threshold
         lasting = above & above.shift(-1, fill_value=False) & above.shift(-2, fill_value=False)
         return lasting.idxmax().where(lasting.any()).astype(float)
 

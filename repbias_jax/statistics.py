@@ -56,6 +56,7 @@ class Part:
       side: +1 or -1, the expected sign; 0 for an equivalence part.
       sesoi: the smallest effect that matters; the margin of an equivalence part.
       secondary: the same effect by another measure; where the verdicts differ the card says so.
+      secondary_sesoi: its smallest effect that matters, where it is on another scale.
       accuracy: difference in accuracy between the features, by seed, where equal accuracy is a premise.
     """
 
@@ -66,6 +67,7 @@ class Part:
     side: int
     sesoi: float
     secondary: pd.Series | None = None
+    secondary_sesoi: float | None = None
     accuracy: pd.Series | None = None
 
 
@@ -239,7 +241,7 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
         notes.append(f"{used.runs} seeds, pass rate {rate:.2f}: needs {MIN_SEEDS} and {MIN_PASS_RATE}")
     if part.secondary is not None and decided != "not measured":
         second = summarise(part.secondary.reindex(values.index)[passed].dropna().to_numpy())
-        if verdict(second, part.side, part.sesoi) != decided:
+        if verdict(second, part.side, part.secondary_sesoi or part.sesoi) != decided:
             notes.append("depends on the measure")
     equal = math.nan
     if part.accuracy is not None:

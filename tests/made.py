@@ -11,7 +11,7 @@ SEEDS = range(16)
 class Made(Results):
     """Settings of one column, `sgd`, with rows and curves as they are put in; `done` makes the frames."""
 
-    def __init__(self, outputs, end):
+    def __init__(self, outputs, end, observe_every=1):
         self.records, self.points, self.end = [], [], end
         self.settings = pd.DataFrame(
             [
@@ -19,6 +19,7 @@ class Made(Results):
                 for s, o in outputs.items()
             ]
         ).set_index("setting")
+        self.settings["training.observe_every"] = observe_every
 
     def put(self, setting, metric, feature, value, step=None, at=""):
         """The same value, with a little spread over seeds that sums to zero, for every seed."""

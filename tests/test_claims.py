@@ -92,6 +92,11 @@ def test_mastery_is_the_first_of_three(made):
     lonely.learn("joint", "parity1", STEPS, 0.5)
     lonely.learn("joint", "parity1", [16, 24, 64, 72, 80])
     assert (lonely.done().mastery("sgd.joint", "parity1") == 64).all()
+    lonely.learn("joint", "parity1", [88])
+    lonely.learn("joint", "parity1", [72], 0.5)  # not one of the points that count
+    assert lonely.done().mastery("sgd.joint", "parity1", every=16).isna().all()
+    lonely.learn("joint", "parity1", [96])
+    assert (lonely.done().mastery("sgd.joint", "parity1", every=16) == 64).all()
 
 
 def test_a_seed_that_slips_inside_the_window_does_not_pass(made):

@@ -62,14 +62,19 @@ def slope(values: pd.DataFrame, x: np.ndarray) -> pd.Series:
     return (values * weights).sum(axis=1, skipna=False)
 
 
+def accuracy_gap(results: Results, setting: str, first: str, second: str, step: int | None = None) -> pd.Series:
+    """Accuracy of one feature minus accuracy of another, on test data: within a point where they are learned equally well."""
+    step = results.last_step(setting) if step is None else step
+    one, other = (results.accuracy(setting, feature, "accuracy").loc[step] for feature in (first, second))
+    return one - other
+
+
 def difference(results: Results, setting: str, label: str, name: str, features: tuple[str, str], sesoi: float) -> Part:
     """r2 of one feature minus r2 of another, with the contrast beside it, where both are learned equally well."""
     first, second = pair(results, setting, "r2", *features)
-    end = results.last_step(setting)
-    accuracies = [results.accuracy(setting, feature, "accuracy").loc[end] for feature in features]
     return Part(
         label, f"r2({features[0]}) - r2({features[1]}), {name}", first - second, at_end(results, setting, features), +1,
-        sesoi, secondary=contrast(first, second), accuracy=accuracies[0] - accuracies[1],
+        sesoi, secondary=contrast(first, second), accuracy=accuracy_gap(results, setting, *features),
     )  # fmt: skip
 
 
