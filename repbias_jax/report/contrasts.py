@@ -63,7 +63,7 @@ def slope(values: pd.DataFrame, x: np.ndarray) -> pd.Series:
 
 
 def accuracy_gap(results: Results, setting: str, first: str, second: str, step: int | None = None) -> pd.Series:
-    """Accuracy of one feature minus accuracy of another, on test data: within a point where they are learned equally well."""
+    """Accuracy of one feature minus accuracy of another, on test data: within .01 where they are learned equally well."""
     step = results.last_step(setting) if step is None else step
     one, other = (results.accuracy(setting, feature, "accuracy").loc[step] for feature in (first, second))
     return one - other
