@@ -24,7 +24,7 @@ from repbias_jax.config import Config, Runtime, num_outputs, override_all
 from repbias_jax.data import DATA
 from repbias_jax.population import Layout
 from repbias_jax.probes import PROBES
-from repbias_jax.probes.variance import Measured
+from repbias_jax.probes.moments import Measured
 
 LEARNING_RATE = 3e-4
 SMALL = {"model.widths": (16, 8), "task.num_train": 512, "task.num_test": 256, "task.num_probe": 256}

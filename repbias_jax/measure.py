@@ -25,7 +25,7 @@ from repbias_jax.config import ConfigError, Dials, Static
 from repbias_jax.data import DATA
 from repbias_jax.population import Chunk, Interrupted, Layout
 from repbias_jax.probes import PROBES
-from repbias_jax.probes.variance import Measured, Side
+from repbias_jax.probes.moments import Measured, Side
 
 COLUMNS = (
     "experiment", "group", "setting", "seed", "step", "site", "probe", "metric", "feature", "other", "at", "split",
@@ -366,7 +366,8 @@ def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[t
         for i, (setting, seed) in enumerate(block.runs):
             reason = ""
             if np.isnan(values[i]):
-                reason = "diverged" if not sound[i] else "constant feature" if living[i] else "constant layer"
+                constant = "no variance there" if key.at else "constant feature"
+                reason = "diverged" if not sound[i] else constant if living[i] else "constant layer"
             yield (
                 setting, seed, block.step, block.site, probe, key.metric, key.feature, key.other, key.at,
                 "score", store.number(values[i]), reason,

@@ -147,8 +147,9 @@ def sites_of(static: Static, dials: Dials) -> dict[str, tuple[int, int]]:
 
 
 def resolve_site(name: str, sites: Sequence[str]) -> str:
-    """A site's name; `last_hidden` stands for the penultimate layer, the last site before the logits."""
-    return [site for site in sites if site != "logits"][-1] if name == "last_hidden" else name
+    """A site's name; `last_hidden` is the penultimate layer, the last before the logits; `before_last` the one before."""
+    places = {"last_hidden": -1, "before_last": -2}
+    return [site for site in sites if site != "logits"][places[name]] if name in places else name
 
 
 def saved_like(one: Any, config: Config, layout: Layout, sharding: jax.sharding.Sharding) -> store.Saved:

@@ -11,7 +11,8 @@ from sklearn.linear_model import LinearRegression
 import repbias_jax
 from repbias_jax.config import ConfigError
 from repbias_jax.probes import PROBES, readout
-from repbias_jax.probes.variance import Measured, partition, variance, walsh
+from repbias_jax.probes.moments import Measured
+from repbias_jax.probes.variance import partition, variance, walsh
 
 
 @pytest.fixture(autouse=True)

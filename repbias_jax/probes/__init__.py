@@ -7,7 +7,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from repbias_jax.probes import readout, variance
+from repbias_jax.probes import components, readout, steering, units, variance
 
 
 class Probe(NamedTuple):
@@ -23,5 +23,9 @@ PROBES: dict[str, Probe] = {
     "variance": Probe(variance.variance, "representation", along=True),
     "walsh": Probe(variance.walsh, "representation"),
     "partition": Probe(variance.partition, "representation"),
+    "components": Probe(components.components, "representation", sites=("last_hidden",)),
+    "units": Probe(units.units, "representation"),
+    "truncation": Probe(components.truncation, "intervention", sites=("last_hidden",)),
+    "steering": Probe(steering.steering, "intervention", sites=("before_last", "last_hidden")),
     "readout": Probe(readout.readout, "intervention", sites=("last_hidden",)),
 }

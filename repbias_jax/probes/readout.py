@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from repbias_jax.probes.variance import Measured, Side
+from repbias_jax.probes.moments import Measured, Side, one_hot
 
 
 def readout(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]) -> dict[str, Array]:
@@ -42,3 +42,11 @@ def readout(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]])
         out[Measured("readout_norm", name)] = jnp.sqrt(2 * jnp.sum(jnp.square(slopes[name])))
         out[Measured("margin", name)] = margin.mean()
     return out
+
+
+def balanced_accuracy(predicted: Array, codes: Array, num_values: int) -> Array:
+    """Share predicted right, the mean over the classes that occur. Args: int `[N]` each. Returns: `[]` in 0 to 1."""
+    hot = one_hot(codes, num_values)
+    counts = hot.sum(0)
+    right = jnp.sum(jnp.where((predicted == codes)[:, None], hot, 0), axis=0) / jnp.maximum(counts, 1)
+    return right.sum() / jnp.sum(counts > 0).astype(jnp.float32)

@@ -14,36 +14,16 @@ Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of 
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from repbias_jax.config import ConfigError
+from repbias_jax.probes.moments import Measured, Side, centred, dot, explained, moments, one_hot, whole_factors
 
 NUM_PERMUTATIONS = 100
-Factors = Mapping[str, Array]
-Side = tuple[Array, Factors]  # activations [N, D] and factors [N] each, of one run at one snapshot
-
-
-class Measured(NamedTuple):
-    """The name of one number a probe returns."""
-
-    metric: str
-    feature: str = ""
-    other: str = ""
-    at: str = ""
-
-
-class Moments(NamedTuple):
-    """Class sums of a feature, all that r2 needs. M: means on the fit set; A: sums on the score set."""
-
-    means: Array  # [C, D]
-    sums: Array  # [C, D]
-    counts: Array  # [C], score set
 
 
 def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
@@ -65,16 +45,15 @@ def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
 
     Source: Lampinen et al. 2024; the ratio of sums and the band are ours.
     """
-    _check_shapes(fit, score)
-    phi_fit, phi_score = _centre(fit[0], score[0])
+    phi_fit, phi_score = centred(fit, score)
     total = jnp.sum(jnp.square(phi_score), axis=0)  # [D]
     sst = jnp.where(_constant(score[0], total.sum()), jnp.nan, total.sum())
     out = {Measured("total_variance"): total.sum() / len(phi_score)}
-    for name in _whole(fit[1]):
-        hot_fit, hot_score = (_one_hot(side[1][name], num_values) for side in (fit, score))
+    for name in whole_factors(fit[1]):
+        hot_fit, hot_score = (one_hot(side[1][name], num_values) for side in (fit, score))
         used = jnp.sum(hot_fit.sum(0) > 0)
         sst_f = jnp.where(used > 1, sst, jnp.nan)
-        by_unit = _explained(_moments(hot_fit, hot_score, phi_fit, phi_score))
+        by_unit = explained(moments(hot_fit, hot_score, phi_fit, phi_score))
         ratios = jnp.where(total > 0, by_unit / jnp.where(total > 0, total, 1), jnp.nan)
         null = _permuted(fit[1][name], score[1][name], num_values, phi_fit, phi_score) / sst_f
         low, high = jnp.quantile(null, jnp.asarray([0.025, 0.975]))
@@ -108,17 +87,16 @@ def walsh(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
     Source: ours.
     """
     del num_values
-    _check_shapes(fit, score)
     names = sorted((n for n in fit[1] if ".bit" in n), key=lambda n: (n.split(".bit")[0], int(n.split(".bit")[1])))
     if not names:
         return {}
     owners = [name.split(".bit")[0] for name in names]
     members = np.array([[q >> i & 1 for i in range(len(names))] for q in range(1, 2 ** len(names))], bool)  # [Q, bits]
-    phi_fit, phi_score = _centre(fit[0], score[0])
+    phi_fit, phi_score = centred(fit, score)
     sst = jnp.sum(jnp.square(phi_score))
     sst = jnp.where(_constant(score[0], sst), jnp.nan, sst)
     on_fit, on_score = (
-        _dot(_products(jnp.stack([side[1][n] for n in names], 1)).T, phi) / len(phi)
+        dot(_products(jnp.stack([side[1][n] for n in names], 1)).T, phi) / len(phi)
         for side, phi in ((fit, phi_fit), (score, phi_score))
     )  # [Q, D] each: coefficients
     share = len(phi_score) * jnp.sum((2 * on_score - on_fit) * on_fit, axis=1) / sst  # [Q]
@@ -151,14 +129,13 @@ def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arr
 
     Source: ours.
     """
-    _check_shapes(fit, score)
-    phi_fit, phi_score = _centre(fit[0], score[0])
+    phi_fit, phi_score = centred(fit, score)
     sst = jnp.sum(jnp.square(phi_score))
     sst = jnp.where(_constant(score[0], sst), jnp.nan, sst)
-    names = [n for n in _whole(fit[1]) if "." not in n and not n.startswith("twin_")]
+    names = [n for n in whole_factors(fit[1]) if "." not in n and not n.startswith("twin_")]
     designs = []
     for side in (fit, score):
-        designs.append({n: _one_hot(side[1][n], num_values)[:, 1:] for n in names})
+        designs.append({n: one_hot(side[1][n], num_values)[:, 1:] for n in names})
     middle = {n: designs[0][n].mean(0, keepdims=True) for n in names}
 
     def r2(chosen: list[str]) -> Array:
@@ -166,8 +143,8 @@ def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arr
             return jnp.zeros(())
         z_fit, z_score = (jnp.concatenate([d[n] - middle[n] for n in chosen], 1) for d in designs)
         # The pseudo-inverse, since features may be copies of each other; q x q with q a handful.
-        weights = _dot(jnp.linalg.pinv(_dot(z_fit.T, z_fit), hermitian=True), _dot(z_fit.T, phi_fit))
-        return jnp.sum(weights * (2 * _dot(z_score.T, phi_score) - _dot(_dot(z_score.T, z_score), weights))) / sst
+        weights = dot(jnp.linalg.pinv(dot(z_fit.T, z_fit), hermitian=True), dot(z_fit.T, phi_fit))
+        return jnp.sum(weights * (2 * dot(z_score.T, phi_score) - dot(dot(z_score.T, z_score), weights))) / sst
 
     joint = r2(names)
     out = {Measured("joint_r2"): joint}
@@ -218,63 +195,16 @@ def variance_explained(
     return {str(n): {m: float(found[Measured(m, str(n))]) for m in metrics} for n in factors}
 
 
-def _check_shapes(*sides: Side) -> None:
-    """Activations `[N, D]` with the same D, factors `[N]`."""
-    chex.assert_rank([phi for phi, _ in sides], 2)
-    chex.assert_equal_shape_suffix([phi for phi, _ in sides], 1)
-    for phi, factors in sides:
-        chex.assert_shape(list(factors.values()), (len(phi),))
-
-
-def _whole(factors: Factors) -> list[str]:
-    """Factors that are features or their parts: all but single bits and the latent target."""
-    return [name for name in factors if ".bit" not in name and name != "target"]
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _centre(fit: Array, score: Array) -> tuple[Array, Array]:
-    """Both sets about the fit set's mean, twice, since the mean of large numbers is rounded."""
-    for _ in range(2):
-        middle = fit.mean(0, keepdims=True)
-        fit, score = fit - middle, score - middle
-    return fit, score
-
-
 def _constant(raw: Array, sst: Array) -> Array:
     """Whether a layer's variance is no more than rounding."""
     return sst <= raw.size * jnp.square(4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(raw)))
 
 
-def _one_hot(codes: Array, num_values: int) -> Array:
-    return jax.nn.one_hot(codes, num_values, dtype=jnp.float32)
-
-
-def _moments(hot_fit: Array, hot_score: Array, phi_fit: Array, phi_score: Array) -> Moments:
-    """Class sums. Args: one-hot `[..., N, C]`, activations `[N, D]`."""
-    means = _class_sums(hot_fit, phi_fit) / jnp.maximum(hot_fit.sum(-2)[..., None], 1)
-    return Moments(means, _class_sums(hot_score, phi_score), hot_score.sum(-2))
-
-
-def _class_sums(hot: Array, phi: Array) -> Array:
-    """Sum of phi in each class `[..., C, D]`; the first class is what the others leave, which saves a product."""
-    others = _dot(jnp.swapaxes(hot[..., 1:], -1, -2), phi)
-    whole = jnp.broadcast_to(phi.sum(0), (*hot.shape[:-2], 1, phi.shape[-1]))
-    return jnp.concatenate([whole - others.sum(-2, keepdims=True), others], axis=-2)
-
-
-def _explained(m: Moments) -> Array:
-    """SST - SSE of each unit, `[..., D]`."""
-    return jnp.sum((2 * m.sums - m.counts[..., None] * m.means) * m.means, axis=-2)
-
-
 def _permuted(codes_fit: Array, codes_score: Array, num_values: int, phi_fit: Array, phi_score: Array) -> Array:
     """SST - SSE under `NUM_PERMUTATIONS` permutations of the labels. Returns `[permutations]`."""
     fit, score = codes_fit[_orders(len(codes_fit), 0)], codes_score[_orders(len(codes_score), 1)]
-    moments = _moments(_one_hot(fit, num_values), _one_hot(score, num_values), phi_fit, phi_score)
-    return jnp.sum(_explained(moments), axis=-1)
+    sums = moments(one_hot(fit, num_values), one_hot(score, num_values), phi_fit, phi_score)
+    return jnp.sum(explained(sums), axis=-1)
 
 
 @functools.cache

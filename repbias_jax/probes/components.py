@@ -1,0 +1,95 @@
+"""Principal components: what each feature is of them, and what the network can still report from the first few.
+
+With the covariance S = Phi' Phi / N of the fit set, centred with its mean, and its eigenvectors V `[D, D]` by falling
+eigenvalue, component k of an example is z_k = phi V_k. Axes come from the fit set, all else is scored on the score set.
+
+Source: Lampinen et al. 2024 (principal components, truncation); sizes, shares and the area are ours.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from repbias_jax.probes.moments import Measured, Side, centred, dot, explained_by, whole_factors
+from repbias_jax.probes.readout import balanced_accuracy
+
+SHOWN = 10  # components whose features are measured
+TOP = 2  # components whose joint share is measured
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+def components(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+    """Share of the first principal components that each feature explains.
+
+    `component_share` of component k (`at`): its part of all variance, range 0 to 1; falling in k on the fit set; random,
+    isotropic: 1 / D. `component_r2` of a feature and k: r2 of the feature for the one-dimensional z_k; range, direction,
+    perfect and random values as r2 of `variance`. `top_r2` (`at` 2): the same for the first two together, SSE and SST
+    summed over both. Invariant to rotation, shift and scale of the representation.
+
+    Args:
+      fit: activations `[N, D]` and factors int `[N]` to take axes and class means from.
+      score: the same, of other examples, to score on.
+      num_values: the largest number of values of a factor, C.
+
+    Returns:
+      For k = 1 to 10 (or D): `component_share`, and `component_r2` of every factor but single bits; `top_r2` of those.
+      NaN where a component has no variance.
+
+    Source: Lampinen et al. 2024; the ratio of sums is ours.
+    """
+    phi_fit, phi_score = centred(fit, score)
+    axes = principal_axes(phi_fit)[:, :SHOWN]
+    z_fit, z_score = dot(phi_fit, axes), dot(phi_score, axes)
+    spread, total = jnp.sum(jnp.square(z_score), axis=0), jnp.sum(jnp.square(phi_score))
+    spread = jnp.where(spread > 1e-10 * total, spread, jnp.nan)
+    out = {Measured("component_share", at=str(k + 1)): spread[k] / total for k in range(axes.shape[1])}
+    for name in whole_factors(fit[1]):
+        explained = explained_by(name, fit, score, z_fit, z_score, num_values)  # [SHOWN]
+        for k in range(axes.shape[1]):
+            out[Measured("component_r2", name, at=str(k + 1))] = explained[k] / spread[k]
+        out[Measured("top_r2", name, at=str(TOP))] = explained[:TOP].sum() / spread[:TOP].sum()
+    return out
+
+
+def truncation(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]) -> dict[Measured, Array]:
+    """How well the network's own readout reports each output from the first k principal components.
+
+    The representation's other components are set to the fit set's mean. `kept_accuracy` of k (`at`): balanced accuracy,
+    range 0 to 1; direction: higher survives better; perfect, with all components of a network that has learned: 1; with
+    components that say nothing, as of a random representation: about 1 / C. `kept_area`: area under it over log2 k from 1
+    to D, divided by log2 D; the same range. Both are invariant to a rotation that the readout follows.
+
+    Args:
+      fit: activations `[N, D]` and factors int `[N]` to take axes from.
+      score: the same, of other examples.
+      finish: from activations `[N, D]` to logits `[N, C]` by the name of the factor that an output reports.
+
+    Returns:
+      `kept_accuracy` of each output for k in SIZES below D and for D, and `kept_area`.
+
+    Source: Lampinen et al. 2024 (truncation); the area over log2 k is ours.
+    """
+    middle, units = fit[0].mean(0, keepdims=True), fit[0].shape[1]
+    axes = principal_axes(centred(fit, score)[0])
+    sizes = np.array([k for k in SIZES if k < units] + [units])
+    z = dot(score[0] - middle, axes)
+
+    def accuracies(kept: Array) -> dict[str, Array]:
+        logits = finish(middle + dot(z * kept[None], axes.T))
+        return {name: balanced_accuracy(jnp.argmax(x, -1), score[1][name], x.shape[-1]) for name, x in logits.items()}
+
+    masks = (np.arange(units) < sizes[:, None]).astype(np.float32)
+    out: dict[Measured, Array] = {}
+    for name, curve in jax.lax.map(accuracies, jnp.asarray(masks)).items():
+        out |= {Measured("kept_accuracy", name, at=str(k)): curve[i] for i, k in enumerate(sizes)}
+        width = np.diff(np.log2(sizes)).astype(np.float32) / max(np.log2(units), 1e-9)
+        out[Measured("kept_area", name)] = jnp.sum((curve[1:] + curve[:-1]) / 2 * width) if units > 1 else curve[0]
+    return out
+
+
+def principal_axes(centred_fit: Array) -> Array:
+    """Eigenvectors of the covariance, by falling eigenvalue. Args: `[N, D]`, centred. Returns: columns `[D, D]`."""
+    return jnp.linalg.eigh(dot(centred_fit.T, centred_fit) / len(centred_fit))[1][:, ::-1]

@@ -1,0 +1,84 @@
+"""Steering: a push along a feature's difference vector, while the network's own later layers finish the computation.
+
+v_f = mean of phi given f = 1 minus mean given f = 0, on the fit set. Each example of the score set is pushed towards the
+value that the network does not report for f: along +v_f where it reports 0, along -v_f where it reports 1. A push of dose x
+has the L2 norm x times the representation's rms, rms = sqrt(mean |phi - mean|^2).
+
+Source: Lampinen et al. 2024 (causal interventions); doses, their unit and random directions are ours.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from repbias_jax.probes.moments import Measured, Side, centred, class_means
+
+DOSES = tuple(float(f"{x:.3g}") for x in np.geomspace(0.05, 20, 27))
+NUM_RANDOM = 5  # random directions of equal norm
+
+
+def steering(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]) -> dict[Measured, Array]:
+    """How often a push along one feature's vector flips what the network reports, for every output and dose.
+
+    `flips` of direction f (`feature`) and output g (`other`): share of examples whose report of g changes; range 0 to 1;
+    direction: higher is steered more; none at dose 0; a perfect handle flips all of f at some dose and none of another
+    output. `random_flips`: the same, with the same signs, for random directions, the mean over five: what a direction
+    without meaning does. `at` is the dose, or `own` for the vector's own length. `own_dose`: |v_f| / rms. Only features of
+    two values have a vector. `flips` is invariant to a rotation, shift and scale of the representation that the rest of
+    the network follows.
+
+    Args:
+      fit: activations `[N, D]` and factors int `[N]` to take vectors from.
+      score: the same, of other examples, to push.
+      finish: from activations `[N, D]` to logits `[N, C]` by the name of the factor that an output reports.
+
+    Returns:
+      `flips` and `random_flips` for every pair of a direction and an output, and `own_dose` for every direction.
+
+    Source: Lampinen et al. 2024 (the intervention); dose, signs and controls are ours.
+    """
+    phi_fit, phi_score = centred(fit, score)
+    rms = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(phi_score), axis=-1)))
+    reported = {name: jnp.argmax(logits, -1) for name, logits in finish(score[0]).items() if logits.shape[-1] == 2}
+    others = jnp.asarray(random_directions(score[0].shape[1]))
+    out: dict[Measured, Array] = {}
+    for name, before in reported.items():
+        means = class_means(fit[1][name], phi_fit, 2)
+        vector = means[1] - means[0]
+        norm = jnp.linalg.norm(vector)
+        ways = jnp.concatenate([(vector / norm)[None], others])  # [1 + NUM_RANDOM, D]
+        doses = jnp.concatenate([jnp.asarray(DOSES), (norm / rms)[None]])
+        signs = (1 - 2 * before).astype(jnp.float32)[:, None]  # [N, 1]
+        flips = _flips(score[0], signs, rms * doses, ways, reported, finish)
+        out[Measured("own_dose", name)] = norm / rms
+        for other, shares in flips.items():  # [doses, ways]
+            for i, at in enumerate((*map(str, DOSES), "own")):
+                out[Measured("flips", name, other, at)] = shares[i, 0]
+                out[Measured("random_flips", name, other, at)] = shares[i, 1:].mean()
+    return out
+
+
+def _flips(
+    phi: Array, signs: Array, lengths: Array, ways: Array, reported: dict[str, Array],
+    finish: Callable[[Array], dict[str, Array]],
+) -> dict[str, Array]:  # fmt: skip
+    """Share of examples whose report changes, `[lengths, ways]` by output; one push after the other, to bound memory."""
+
+    def one(push: Array) -> dict[str, Array]:
+        logits = finish(phi + signs * push[None])
+        return {name: jnp.mean(jnp.argmax(logits[name], -1) != before) for name, before in reported.items()}
+
+    pushes = (lengths[:, None, None] * ways[None]).reshape(-1, ways.shape[-1])
+    found = jax.lax.map(one, pushes)
+    return {name: shares.reshape(len(lengths), len(ways)) for name, shares in found.items()}
+
+
+@functools.cache
+def random_directions(units: int) -> np.ndarray:
+    """Unit vectors, the same for every run: `[NUM_RANDOM, D]`, drawn once with a fixed seed."""
+    drawn = np.random.default_rng(units).normal(size=(NUM_RANDOM, units))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)

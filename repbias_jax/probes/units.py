@@ -1,0 +1,58 @@
+"""Single units: how many respond to a feature, and over how many its code is spread.
+
+Source: Lampinen et al. 2024 (single units); participation ratio as in the field; thresholds and twins are ours.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+from repbias_jax.probes.moments import Measured, Side, centred, class_spread, explained_by, whole_factors
+
+SELECTIVE = 0.1  # r2 of a unit above which it counts as selective for a feature
+DEAD = 1e-6  # share of the most varying unit's variance below which a unit counts as constant
+
+
+def units(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+    """Selectivity and spread of a code over units.
+
+    `selective_share`: living units whose own r2 for the feature, on the score set, is over .1, as a share of living units;
+    range 0 to 1; direction: higher is denser; every unit perfectly the feature: 1; random: 0 at 1,024 examples.
+    `participation`: participation ratio of the feature's code over the number n of living units,
+    (sum_i b_i)^2 / (n sum_i b_i^2), b_i the variance between the class means of unit i on the fit set (for two classes
+    proportional to d_i^2, d the difference vector); 1 / n to 1; direction: higher is denser; one unit: 1 / n; all alike: 1;
+    mere noise of two classes, or a random Gaussian d: about 1/3. `living_share`: units that vary at all. `sparsity`: Treves
+    and Rolls' lifetime sparsity 1 - mean(|a|)^2 / mean(a^2), the mean over living units; 0 (always the same size) to 1.
+    All are invariant to the order and to a common scale of units, `selective_share` to each unit's own scale and shift; a
+    rotation changes them.
+
+    Args:
+      fit: activations `[N, D]` and factors int `[N]` to take class means from.
+      score: the same, of other examples, to score on.
+      num_values: the largest number of values of a factor, C.
+
+    Returns:
+      `selective_share` and `participation` of every factor but single bits, `living_share` and `sparsity` once. NaN where
+      no unit lives, or the feature is constant.
+
+    Source: Lampinen et al. 2024 (single units); Treves and Rolls 1991; thresholds are ours.
+    """
+    phi_fit, phi_score = centred(fit, score)
+    total = jnp.sum(jnp.square(phi_score), axis=0)  # [D]
+    living = total > DEAD * total.max()
+    count = jnp.where(living.any(), living.sum().astype(jnp.float32), jnp.nan)
+    size = jnp.square(jnp.abs(score[0]).mean(0)) / jnp.where(living, jnp.square(score[0]).mean(0), 1)
+    out = {
+        Measured("living_share"): living.mean(),
+        Measured("sparsity"): jnp.sum(jnp.where(living, 1 - size, 0)) / count,
+    }
+    for name in whole_factors(fit[1]):
+        r2 = explained_by(name, fit, score, phi_fit, phi_score, num_values) / jnp.where(living, total, 1)
+        spread = jnp.where(living, class_spread(fit[1][name], phi_fit, num_values), 0)  # [D]
+        whole = jnp.where(jnp.all(fit[1][name] == fit[1][name][0]), jnp.nan, spread.sum())
+        out |= {
+            Measured("selective_share", name): jnp.where(
+                jnp.isnan(whole), jnp.nan, jnp.sum((r2 > SELECTIVE) & living).astype(jnp.float32) / count
+            ),
+            Measured("participation", name): jnp.square(whole) / jnp.sum(jnp.square(spread)) / count,
+        }
+    return out

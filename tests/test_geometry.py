@@ -1,0 +1,168 @@
+"""Components, truncation, single units and steering: scikit-learn and slow twins, planted codes, invariances."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import balanced_accuracy_score
+from test_probes import planted, rotation, sides
+
+import repbias_jax
+from repbias_jax.probes.components import SIZES, components, truncation
+from repbias_jax.probes.moments import Measured
+from repbias_jax.probes.readout import balanced_accuracy
+from repbias_jax.probes.steering import DOSES, random_directions, steering
+from repbias_jax.probes.units import units
+
+run_components, run_units = jax.jit(components, static_argnums=2), jax.jit(units, static_argnums=2)
+
+
+def test_components_are_those_of_scikit_learn(smoke):
+    rng = np.random.default_rng(0)
+    stretched = planted(n=512, d=12, rng=rng)
+    trained = next(iter(repbias_jax.load(smoke).activations("sgd.joint")))[1:]
+    factors = {n: v for n, v in trained[1].items() if n in ("parity1", "parity4")}
+    for phi, codes in ((stretched[0] * np.linspace(1, 3, 12, dtype=np.float32), stretched[1]), (trained[0][-1], factors)):
+        found, half = run_components(*sides(phi, codes), 2), len(phi) // 2
+        model = PCA(n_components=6).fit(phi[:half].astype(np.float64))
+        scores = model.transform(phi.astype(np.float64))
+        total = np.square(phi[half:] - phi[:half].mean(0, dtype=np.float64)).sum()
+        for k in range(6):
+            spread = np.square(scores[half:, k]).sum()
+            if spread < 1e-6 * total:
+                break
+            assert found[Measured("component_share", at=str(k + 1))] == pytest.approx(spread / total, abs=1e-5)
+            for name, code in codes.items():
+                left = LinearRegression().fit(code[:half, None], scores[:half, k]).predict(code[half:, None])
+                r2 = 1 - np.square(scores[half:, k] - left).sum() / spread
+                assert found[Measured("component_r2", name, at=str(k + 1))] == pytest.approx(r2, abs=2e-4), (name, k)
+        for name, code in codes.items():
+            left = LinearRegression().fit(code[:half, None], scores[:half, :2]).predict(code[half:, None])
+            r2 = 1 - np.square(scores[half:, :2] - left).sum() / np.square(scores[half:, :2]).sum()
+            assert found[Measured("top_r2", name, at="2")] == pytest.approx(r2, abs=2e-4)
+
+
+def test_components_perfect_random_and_without_variance():
+    rng = np.random.default_rng(1)
+    code = rng.integers(0, 2, 2048).astype(np.int32)
+    line = (code[:, None] * np.ones((1, 12)) * 2 + 1).astype(np.float32)
+    found = run_components(*sides(line, {"f": code}), 2)
+    assert found[Measured("component_r2", "f", at="1")] == pytest.approx(1, abs=1e-4)
+    assert found[Measured("component_share", at="1")] == pytest.approx(1, abs=1e-4)
+    assert np.isnan(found[Measured("component_r2", "f", at="5")])
+    noise = run_components(*sides(rng.normal(size=(2048, 12)).astype(np.float32), {"f": code}), 2)
+    assert abs(noise[Measured("top_r2", "f", at="2")]) < 0.02
+    assert noise[Measured("component_share", at="1")] == pytest.approx(1 / 12, abs=0.03)
+
+
+def heads(width, rng):
+    """A linear rest of the network that reports `a` from unit 0 and `b` from unit 1; a far stronger unit says nothing."""
+    weights = np.zeros((2, width, 2), np.float32)
+    weights[0, 0], weights[1, 1] = (-1, 1), (-1, 1)
+    turn = rotation(width, rng)
+    return turn, lambda x: {n: jnp.matmul(x, turn.T @ w, precision="highest") for n, w in zip("ab", weights, strict=True)}
+
+
+def coded(rng, width=8):
+    """a stands on unit 0 with size 2, b on unit 1 with size 1, both at +/-; unit 2 varies most; the rest are quiet."""
+    codes = {n: rng.integers(0, 2, 1024).astype(np.int32) for n in "ab"}
+    phi = 0.05 * rng.normal(size=(1024, width))
+    phi[:, 0] += 4.0 * codes["a"] - 2
+    phi[:, 1] += 2.0 * codes["b"] - 1
+    phi[:, 2] += 5 * rng.normal(size=1024)
+    return phi.astype(np.float32), codes
+
+
+def test_truncation_keeps_what_the_first_components_hold():
+    rng = np.random.default_rng(2)
+    (phi, codes), (turn, finish) = coded(rng), heads(8, rng)
+    found = jax.jit(lambda f, s: truncation(f, s, finish))(*sides(phi @ turn, codes))
+    kept = {n: [float(found[Measured("kept_accuracy", n, at=str(k))]) for k in (1, 2, 3, 4, 6, 8)] for n in "ab"}
+    np.testing.assert_allclose(kept["a"], [0.5, 1, 1, 1, 1, 1], atol=0.08)
+    np.testing.assert_allclose(kept["b"], [0.5, 0.5, 1, 1, 1, 1], atol=0.08)
+    for name in "ab":
+        area = np.trapezoid(kept[name], np.log2([1, 2, 3, 4, 6, 8])) / 3
+        assert found[Measured("kept_area", name)] == pytest.approx(area, abs=1e-5)
+    assert found[Measured("kept_area", "a")] > found[Measured("kept_area", "b")]
+    assert set(SIZES) >= {1, 2, 3, 4, 6}
+
+
+def test_balanced_accuracy_is_scikit_learns():
+    rng = np.random.default_rng(3)
+    code, guess = rng.choice(3, 200, p=[0.8, 0.15, 0.05]), rng.integers(0, 3, 200)
+    expected = balanced_accuracy_score(code, guess)
+    assert balanced_accuracy(jnp.asarray(guess), jnp.asarray(code), 5) == pytest.approx(expected, abs=1e-6)
+
+
+def test_units_selective_spread_dead_and_sparse():
+    rng = np.random.default_rng(4)
+    codes = {n: rng.integers(0, 2, 2048).astype(np.int32) for n in "ab"}
+    phi = 0.1 * np.abs(rng.normal(size=(2048, 10)))
+    phi[:, :6] += codes["a"][:, None]  # dense
+    phi[:, 6] += 2 * codes["b"]  # sparse
+    phi[:, 9] = 0.3  # constant
+    found = run_units(*sides(phi.astype(np.float32), codes), 2)
+    assert found[Measured("living_share")] == pytest.approx(0.9)
+    assert found[Measured("selective_share", "a")] == pytest.approx(6 / 9)
+    assert found[Measured("selective_share", "b")] == pytest.approx(1 / 9)
+    half, x = 1024, phi.astype(np.float64)
+    for name, code in codes.items():
+        d = x[:half][code[:half] == 1].mean(0) - x[:half][code[:half] == 0].mean(0)
+        ratio = np.square(np.square(d).sum()) / np.sum(d**4) / 9
+        assert found[Measured("participation", name)] == pytest.approx(ratio, rel=1e-3)
+    assert found[Measured("participation", "a")] == pytest.approx(6 / 9, rel=0.05)
+    sparse = [1 - np.abs(c).mean() ** 2 / np.square(c).mean() for c in x[half:, :9].T]
+    assert found[Measured("sparsity")] == pytest.approx(np.mean(sparse), abs=1e-5)
+
+
+def test_units_of_noise_and_of_nothing():
+    rng = np.random.default_rng(5)
+    codes = {"f": rng.integers(0, 2, 2048).astype(np.int32), "g": np.ones(2048, np.int32)}
+    found = run_units(*sides(rng.normal(size=(2048, 256)).astype(np.float32), codes), 2)
+    assert found[Measured("selective_share", "f")] == 0
+    assert found[Measured("participation", "f")] == pytest.approx(1 / 3, abs=0.08)
+    assert np.isnan(found[Measured("participation", "g")])
+    assert np.isnan(found[Measured("selective_share", "g")])
+    nothing = run_units(*sides(np.full((2048, 4), 0.5, np.float32), codes), 2)
+    assert np.isnan(nothing[Measured("participation", "f")])
+    assert nothing[Measured("living_share")] == 0
+
+
+def test_steering_flips_its_own_output_at_the_dose_that_crosses_the_boundary():
+    rng = np.random.default_rng(6)
+    (phi, codes), (turn, finish) = coded(rng), heads(8, rng)
+    found = jax.jit(lambda f, s: steering(f, s, finish))(*sides(phi @ turn, codes))
+    score = phi[512:].astype(np.float64) - phi[:512].mean(0)
+    rms = np.sqrt(np.square(score).sum(1).mean())
+    for name, half, own in (("a", 2, 4), ("b", 1, 2)):
+        other = "b" if name == "a" else "a"
+        assert found[Measured("own_dose", name)] == pytest.approx(own / rms, rel=0.1)
+        assert found[Measured("flips", name, name, "own")] == pytest.approx(1, abs=0.01)
+        assert found[Measured("flips", name, other, "own")] < 0.02
+        assert found[Measured("random_flips", name, name, "own")] < 0.5
+        for dose in DOSES:
+            share = found[Measured("flips", name, name, str(dose))]
+            if dose * rms < 0.8 * half:
+                assert share < 0.02
+            elif 1.3 * half < dose * rms < 8 * half:
+                assert share > 0.98
+    assert found[Measured("own_dose", "a")] > found[Measured("own_dose", "b")]
+
+
+def test_steering_is_invariant_to_rotation_and_scale_and_random_directions_are_fixed():
+    rng = np.random.default_rng(7)
+    (phi, codes), (turn, finish) = coded(rng), heads(8, rng)
+    here = jax.jit(lambda f, s: steering(f, s, finish))(*sides(phi @ turn, codes))
+    again = rotation(8, rng)
+    moved = jax.jit(lambda f, s: steering(f, s, lambda x: finish(jnp.matmul(x / 3, again.T, precision="highest"))))(
+        *sides(3 * phi @ turn @ again, codes)
+    )
+    for key, value in here.items():
+        if key.metric != "random_flips":
+            assert moved[key] == pytest.approx(float(value), abs=0.01), key
+    directions = random_directions(64)
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(directions, random_directions(64))
+    assert np.abs(directions @ directions.T - np.eye(5)).max() < 0.5
