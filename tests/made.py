@@ -21,7 +21,7 @@ class Made(Results):
         ).set_index("setting")
         self.settings["training.observe_every"] = observe_every
 
-    def put(self, setting, metric, feature, value, step=None, at=""):
+    def put(self, setting, metric, feature, value, step=None, at="", other="", site="hidden_1"):
         """The same value, with a little spread over seeds that sums to zero, for every seed."""
         for k in SEEDS:
             noise = 1e-3 * ((k % 2) - 0.5) if np.isscalar(value) else 0
@@ -29,7 +29,7 @@ class Made(Results):
             self.records.append(
                 dict.fromkeys(COLUMNS, "")
                 | {"setting": f"sgd.{setting}", "seed": k, "step": self.end if step is None else step}
-                | {"site": "hidden_1", "metric": metric, "feature": feature, "at": at, "value": own}
+                | {"site": site, "metric": metric, "feature": feature, "other": other, "at": at, "value": own}
             )
 
     def learn(self, setting, output, steps, accuracy=1.0, seeds=SEEDS):

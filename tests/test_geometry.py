@@ -3,18 +3,24 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
+from made import Made
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import balanced_accuracy_score
+from test_experiments import parts_of, values
 from test_probes import planted, rotation, sides
 
 import repbias_jax
+from experiments import components as components_experiment
+from experiments import steering as steering_experiment
 from repbias_jax.probes.components import SIZES, components, truncation
 from repbias_jax.probes.moments import Measured
 from repbias_jax.probes.readout import balanced_accuracy
 from repbias_jax.probes.steering import DOSES, random_directions, steering
 from repbias_jax.probes.units import units
+from repbias_jax.statistics import judge
 
 run_components, run_units = jax.jit(components, static_argnums=2), jax.jit(units, static_argnums=2)
 
@@ -166,3 +172,82 @@ def test_steering_is_invariant_to_rotation_and_scale_and_random_directions_are_f
     np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-6)
     np.testing.assert_array_equal(directions, random_directions(64))
     assert np.abs(directions @ directions.T - np.eye(5)).max() < 0.5
+
+
+def joint():
+    """Frames of both features learned by all seeds, without a measure yet."""
+    made = Made({"joint": "parity1 parity4"}, 100)
+    for output in ("parity1", "parity4"):
+        made.learn("joint", output, [100])
+    return made
+
+
+def test_components_and_units_by_hand():
+    made = joint()
+    for metric, at, easy, hard in (
+        ("top_r2", "2", 0.6, 0.2), ("kept_area", "", 0.9, 0.8), ("selective_share", "", 0.5, 0.1),
+        ("participation", "", 0.6, 0.3),
+    ):  # fmt: skip
+        made.put("joint", metric, "parity1", easy, at=at)
+        made.put("joint", metric, "parity4", [hard] * 16, at=at)
+    found = parts_of(components_experiment, made.done())
+    assert values(found) == pytest.approx({"C19": 0.4, "C20": 0.1, "C21a": 0.4, "C21b": 0.3}, abs=1e-6)
+    assert found["C19"].secondary.mean() == pytest.approx(0.5, abs=1e-3)
+    assert found["C21b"].secondary.mean() == pytest.approx(np.log(2), abs=1e-3)
+    assert [p.sesoi for p in found.values()] == [0.02, 0.05, 0.05, 0.05]
+    assert {r["verdict"] for r in judge(components_experiment.claims(made, "sgd"), "sgd", False)} == {"reproduced"}
+    made.learn("joint", "parity4", [100], 0.9, seeds=[4])
+    for claim in components_experiment.claims(made.done(), "sgd"):
+        for part in claim.parts:
+            assert list(part.passed.index[~part.passed.all(axis=1)]) == [4]
+
+
+def test_steering_by_hand():
+    """Easy flips at dose 1, hard at 2; the other output follows neither, but for hard's vector a little."""
+    made = joint()
+    for feature, other, place, off in (("parity1", "parity4", 1, 0.02), ("parity4", "parity1", 2, 0.1)):
+        for dose in DOSES:
+            own = [np.clip(0.5 + 0.5 * np.log(dose / place), 0, 1)] * 16
+            for output, metric, shares in (
+                (feature, "flips", own), (other, "flips", [off] * 16), (feature, "random_flips", [0.01] * 16),
+                (other, "random_flips", [0.01] * 16),
+            ):  # fmt: skip
+                made.put("joint", metric, feature, shares, at=str(dose), other=output, site="hidden_0")
+        made.put("joint", "flips", feature, 0.9, at="own", other=feature, site="hidden_0")
+        made.put("joint", "random_flips", feature, [0.1] * 16, at="own", other=feature, site="hidden_0")
+    found = parts_of(steering_experiment, made.done())
+    expected = {"C22a": 0.8, "C22b": 0.8, "C23a": 0.01, "C23b": 0.09, "C24": np.log(2)}
+    assert values(found) == pytest.approx(expected, abs=2e-3)
+    assert [p.side for p in found.values()] == [1, 1, 0, 0, -1]
+    verdicts = {r["id"]: r["verdict"] for r in judge(steering_experiment.claims(made, "sgd"), "sgd", False)}
+    assert verdicts["C22"] == "reproduced"
+    assert (verdicts["C23a"], verdicts["C23b"], verdicts["C24"]) == ("reproduced", "opposite", "opposite")
+
+
+def test_doses_that_are_not_reached_are_missing_and_count_as_the_largest():
+    curve = pd.DataFrame({0: [0.0, 0.5, 1.0], 1: [0.0, 0.2, 0.4], 2: [0.6, 0.7, 1.0]}, index=[1.0, 2.0, 4.0])
+    reached = steering_experiment.dose_reaching(curve, 0.5)
+    assert reached[0] == pytest.approx(2)
+    assert np.isnan(reached[1])
+    assert reached[2] == 1
+    assert steering_experiment.dose_reaching(curve, 0.75)[0] == pytest.approx(2 * np.sqrt(2))
+    read = steering_experiment.at_dose(curve, reached)
+    assert read[0] == pytest.approx(0.5)
+    assert np.isnan(read[1])
+    made = joint()
+    for dose in DOSES:
+        for feature, size in (("parity1", 1.0), ("parity4", 0.4)):
+            made.put("joint", "flips", feature, [size * (dose > 1)] * 16, at=str(dose), other=feature, site="hidden_0")
+    part = next(c for c in steering_experiment.claims(_with_the_rest(made), "sgd") if c.id == "C24").parts[0]
+    assert "16 curves" in part.statistic
+    assert part.values.mean() == pytest.approx(np.log(max(DOSES)) - np.log(1), abs=0.2)
+
+
+def _with_the_rest(made):
+    """What C22 and C23 read, so that all claims can be asked for."""
+    for feature, other in (("parity1", "parity4"), ("parity4", "parity1")):
+        for metric in ("flips", "random_flips"):
+            made.put("joint", metric, feature, 0.5, at="own", other=feature, site="hidden_0")
+            for dose in DOSES:
+                made.put("joint", metric, feature, 0.1, at=str(dose), other=other, site="hidden_0")
+    return made.done()
