@@ -44,8 +44,7 @@ def run_all(jobs: Sequence[Job], run_one: Callable[[Job], Outcome], stop: Callab
     for i, job in enumerate(jobs):
         if stop():
             raise Interrupted(f"stopped before {job.name}; the experiments before it are done")
-        bad = f", {len(failed)} failed" if failed else ""
-        print(f"experiments: {i - len(failed)}/{len(jobs)} done{bad}; now {job.name}", file=sys.stderr, flush=True)
+        _progress(i, len(failed), len(jobs), f"; now {job.name}")
         try:
             missing = run_one(job).missing
         except Interrupted:
@@ -60,7 +59,14 @@ def run_all(jobs: Sequence[Job], run_one: Callable[[Job], Outcome], stop: Callab
         else:
             if missing:
                 print(f"{job.name}: {missing}")
+    _progress(len(jobs), len(failed), len(jobs))
     return failed
+
+
+def _progress(ended: int, failed: int, number: int, now: str = "") -> None:
+    """One line; those of the experiment that runs now follow it."""
+    bad = f", {failed} failed" if failed else ""
+    print(f"experiments: {ended - failed}/{number} done{bad}{now}", file=sys.stderr, flush=True)
 
 
 def write_card(jobs: Sequence[Job], failed: Sequence[str], workdir: Path) -> None:
@@ -69,6 +75,7 @@ def write_card(jobs: Sequence[Job], failed: Sequence[str], workdir: Path) -> Non
     Of several processes the one that ends last writes the card that has everything: each reads and writes under one lock.
     """
     with store.lock(workdir / "scorecard.lock", wait=True):
+        store.sweep(workdir)
         found = [card.read(job.folder, job.module) for job in jobs if job.name not in failed]
         sources = [source for source in found if source is not None]
         missing = [job.name for job in jobs if job.name not in {source.name for source in sources}]

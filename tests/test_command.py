@@ -8,31 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from absl import flags
-from conftest import DEVICES
 
-from experiments import EXPERIMENTS, request, run
+from experiments import EXPERIMENTS, request
 from repbias_jax import planning
 from repbias_jax.config import Config, ConfigError, fields_of, override
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs the command in this process; returns its status, what it printed and what it complained of."""
-
-    def do(*arguments: str):
-        flags.FLAGS.unparse_flags()
-        for name in flags.FLAGS.flags_by_module_dict()[run.__name__]:
-            name.unparse()
-        try:
-            status = run.main(run.parse(["run", f"--devices={DEVICES}", *map(str, arguments)]))
-        except SystemExit as exit_:
-            status = exit_.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return do
-
 
 SMOKE = ("--experiment=complexity", "--preset=smoke")
 
