@@ -54,11 +54,14 @@ def effect_text(row: Mapping[str, Any]) -> str:
 
 
 def claims_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The claims as lines of plain text."""
-    table = [("claim", "column", "effect [95 % interval]", "runs", "left out", "verdict")]
+    """The claims as lines of plain text; those of a score card say whose they are."""
+    table = [("claim", "column", "effect [95 % interval]", "runs", "left out", "verdict", "experiment")]
     for row in rows:
         verdict = f"{row['verdict']} (exploratory)" if str(row["exploratory"]) == "True" else row["verdict"]
-        table.append((row["id"], row["column"], effect_text(row), row["runs"], row["left_out"], verdict))
+        cells = (row["id"], row["column"], effect_text(row), row["runs"], row["left_out"], verdict)
+        table.append((*cells, row.get("experiment", "")))
+    if not any(line[-1] for line in table[1:]):
+        table = [line[:-1] for line in table]
     widths = [max(len(str(line[i])) for line in table) for i in range(len(table[0]))]
     return ["  ".join(str(v).ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in table]
 
