@@ -10,7 +10,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["repbias_jax*", "experiments*"]),
-    package_data={"repbias_jax.report": ["page.html"]},
+    package_data={"repbias_jax.report": ["*.html"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

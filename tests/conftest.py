@@ -1,11 +1,13 @@
 """Strict JAX, four virtual devices, and one smoke run that feeds every test which only reads its files."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+from absl import flags
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 4
@@ -13,6 +15,35 @@ DEVICES = 4
 jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+def run_here(*arguments: str) -> int:
+    """Runs the command in this process, with its flags as new; returns its exit status."""
+    from experiments import run  # after JAX was set up
+
+    flags.FLAGS.unparse_flags()
+    for flag in flags.FLAGS.flags_by_module_dict()[run.__name__]:
+        flag.unparse()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        return run.main(run.parse(["run", f"--devices={DEVICES}", *map(str, arguments)]))
+    except SystemExit as exit_:
+        return exit_.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def call(capsys):
+    """`run_here`, and what it printed and what it complained of."""
+
+    def do(*arguments: str):
+        status = run_here(*arguments)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return do
 
 
 @pytest.fixture(scope="session")
