@@ -32,7 +32,7 @@ def write(
     text = template.render(
         title=experiment.title,
         runs=len(results.curves.drop_duplicates(["setting", "seed"])),
-        seeds=results.curves["seed"].nunique(),
+        seeds=_seeds(results),
         variant=experiment.variant,
         readouts=readouts(results),
         columns=[_column(name, rows) for name, _ in experiment.columns],
@@ -44,6 +44,12 @@ def write(
         record=sorted(results.manifest["record"].items()),
     )
     store.write_bytes(folder / "report.html", text.encode())
+
+
+def _seeds(results: Results) -> str:
+    """Seeds of a setting: `16`, or `4 to 24` where not all have as many."""
+    counts = results.curves.groupby("setting")["seed"].nunique()
+    return " to ".join(str(n) for n in np.unique([counts.min(), counts.max()]))
 
 
 def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
