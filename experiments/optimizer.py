@@ -218,7 +218,7 @@ def _draw_map(results: Results, column: str) -> Figure | None:
     means = {c: gaps[c][passed[c]].mean() for c in run if passed[c].mean() >= MIN_PASS_RATE}
     widest = max((abs(v) for v in means.values()), default=0.1)
     rules = [rule for rule in RATES if any(c.rule == rule for c in run)]
-    figure, panels = draw.grid(1, len(rules), 2.9, 3.3)
+    figure, panels = draw.grid(1, len(rules), 2.9, 2.8)
     for axes, rule in zip(panels[0], rules, strict=True):
         for cell in (c for c in run if c.rule == rule):
             place = (RATES[rule].index(cell.rate), list(DROPOUTS).index(cell.dropout))
@@ -243,6 +243,8 @@ def _draw_dropout(results: Results, column: str) -> Figure | None:
         return None
     figure, panels = draw.grid(1, len(shown), 3.6, 3.4)
     for axes, (rate, own) in zip(panels[0], shown.items(), strict=True):
+        if axes is not panels[0, 0]:
+            axes.sharey(panels[0, 0])
         contrasts.levels(axes, results, own, EASY, HARD)
         title = f"Adam {rate} ({contrasts.passing(results, list(own.values()))})"
         draw.label(axes, title, "dropout (probability)", draw.VARIANCE)

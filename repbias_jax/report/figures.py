@@ -80,9 +80,9 @@ def dots(axes: Axes, x: ArrayLike, by_seed: pd.DataFrame, name: str, style: Mapp
     place = np.asarray(x, float) + shift
     mean, k = by_seed.mean(axis=1), np.maximum(by_seed.count(axis=1), 1)
     half = np.nan_to_num(stats.t.ppf(0.975, np.maximum(k - 1, 1)) * by_seed.std(axis=1) / np.sqrt(k))
-    spread = np.linspace(-0.05, 0.05, by_seed.shape[1])
     for i, at in enumerate(place):
-        axes.plot(at + spread, by_seed.iloc[i], ".", color=style["color"], alpha=0.45, markersize=3)
+        own = by_seed.iloc[i].dropna()  # levels may differ in their seeds
+        axes.plot(at + np.linspace(-0.05, 0.05, len(own)), own, ".", color=style["color"], alpha=0.45, markersize=3)
     axes.errorbar(place, mean, half, capsize=2, markersize=5, linewidth=1.4, label=name, **style)
 
 
@@ -118,7 +118,7 @@ def tile(axes: Axes, place: tuple[int, int], value: float | None, widest: float,
       count: what stands in the cell besides.
     """
     x, y = place
-    color = _signed(widest).to_rgba(np.array([0.0 if value is None else value]))[0]  # white at zero
+    color = np.ones(4) if value is None else _signed(widest).to_rgba(np.array([value]))[0]
     look = {"facecolor": color, "edgecolor": "0.65", "hatch": "" if value is not None else "////", "linewidth": 0.8}
     axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **look))
     ink = "white" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.45 else "black"
@@ -131,8 +131,9 @@ def tile(axes: Axes, place: tuple[int, int], value: float | None, widest: float,
 
 def key_of_tiles(figure: Figure, widest: float, name: str) -> Figure:
     """The color bar of a map whose tiles go from -widest to widest."""
-    figure.colorbar(_signed(widest), ax=list(figure.axes), shrink=0.8).set_label(name)
-    return figure
+    with matplotlib.rc_context(FONT):
+        figure.colorbar(_signed(widest), ax=list(figure.axes), shrink=0.8).set_label(name)
+        return figure
 
 
 def _signed(widest: float) -> ScalarMappable:
