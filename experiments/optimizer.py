@@ -4,7 +4,7 @@ Claim: dropout with Adam shrinks the gap between an easy and a hard feature, and
 Paper: Lampinen, Chan and Hermann 2024 (optimizer and dropout); the grid and all sizes are ours.
 
   python -m experiments.run --experiment=optimizer --workdir=DIR                   full: 40 settings
-  python -m experiments.run --experiment=optimizer --workdir=DIR --preset=quick    the two cells of C12a: figures, no verdict
+  python -m experiments.run --experiment=optimizer --workdir=DIR --preset=quick    C12a's two cells: figures, no verdict
 
 Identity (easy) and parity-4 (hard) in the base network, 10,240 updates, for every combination of
   update rule          sgd, momentum (0.9), adam, adamw (weight decay 0.01)
@@ -23,12 +23,12 @@ C12, fixed before anything ran. gap = r2(easy) - r2(hard), penultimate layer, en
 Everything else is a map without verdict. A cell in which more than 25 % of the seeds did not learn both features is hatched
 and has no number: there, easy fills the layer for want of a rival.
 
-One look at four calibration seeds (`results/optimizer/tried.csv`): at this length six of the seven cells that C12 reads pass
-in all of them; with Adam 1e-4 and dropout .25 parity-4 stays at chance, and that cell is left as it is. With Adam 3e-4 and
-dropout .25 it takes up to 7,680 updates, so `quick` has 8,192 of them and 8 seeds; b needs `full`.
+One look at four calibration seeds (`results/optimizer/tried.csv`): at this length six of the seven cells that C12 reads
+pass in all of them; with Adam 1e-4 and dropout .25 parity-4 stays at chance, and that cell is left as it is. With Adam 3e-4
+and dropout .25 it takes up to 7,680 updates, so `quick` has 8,192 of them and 8 seeds; b needs `full`.
 
-Cost: full about half an hour on two idle cores, by an estimate (an update with dropout takes 1.4 times as long); quick over a
-minute. There is no reference run yet.
+Cost: full about half an hour on two idle cores, by an estimate (an update with dropout takes 1.4 times as long); quick over
+a minute. There is no reference run yet.
 Expected after the paper: a below zero, and a cell below zero.
 """
 
