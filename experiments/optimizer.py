@@ -200,7 +200,7 @@ def figures(results: Results) -> list[Drawn]:
 CAPTIONS = {
     "map": "The gap, r2(easy) - r2(hard) at the penultimate layer, for every update rule, learning rate and dropout rate: "
     "mean over the networks that learned both features, and how many did. Below zero the hard feature fills more. Hatched "
-    "cells have no number: more than 25 % of their networks did not learn both features.",
+    "cells have no number: more than 25 % of their networks did not learn both features. Empty places were not run.",
     "dropout": "Share of the penultimate layer's variance explained by the easy and the hard feature under Adam, by "
     "dropout rate, a panel a learning rate. Dots are all seeds, also those that did not learn the hard feature; marks are "
     "their mean with a 95 % interval, grey marks floors.",
