@@ -209,21 +209,16 @@ CAPTIONS = {
 }
 
 
-def learned(results: Results, setting: str) -> pd.Series:
-    """Whether a seed learned every feature it was asked for, by seed."""
-    return contrasts.all_at_end(results, [setting]).all(axis=1)
-
-
 def _draw_map(results: Results, column: str) -> Figure | None:
     """A panel a rule, cells at learning rate x dropout, colored by the gap on a scale that is centred on zero."""
-    run = [c for c in CELLS if results.has(f"{column}.{c.setting}")]
+    run = {c: f"{column}.{c.setting}" for c in CELLS if results.has(f"{column}.{c.setting}")}
     if not run:
         return None
-    passed = {c: learned(results, f"{column}.{c.setting}") for c in run}
-    gaps = {c: _gaps(results, [f"{column}.{c.setting}"])[0].iloc[:, 0] for c in run}
-    means = {c: gaps[c][passed[c]].mean() for c in run if passed[c].mean() >= MIN_PASS_RATE}
+    passed = {c: contrasts.all_at_end(results, [s]).all(axis=1) for c, s in run.items()}
+    gaps = _gaps(results, list(run.values()))[0]
+    means = {c: gaps[s][passed[c].index[passed[c]]].mean() for c, s in run.items() if passed[c].mean() >= MIN_PASS_RATE}
     widest = max((abs(v) for v in means.values()), default=0.1)
-    rules = [rule for rule in RATES if any(c.rule == rule for c in run)]
+    rules = list(dict.fromkeys(c.rule for c in run))
     figure, panels = draw.grid(1, len(rules), 2.9, 2.8)
     for axes, rule in zip(panels[0], rules, strict=True):
         for cell in (c for c in run if c.rule == rule):
@@ -239,18 +234,15 @@ def _draw_map(results: Results, column: str) -> Figure | None:
 
 def _draw_dropout(results: Results, column: str) -> Figure | None:
     """Easy and hard by dropout under Adam: a panel a learning rate."""
-    shown = {
-        rate: {f"{DROPOUTS[c.dropout]:g}": f"{column}.{c.setting}" for c in CELLS if c.rule == "adam" and c.rate == rate}
-        for rate in RATES["adam"]
-    }
-    shown = {rate: {level: s for level, s in own.items() if results.has(s)} for rate, own in shown.items()}
-    shown = {rate: own for rate, own in shown.items() if own}
-    if not shown:
+    run = [c for c in CELLS if c.rule == "adam" and results.has(f"{column}.{c.setting}")]
+    if not run:
         return None
-    figure, panels = draw.grid(1, len(shown), 3.6, 3.4)
-    for axes, (rate, own) in zip(panels[0], shown.items(), strict=True):
+    rates = list(dict.fromkeys(c.rate for c in run))
+    figure, panels = draw.grid(1, len(rates), 3.6, 3.4)
+    for axes, rate in zip(panels[0], rates, strict=True):
         if axes is not panels[0, 0]:
             axes.sharey(panels[0, 0])
+        own = {f"{DROPOUTS[c.dropout]:g}": f"{column}.{c.setting}" for c in run if c.rate == rate}
         contrasts.levels(axes, results, own, EASY, HARD)
         title = f"Adam {rate} ({contrasts.passing(results, list(own.values()))})"
         draw.label(axes, title, "dropout (probability)", draw.VARIANCE)
