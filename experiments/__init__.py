@@ -5,7 +5,7 @@ Add one: a file, and a line here.
 
 from types import ModuleType
 
-from experiments import architecture, competition, complexity, components, learning_order, prevalence, steering
+from experiments import architecture, competition, complexity, components, learning_order, optimizer, prevalence, steering
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "complexity": complexity,
@@ -15,4 +15,5 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "architecture": architecture,
     "components": components,
     "steering": steering,
+    "optimizer": optimizer,
 }

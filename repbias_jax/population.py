@@ -65,6 +65,7 @@ class Layout(NamedTuple):
     lanes: int
     seed: int
     extents: tuple[int, ...]  # numbers of seeds: 4, then extended to 16
+    caps: Mapping[str, int] = {}  # the number of seeds that a setting has at most, whatever the extents
 
 
 def groups_of(configs: Mapping[str, Config], runtime: Runtime) -> list[Group]:
@@ -87,7 +88,8 @@ def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
     for group in groups:
         pieces: list[tuple[tuple[str, int], ...]] = []
         for low, high in itertools.pairwise((0, *layout.extents)):
-            runs = [(name, layout.seed + k) for k in range(low, high) for name in group.settings]
+            seeds = ((k, name) for k in range(low, high) for name in group.settings if k < layout.caps.get(name, high))
+            runs = [(name, layout.seed + k) for k, name in seeds]
             size = layout.rows * layout.lanes
             pieces += [tuple(runs[i : i + size]) for i in range(0, len(runs), size)]
         chunks += [Chunk(group, f"chunk_{i:03d}", piece) for i, piece in enumerate(pieces)]

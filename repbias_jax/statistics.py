@@ -31,6 +31,7 @@ from scipy import stats
 from repbias_jax.measure import MASTERY, Results
 
 MIN_SEEDS, MIN_PASS_RATE, EQUAL_ACCURACY = 12, 0.75, 0.01
+NOT_RUN = "its settings are not in this preset"
 ORDER = ("reproduced", "reproduced, small", "inconclusive", "no difference", "opposite", "not measured")
 
 CLAIM_COLUMNS = (
@@ -158,7 +159,7 @@ def gate(results: Results, cells: Sequence[tuple[str, Sequence[str], Sequence[St
         every point of the curves from one to the other.
 
     Returns:
-      Booleans, a row a seed and a column a cell.
+      Booleans, a row a seed and a column a cell. A seed that was not run in a cell does not pass there.
     """
     columns = {}
     for setting, outputs, steps in cells:
@@ -210,7 +211,7 @@ def _together(claim: Claim, parts: Sequence[Mapping[str, object]]) -> dict[str, 
     common: dict[str, object] = {"id": claim.id, "claim": claim.text, "paper": claim.paper}
     if not parts:
         nothing = {"runs": 0, "left_out": 0, "p": math.nan, "verdict": "not measured", "verdict_all_seeds": "not measured"}
-        return common | nothing | {"statistic": "", "note": "its settings are not in this preset"}
+        return common | nothing | {"statistic": "", "note": NOT_RUN}
 
     def all_of(name: str) -> list[float]:
         return [float(str(part[name])) for part in parts]
@@ -238,7 +239,8 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
     notes = []
     if used.runs < MIN_SEEDS or not rate >= MIN_PASS_RATE:
         decided = "not measured"
-        notes.append(f"{used.runs} seeds, pass rate {rate:.2f}: needs {MIN_SEEDS} and {MIN_PASS_RATE}")
+        short = f"{used.runs} seeds, pass rate {rate:.2f}: needs {MIN_SEEDS} and {MIN_PASS_RATE}"
+        notes.append(short if len(part.passed) else NOT_RUN)
     if part.secondary is not None and decided != "not measured":
         second = summarise(part.secondary.reindex(values.index)[passed].dropna().to_numpy())
         if verdict(second, part.side, part.secondary_sesoi or part.sesoi) != decided:

@@ -111,6 +111,29 @@ def null_band(axes: Axes, results: Results, setting: str, feature: str) -> None:
     figures.null(axes, low, high)
 
 
+def levels(axes: Axes, results: Results, settings: Mapping[Any, str], first: str, second: str) -> None:
+    """Draws r2 of two features over the levels of a factor, with all floors. Args: settings, full names by level."""
+    x = np.arange(len(settings))
+    for feature, style, shift, mark, twin in (
+        (first, figures.STYLES[0], -0.06, "x", "d"),
+        (second, figures.STYLES[1], 0.06, "+", "p"),
+    ):
+        r2 = pd.DataFrame({s: results.values(s, "r2", feature) for s in settings.values()}).T
+        figures.dots(axes, list(x), r2, feature, style, shift=shift)
+        start = [results.values(s, "r2", feature, step=0).mean() for s in settings.values()]
+        figures.floor(axes, x, start, f"{feature}, untrained", mark)
+        unused = [results.values(s, "r2", f"twin_{feature}").mean() for s in settings.values()]
+        figures.floor(axes, x, unused, f"unused twin of {feature}", twin)
+    null_band(axes, results, next(iter(settings.values())), second)
+    at_levels(axes, list(settings))
+
+
+def at_levels(axes: Axes, names: Sequence[Any]) -> None:
+    """A tick for each level of a factor, at 0, 1, 2, ..."""
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xticks(range(len(names)), [str(name) for name in names])
+
+
 def by_column(results: Results, settings: list[str], panel: Callable[[Axes, Results, str], None]) -> Figure | None:
     """One panel for each column of settings, or nothing where none was run."""
     if not settings:
