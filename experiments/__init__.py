@@ -5,7 +5,7 @@ Add one: a file, and a line here.
 
 from types import ModuleType
 
-from experiments import architecture, competition, complexity, learning_order, prevalence
+from experiments import architecture, competition, complexity, learning_order, prevalence, similarity
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "complexity": complexity,
@@ -13,4 +13,5 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "prevalence": prevalence,
     "competition": competition,
     "architecture": architecture,
+    "similarity": similarity,
 }
