@@ -253,19 +253,19 @@ def figures(results: Results) -> list[Drawn]:
 
 CAPTIONS = {
     "matrix": "Similarity of every two models at the penultimate layer, by setting and within it by seed; grey: two models "
-    "of one seed, which are not compared. Left the primary measure (RSA: Euclidean distances, Pearson), right debiased CKA. "
-    "A bright block off the diagonal means that models with other tasks look alike.",
-    "types": "The same by what is compared, for every measure; 1 is alike. A dot is a MODEL of the first kind, its mean over "
-    "the models of the second; marks are means over all pairs with a 95 % jackknife interval over seeds. Whether or not "
-    "they learned their features, all models are shown. Two untrained networks are the floor.",
+    "of one seed, which are not compared. Left the primary measure (RSA: Euclidean distances, Pearson), right debiased "
+    "CKA. A bright block off the diagonal means that models with other tasks look alike.",
+    "types": "The same by what is compared, for every measure; 1 is alike. A dot is a MODEL of the first kind, its mean "
+    "over the models of the second; marks are means over all pairs with a 95 % jackknife interval over seeds. Whether or "
+    "not they learned their features, all models are shown. Two untrained networks are the floor.",
     "ceilings": "How well models of one kind predict the RDM of models of another (Pearson, Euclidean distances): dots are "
-    "the predicting models, marks their mean with a 95 % jackknife interval. The grey band is the noise ceiling: its upper end "
-    "is the best that any RDM can do for these models, its lower end what their mean does for one that is left out. Marks "
-    "near a band of another task say that RSA cannot tell the tasks apart.",
-    "spread": "Variance explained by easy and hard over seeds, in models of both and in models of one. A wide cloud relative "
-    "to its height is an inconsistent feature; sd / mean is printed below each.",
+    "the predicting models, marks their mean with a 95 % jackknife interval. The grey band is the noise ceiling: its upper "
+    "end is the best that any RDM can do for these models, its lower end what their mean does for one that is left out. "
+    "Marks near a band of another task say that RSA cannot tell the tasks apart.",
+    "spread": "Variance explained by easy and hard over seeds, in models of both and in models of one. A wide cloud "
+    "relative to its height is an inconsistent feature; sd / mean is printed below each.",
 }
-NAMES = {BOTH: "both", EASY_ONLY: "easy", HARD_ONLY: "hard", UNTRAINED: "untrained"}
+NAMES = {BOTH: "easy+hard", EASY_ONLY: "easy", HARD_ONLY: "hard", UNTRAINED: "untrained"}
 TYPES = (
     *((kind, kind) for kind in _ALL), (BOTH, EASY_ONLY), (BOTH, HARD_ONLY), (EASY_ONLY, HARD_ONLY),
     *((kind, UNTRAINED) for kind in KINDS),
@@ -347,7 +347,7 @@ def _draw_ceilings(results: Results, columns: list[str]) -> Figure | None:
                 axes.plot(spread, found.dots, ".", color=style["color"], alpha=0.45, markersize=3)
                 axes.errorbar(x, found.mean, found.error, capsize=2, markersize=5, label=f"{NAMES[kind]} models", **style)
             low, high = ceiling(own, target)
-            axes.axhspan(low, high, color="0.75", alpha=0.6, linewidth=0, zorder=0, label="noise ceiling")
+            axes.axhspan(low, high, color="0.75", alpha=0.6, linewidth=2, zorder=0, label="noise ceiling")
             axes.set_xlim(-0.5, len(KINDS) - 0.5)
             axes.set_xticks(range(len(KINDS)), [NAMES[kind] for kind in KINDS])
             draw.label(axes, f"RDMs of {NAMES[target]} models, {column}", "predicted by models of", "correlation of RDMs")
@@ -373,7 +373,8 @@ def _draw_spread(axes: Axes, results: Results, setting: str) -> None:
         draw.dots(axes, [x], pd.DataFrame({feature: r2}).T, feature, style)
         draw.floor(axes, [x + 0.2], [results.values(own, "r2", feature, step=0).mean()], "untrained network", "x")
         draw.floor(axes, [x + 0.3], [results.values(own, "r2", f"twin_{feature}").mean()], "unused twin", "d")
-        ticks.append(f"{own.split('.')[1]}\n{variation(r2.dropna()):.2f}")
+        spread = variation(r2.dropna())
+        ticks.append(f"{own.split('.')[1]}\n{'-' if np.isnan(spread) else f'{spread:.2f}'}")
     contrasts.null_band(axes, results, setting, HARD)
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_xticks(range(len(shown)), ticks)

@@ -22,7 +22,7 @@ from repbias_jax.probes.variance import Measured
 
 
 class Model(NamedTuple):
-    """One network at one step; models are ordered by setting, seed and step."""
+    """One network at one step. Trained models come first, then untrained ones, both by setting and seed."""
 
     setting: str
     seed: int
@@ -70,7 +70,7 @@ def models_of(chunks: Sequence[Chunk]) -> dict[str, list[Model]]:
             column = setting.split(".")[0]
             steps = (0, last) if first.setdefault(column, setting) == setting else (last,)
             found.setdefault(column, []).extend(Model(setting, seed, step, last, chunk, place) for step in steps)
-    return {column: sorted(models, key=lambda m: m[:3]) for column, models in found.items()}
+    return {column: sorted(models, key=lambda m: (m.step != m.last, *m[:3])) for column, models in found.items()}
 
 
 def _read(folder: Path, model: Model, site: str) -> tuple[str, np.ndarray]:

@@ -25,6 +25,7 @@ Source: Kriegeskorte et al. 2008 (RSA); Kornblith et al. 2019 (CKA); Song et al.
 (Procrustes); Nili et al. 2014 (noise ceiling).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -135,7 +136,7 @@ def _centred(phi: Array) -> tuple[Array]:
     for _ in range(2):
         phi = phi - phi.mean(axis=0, keepdims=True)
     size = jnp.linalg.norm(phi)
-    rounding = 4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(raw)) * np.sqrt(raw.size)
+    rounding = 4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(raw)) * math.sqrt(raw.size)
     return (phi / jnp.where(size > rounding, size, jnp.nan),)
 
 

@@ -96,7 +96,7 @@ def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path)
     final = results.rows[results.rows["step"] == last].drop(columns=["experiment", "group", "split"])
     # Means over seeds of every measure, and each seed's own value of the main ones; of pairs the mean over models.
     final["other"] = final["other"].str.replace(r"/\d+", "", n=1, regex=True)
-    paired = ["other"] if final["other"].any() else []
+    paired = ["other"] if set(final["other"]) != {""} else []
     final = final if paired else final.drop(columns="other")
     keys = ["setting", "step", "site", "probe", "metric", "feature", *paired, "at"]
     summary = final.groupby(keys)["value"].agg(["mean", "std", "count"]).reset_index()
