@@ -94,8 +94,8 @@ class Similarities(NamedTuple):
 
     def block(self, one: str, other: str, seeds: Sequence[int]) -> np.ndarray:
         """Similarities of the models of two kinds, `[K, K]`; NaN where a seed meets itself."""
-        found = self.matrix.loc[self.kinds[one], self.kinds[other]]
-        return found.reindex(index=seeds, columns=seeds).to_numpy(float, copy=True)
+        rows, columns = ([(*self.kinds[kind], seed) for seed in seeds] for kind in (one, other))
+        return self.matrix.reindex(index=rows, columns=columns).to_numpy(float, copy=True)
 
     def mean(self, one: str, other: str, seeds: Sequence[int]) -> float:
         """Mean over all pairs of models of different seeds; NaN where there is none."""
@@ -226,7 +226,10 @@ def variation(values: pd.Series) -> float:
 _ALL = (BOTH, EASY_ONLY, HARD_ONLY)
 # What is claimed, what the papers say of it, the settings it reads, and its parts.
 CLAIMS = {
-    "C26": ("RSA: a model of both looks like an easy-only one", "more than like a hard-only one", _ALL, _like_easy),
+    "C26": (
+        "RSA: a model of both looks like an easy-only one (in part from C01)", "more than like a hard-only one", _ALL,
+        _like_easy,
+    ),
     "C27": (
         "Two models of both can be less alike than either is to an easy-only one; easy-only ones agree more",
         "less alike; agree more", _ALL, _agreement,
@@ -241,7 +244,8 @@ CLAIMS = {
 
 def figures(results: Results) -> list[Drawn]:
     """All figures, for the columns and settings that were run."""
-    columns = [c for c in dict.fromkeys(results.settings["column"]) if results.has(*(f"{c}.{kind}" for kind in _ALL))]
+    run = [c for c in dict.fromkeys(results.settings["column"]) if results.has(*(f"{c}.{kind}" for kind in _ALL))]
+    columns = [c for c in run if len(contrasts.similarities(results, c, PRIMARY))]  # one seed has no pairs
     drawn = [
         ("matrix", _draw_matrices(results, columns)),
         ("types", _draw_types(results, columns)),
@@ -280,9 +284,8 @@ def _draw_matrices(results: Results, columns: list[str]) -> Figure | None:
     for row, column in zip(panels, columns, strict=True):
         for axes, metric in zip(row, (PRIMARY, SECONDARY), strict=True):
             own = similarities(results, column, metric)
-            models = [key for kind in KINDS for key in own.matrix.index if key[:2] == own.kinds[kind]]
-            sizes = [len(own.matrix.loc[own.kinds[kind]]) for kind in KINDS]
-            edges = np.cumsum([0, *sizes])
+            by_kind = [[key for key in own.matrix.index if key[:2] == own.kinds[kind]] for kind in KINDS]
+            models, edges = [key for keys in by_kind for key in keys], np.cumsum([0, *map(len, by_kind)])
             image = axes.imshow(own.matrix.loc[models, models], cmap="viridis", interpolation="nearest")
             axes.set_facecolor("0.85")
             axes.set_xticks((edges[1:] + edges[:-1]) / 2 - 0.5, [NAMES[k] for k in KINDS])

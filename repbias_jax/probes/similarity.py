@@ -211,14 +211,16 @@ def similarity(models: Sequence[Array]) -> dict[Measured, np.ndarray]:
     """
     if len({len(phi) for phi in models}) != 1 or len(models[0]) < 4:
         raise ValueError(f"expected the same number of examples, at least 4; got {[len(phi) for phi in models]}")
-    found = {}
-    for name, (describe, compare) in _PROGRAMS.items():
-        own = [describe(jnp.asarray(phi)) for phi in models]
-        values = np.full((len(models),) * 2, np.nan, np.float32)
-        for i, j in zip(*np.triu_indices(len(models)), strict=True):
-            values[i, j] = values[j, i] = compare(*own[i], *own[j])
-        found[Measured(name)] = values
-    return found
+    return {Measured(name): _compare_all(models, *programs) for name, programs in _PROGRAMS.items()}
+
+
+def _compare_all(models: Sequence[Array], describe: Callable, compare: Callable) -> np.ndarray:
+    """One measure of every two models, `[M, M]`; what it makes of each model is held only meanwhile."""
+    own = [describe(jnp.asarray(phi)) for phi in models]
+    values = np.full((len(models),) * 2, np.nan, np.float32)
+    for i, j in zip(*np.triu_indices(len(models)), strict=True):
+        values[i, j] = values[j, i] = compare(*own[i], *own[j])
+    return values
 
 
 def noise_ceiling(correlations: np.ndarray) -> tuple[float, float]:

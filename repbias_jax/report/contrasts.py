@@ -111,7 +111,8 @@ def similarities(results: Results, column: str, metric: str) -> pd.DataFrame:
     other = [(s, int(step) if step else results.last_step(s), int(seed)) for s, seed, step in parts]
     models = pd.MultiIndex.from_tuples(sorted({*one, *other}), names=["setting", "step", "seed"])
     matrix = np.full((len(models),) * 2, np.nan)
-    i, j = (models.get_indexer(pd.MultiIndex.from_tuples(names)) if names else [] for names in (one, other))
+    place = {model: i for i, model in enumerate(models)}
+    i, j = ([place[model] for model in found] for found in (one, other))
     matrix[i, j] = matrix[j, i] = rows["value"]
     return pd.DataFrame(matrix, index=models, columns=models)
 
