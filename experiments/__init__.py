@@ -5,7 +5,17 @@ Add one: a file, and a line here.
 
 from types import ModuleType
 
-from experiments import architecture, competition, complexity, components, learning_order, optimizer, prevalence, steering
+from experiments import (
+    architecture,
+    competition,
+    complexity,
+    components,
+    learning_order,
+    optimizer,
+    prevalence,
+    similarity,
+    steering,
+)
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "complexity": complexity,
@@ -16,4 +26,5 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "components": components,
     "steering": steering,
     "optimizer": optimizer,
+    "similarity": similarity,
 }

@@ -106,6 +106,7 @@ class Keep:
     probe_set: str = _field(
         "balanced", "examples whose activations are kept", choices=("balanced", "natural", "decorrelated")
     )
+    shared: bool = _field(False, "all seeds see the same probe examples, so that their representations can be compared")
     along: str = _field("last_hidden", "site kept along training")
     every: int = _field(0, "distance of snapshots along training; 0: only first and last", "steps", low=0)
     until: int = _field(0, "from this step on, snapshots are `every_late` apart; 0: never", "steps", low=0)

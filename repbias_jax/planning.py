@@ -18,7 +18,7 @@ from repbias_jax.population import Chunk, Group, Layout
 from repbias_jax.probes import PROBES
 
 LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
-MAX_SEED = 2**31 - 1
+MAX_SEED = training.SHARED_SEED
 
 
 class Plan(NamedTuple):
@@ -63,6 +63,8 @@ def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list
         safe_name(name, "experiment and settings")  # they name folders
     for config in configs.values():
         _check_config(config)
+    if any(PROBES[name].kind == "pair" for name in experiment.probes):
+        _check_pairs(configs)
     groups = population.groups_of(configs, runtime)
     for group in groups:
         sites, along = population.sites_of(group.static, group.dials[group.settings[0]]), group.static.config.keep.along
@@ -104,6 +106,24 @@ def _check_config(config: Config) -> None:
         )
     if training_.dense and not (len(training_.dense) == 2 and training_.dense[0] < training_.dense[1]):
         raise ConfigError(f"config.training.dense={training_.dense}: expected two rising shares of training, or none")
+
+
+def _check_pairs(configs: Mapping[str, Config]) -> None:
+    """Models of one column are compared on the same probe examples."""
+    first: dict[str, tuple[str, Any]] = {}
+    for name, config in configs.items():
+        if not config.keep.shared:
+            raise ConfigError(
+                f"config.keep.shared=false (setting {name}): expected true, since pairs of models are compared"
+            )
+        # What decides the probe examples; the rest says what is asked for, or how much.
+        own = dataclasses.replace(config.task, outputs=(), exposure=(), output_order=(), num_train=1, num_test=2)
+        before, other = first.setdefault(name.split(".")[0], (name, (own, config.keep.probe_set)))
+        if other != (own, config.keep.probe_set):
+            raise ConfigError(
+                f"settings {before} and {name} see different probe examples: expected the same task but for its outputs, "
+                f"since pairs of models are compared"
+            )
 
 
 def recorded_rows(folder: Path) -> int:
@@ -149,7 +169,10 @@ def covered(plan: Plan) -> dict[str, dict[str, Any]]:
     train = {"format": store.FORMAT, "settings": settings, "runtime": runtime, "seed": plan.layout.seed}
     train |= {"caps": dict(plan.layout.caps)} if plan.layout.caps else {}
     here = Path(__file__).parent
-    probes = {"probes": list(plan.experiment.probes), "source": source_of(here / "probes", here / "measure.py")}
+    probes = {
+        "probes": list(plan.experiment.probes),
+        "source": source_of(here / "probes", here / "measure.py", here / "pairs.py"),
+    }
     measured = {"train": train, "seeds": list(plan.layout.extents), **probes}
     claims = {"source": source_of(here / "report", here / "statistics.py")}
     return {

@@ -22,7 +22,7 @@ Source: ours.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -59,6 +59,7 @@ class Part:
       secondary: the same effect by another measure; where the verdicts differ the card says so.
       secondary_sesoi: its smallest effect that matters, where it is on another scale.
       accuracy: difference in accuracy between the features, by seed, where equal accuracy is a premise.
+      everyone: `values` whether or not seeds passed, where a seed's value depends on which others are in (pseudo-values).
     """
 
     label: str
@@ -70,6 +71,7 @@ class Part:
     secondary: pd.Series | None = None
     secondary_sesoi: float | None = None
     accuracy: pd.Series | None = None
+    everyone: pd.Series | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,28 @@ def summarise(values: Sequence[float] | np.ndarray) -> Summary:
     return Summary(
         mean, mean - outer, mean + outer, mean - inner, mean + inner, float(boot[0]), float(boot[1]), sign_flips(x), k
     )
+
+
+def pseudo_values(statistic: Callable[[list[int]], float], seeds: Sequence[int]) -> pd.Series:
+    """Jackknife: one number a seed for a statistic of all seeds together, K theta - (K - 1) theta without that seed.
+
+    Their mean is the statistic less its bias to first order, and the t interval of that mean is the jackknife's. For a
+    mean of values the pseudo-values are those values; for a mean over pairs of models of different seeds their mean is
+    the statistic itself, and leaving out a seed leaves out all pairs with any model of it.
+
+    Args:
+      statistic: a number from a list of seeds.
+      seeds: those that count, K of them.
+
+    Returns:
+      A value a seed, in order; NaN where K - 1 seeds do not allow the statistic.
+
+    Source: Tukey 1958.
+    """
+    seeds = list(seeds)
+    whole, k = statistic(seeds) if seeds else math.nan, len(seeds)
+    left = {s: statistic([t for t in seeds if t != s]) for s in seeds}
+    return pd.Series({s: k * whole - (k - 1) * value for s, value in left.items()}, dtype=float)
 
 
 def sign_flips(values: np.ndarray) -> float:
@@ -234,7 +258,8 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
     passed = part.passed.all(axis=1) & np.isfinite(values)
     rate = float(part.passed.mean().min()) if len(part.passed) else math.nan
     used = summarise(values[passed].to_numpy())
-    everyone = summarise(values[np.isfinite(values)].to_numpy())
+    all_seeds = values if part.everyone is None else part.everyone
+    everyone = summarise(all_seeds[np.isfinite(all_seeds)].to_numpy())
     decided = verdict(used, part.side, part.sesoi)
     notes = []
     if used.runs < MIN_SEEDS or not rate >= MIN_PASS_RATE:

@@ -99,6 +99,24 @@ def by_layer(results: Results, setting: str, metric: str, feature: str, sites: S
     return pd.DataFrame({s: results.values(setting, metric, feature, site=s, **more) for s in sites}).T
 
 
+def similarities(results: Results, column: str, metric: str) -> pd.DataFrame:
+    """How alike the models of one column are, `[M, M]`: rows and columns by (setting, step), then seed.
+
+    Symmetric; NaN for two models of one seed, which are never compared, and where a similarity is missing.
+    """
+    rows = results.rows
+    rows = rows[(rows["metric"] == metric) & (rows["other"] != "") & rows["setting"].str.startswith(f"{column}.")]
+    one = list(zip(rows["setting"], rows["step"], rows["seed"], strict=True))
+    parts = [(*name.split("/"), "")[:3] for name in rows["other"]]
+    other = [(s, int(step) if step else results.last_step(s), int(seed)) for s, seed, step in parts]
+    models = pd.MultiIndex.from_tuples(sorted({*one, *other}), names=["setting", "step", "seed"])
+    matrix = np.full((len(models),) * 2, np.nan)
+    place = {model: i for i, model in enumerate(models)}
+    i, j = ([place[model] for model in found] for found in (one, other))
+    matrix[i, j] = matrix[j, i] = rows["value"]
+    return pd.DataFrame(matrix, index=models, columns=models)
+
+
 def passing(results: Results, settings: Sequence[str]) -> str:
     """How many of the seeds shown learned every feature they were asked for."""
     passed = [all_at_end(results, [s]).to_numpy() for s in settings]  # each has seeds of its own

@@ -93,14 +93,17 @@ def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path)
     """
     write_claims(target, rows)
     last = results.rows["setting"].map(lambda s: results.last_step(s))
-    final = results.rows[results.rows["step"] == last].drop(columns=["experiment", "group", "split", "other"])
-    # Means over seeds of every measure, and each seed's own value of the main ones.
-    keys = ["setting", "step", "site", "probe", "metric", "feature", "at"]
+    final = results.rows[results.rows["step"] == last].drop(columns=["experiment", "group", "split"])
+    # Means over seeds of every measure, and each seed's own value of the main ones; of pairs the mean over models.
+    final["other"] = final["other"].str.replace(r"/\d+", "", n=1, regex=True)
+    paired = ["other"] if set(final["other"]) != {""} else []
+    final = final if paired else final.drop(columns="other")
+    keys = ["setting", "step", "site", "probe", "metric", "feature", *paired, "at"]
     summary = final.groupby(keys)["value"].agg(["mean", "std", "count"]).reset_index()
     penultimate = final["setting"].map(lambda s: results.site(s, "last_hidden"))
     main = final[final["metric"].isin(["r2", "readout_norm"]) & (final["site"] == penultimate)]
     _write_frame(target / "measures.csv", summary)
-    _write_frame(target / "seeds.csv", main)
+    _write_frame(target / "seeds.csv", main.drop(columns=paired))
     curves = results.curves[results.curves["split"] == "test"]
     curves = curves.groupby(["setting", "step", "output"])["accuracy"].agg(["mean", "min", "max", "count"]).reset_index()
     _write_frame(target / "curves.csv", curves)
