@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import DEVICES
 from made import SEEDS, Made
 from rsatoolbox.data import Dataset
 from rsatoolbox.inference import boot_noise_ceiling
@@ -17,7 +18,7 @@ from rsatoolbox.rdm.transform import sqrt_transform
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import rankdata
 
-from experiments import run
+from experiments import request
 from experiments import similarity as experiment
 from repbias_jax import measure, pairs, planning, training
 from repbias_jax.config import Config, ConfigError, Keep, Model, Runtime, Task, dials_of, static_half
@@ -337,16 +338,14 @@ def test_settings_that_cannot_be_compared_are_refused():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, command):
-    workdir = tmp_path_factory.mktemp("similarity")
-    command("--experiment=similarity", "--preset=smoke", f"--workdir={workdir}", "--devices=2")
-    return workdir / "similarity"
+def folder(smokes):
+    return smokes / "similarity"
 
 
 @pytest.fixture(scope="module")
 def chunks(folder):
-    smoke = run.assemble(experiment, "smoke", None, 0, [])
-    return planning.place(smoke, planning.check(smoke, "cpu"), folder, 2).chunks
+    smoke = request.assemble(experiment, "smoke", None, 0, [])
+    return planning.place(smoke, planning.check(smoke, "cpu"), folder, DEVICES).chunks
 
 
 def test_pairs_on_disk_are_the_probe_of_their_activations(folder):
