@@ -36,6 +36,7 @@ setup(
             "pyright[nodejs]>=1.1.400",
             "PyYAML>=6",
             "pytest>=8",
+            "rsatoolbox>=0.3.2",
             "ruff>=0.11",
             "scikit-learn>=1.6",
             "xarray>=2025.1",

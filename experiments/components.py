@@ -153,7 +153,7 @@ def _draw_plane(results: Results, settings: list[str]) -> Figure | None:
                 )
             axes.set_aspect("equal", adjustable="datalim")
             title = f"{feature}, {setting.split('.')[0]}, seed {seed}"
-            draw.label(axes, title, "first component (activation units)", "second component")
+            draw.label(axes, title, "first component (activation units)", "second component (activation units)")
     return draw.finish(figure)
 
 

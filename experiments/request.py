@@ -61,6 +61,7 @@ def assemble(module: ModuleType, preset_name: str, num_seeds: int | None, seed: 
         columns=tuple(columns),
         tuned=without(experiment.tuned),
         num_seeds=preset.num_seeds if num_seeds is None else num_seeds,
+        seed_caps=tuple((name, cap) for name, cap in experiment.seed_caps if name in dict(settings)),
         seed=seed,
         variant=", ".join(variant),
     )

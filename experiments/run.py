@@ -32,7 +32,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, f"name of an experiment, or {request.ALL}: every one and a score card")
 flags.DEFINE_string("workdir", None, "folder for results; the experiment gets its own folder in it")
 flags.DEFINE_string("preset", "full", "size of the experiment")
-flags.DEFINE_integer("num_seeds", None, "seeds of every setting; by default the preset's")
+flags.DEFINE_integer("num_seeds", None, "seeds of every setting that has no cap; by default the preset's")
 flags.DEFINE_integer("seed", 0, "first seed", lower_bound=0)
 flags.DEFINE_list("stage", list(pipeline.STAGES), "stages to run")
 flags.DEFINE_bool("only_print", False, "show what would be run, and start nothing")
@@ -77,6 +77,9 @@ def help_text() -> str:
             lines.append(
                 f"  --preset={preset}: {size.num_seeds} seeds; {chosen}; {', '.join(size.columns) or 'all columns'}"
             )
+        for cap in sorted({cap for _, cap in experiment.seed_caps}):
+            capped = [setting for setting, own in experiment.seed_caps if own == cap]
+            lines.append(f"  at most {cap} seeds: {', '.join(capped)}")
         lines.append("  dotted names (type, unit; default):")
         for dotted, (kind, field) in fields_of(experiment.config).items():
             part, leaf = dotted.split(".")

@@ -43,7 +43,7 @@ def run_all(jobs: Sequence[Job], run_one: Callable[[Job], Outcome], stop: Callab
     failed = []
     for i, job in enumerate(jobs):
         if stop():
-            raise Interrupted(f"stopped before {job.name}; the experiments before it are done")
+            raise Interrupted(f"stopped before {job.name}")
         _progress(i, len(failed), len(jobs), f"; now {job.name}")
         try:
             missing = run_one(job).missing

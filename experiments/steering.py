@@ -194,20 +194,19 @@ def _draw_doses(results: Results, settings: list[str]) -> Figure | None:
 def _draw_matrix(results: Results, settings: list[str]) -> Figure | None:
     if not settings:
         return None
-    figure, panels = draw.grid(len(settings), len(SITES), 3.6, 3.0)
+    figure, panels = draw.grid(len(settings), len(SITES), 4.0, 2.7)
     rows = [(m, f) for m in ("flips", "random_flips") for f in (EASY, HARD)]
     for line, setting in zip(panels, settings, strict=True):
         for axes, (site, name) in zip(line, SITES.items(), strict=True):
             shares = np.array(
                 [[results.values(setting, m, f, site, other=o, at="own").mean() for o in (EASY, HARD)] for m, f in rows]
             )
-            image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+            axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
             for (i, j), share in np.ndenumerate(shares):
                 axes.text(j, i, f"{share:.2f}", ha="center", va="center", color="white" if share < 0.6 else "black")
             axes.set_xticks([0, 1], [EASY, HARD])
             axes.set_yticks(range(4), [f if m == "flips" else f"random,\nas {f}" for m, f in rows])
-            figure.colorbar(image, ax=axes, label="outputs flipped (share)")
-            draw.label(axes, f"{setting}, {name}", "output", "direction")
+            draw.label(axes, f"{setting}, {name}", "output whose flips are counted (share)", "direction")
     return figure
 
 

@@ -87,7 +87,7 @@ def run(
             # What is written once for the whole experiment has one writer; of several processes the last one merges.
             with store.lock(folder / "lock", wait=shared):
                 if not current("measure"):
-                    measure.merge(folder, present)
+                    measure.merge(folder, plan.experiment.name, present, plan.experiment.probes, stop)
                     end("measure", ["results.csv"], begun)
     if waiting or "report" not in stages:
         return Outcome([], said)

@@ -62,7 +62,7 @@ def command(cache):
     """Runs the experiment command in a process of its own; returns the finished process."""
 
     def run(*arguments: str, check: int | None = 0, **more) -> subprocess.CompletedProcess:
-        done = subprocess.run(line_of(cache, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=600, **more)
+        done = subprocess.run(line_of(cache, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=900, **more)
         assert check is None or done.returncode == check, done.stderr + done.stdout
         return done
 
@@ -76,3 +76,11 @@ def smoke(tmp_path_factory, command) -> Path:
     done = command("--experiment=complexity", "--preset=smoke", f"--workdir={workdir}", f"--devices={DEVICES}")
     (workdir / "printed.txt").write_text(done.stdout)
     return workdir / "complexity"
+
+
+@pytest.fixture(scope="session")
+def smokes(smoke, command) -> Path:
+    """The workdir after every experiment in smoke size, by the command that runs them all and goes on from `smoke`."""
+    done = command("--experiment=ALL", "--preset=smoke", f"--workdir={smoke.parent}", f"--devices={DEVICES}")
+    (smoke.parent / "printed_all.txt").write_text(done.stdout)
+    return smoke.parent

@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import DEVICES, run_here
+from conftest import DEVICES, ROOT, run_here
 
 from experiments import EXPERIMENTS, request
 from repbias_jax import pipeline, planning, store
@@ -49,6 +50,12 @@ def test_claims_stand_in_the_order_of_their_ids_with_exploratory_columns_last():
     assert [r["id"] for r in rows] == ["C01", "C02", "C03", "C03a", "C03b", "C12", "C01"]
     assert [r["id"] for r in rows if r["part"]] == ["C03a", "C03b"]
     assert [r["exploratory"] for r in rows].index("True") == len(rows) - 1
+
+
+def test_experiments_off_their_reference_settings_are_named_once_a_reason():
+    named = [source("a"), source("b", variant="quick"), source("c", variant="new, quick"), source("d", variant="quick")]
+    assert card.illustrations(named) == "b, d (quick); c (new, quick)"
+    assert card.illustrations(named[:1]) == ""
 
 
 def test_holm_is_over_the_claims_of_the_whole_card():
@@ -139,17 +146,17 @@ def three(**more):
 
 
 @pytest.fixture
-def registered(monkeypatch):
-    """Puts experiments in the place of those there are."""
+def registered():
+    """Puts experiments in the place of those there are, for one test."""
+    own = dict(EXPERIMENTS)
 
     def put(modules):
-        for name in list(EXPERIMENTS):
-            monkeypatch.delitem(EXPERIMENTS, name)
-        for name, module in modules.items():
-            monkeypatch.setitem(EXPERIMENTS, name, module)
+        EXPERIMENTS.clear()
+        EXPERIMENTS.update(modules)
 
     put(three())
-    return put
+    yield put
+    put(own)
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +205,8 @@ def test_one_that_fails_does_not_keep_the_others(call, registered, workdir):
     assert ids(workdir) == ["C01", "C02", "C02a", "C02b", "C07", "C36"]
     assert "missing" not in cards(workdir)[1].decode().lower()
     assert out.splitlines()[-2:] == [str(workdir / "scorecard.html"), str(workdir / "scorecard.csv")]
-    assert re.search(r"^C07 .*reproduced", out, re.M)
-    assert re.search(r"^C36 .*opposite", out, re.M)
+    assert re.search(r"^C07 .*reproduced +alpha$", out, re.M)
+    assert re.search(r"^C36 .*opposite +alpha$", out, re.M)
     assert 'href="beta/report.html"' in cards(workdir)[1].decode()
 
 
@@ -224,7 +231,7 @@ def test_interrupted_and_started_again_the_card_is_the_same(call, registered, wo
     registered(three(beta=told_to_stop))
     status, _, err = call("--experiment=ALL", f"--workdir={other}")
     assert status == 75
-    assert "stopped before gamma; the experiments before it are done; run the same command again" in err
+    assert "interrupted: stopped before gamma; run the same command again" in err
     assert not (other / "scorecard.csv").exists()
     registered(three())
     assert run_here("--experiment=ALL", f"--workdir={other}") == 0
@@ -291,6 +298,12 @@ def test_a_workdir_of_another_configuration_is_refused_before_the_others_go_on(c
     assert status == 2
     assert re.match(r"error: alpha: .*config.training.epochs.* asks for 3", err)
     assert not list(workdir.glob("*/claims.csv"))
+
+
+def test_make_reproduce_runs_every_experiment():
+    line = ["make", "-n", "reproduce", "VENV=V", "REPRODUCE=D"]
+    printed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "V/bin/python -m experiments.run --experiment=ALL --preset=quick --workdir=D\n" in printed
 
 
 def test_no_experiment_may_take_the_name_of_all():

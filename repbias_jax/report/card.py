@@ -109,7 +109,11 @@ def write_table(folder: Path, sources: Sequence[Source]) -> list[dict[str, Any]]
 
 def illustrations(sources: Sequence[Source]) -> str:
     """Which experiments are not at their reference settings, and how; empty where all are."""
-    return "; ".join(f"{source.name} ({source.variant})" for source in sources if source.variant)
+    alike: dict[str, list[str]] = {}
+    for source in sources:
+        if source.variant:
+            alike.setdefault(source.variant, []).append(source.name)
+    return "; ".join(f"{', '.join(names)} ({variant})" for variant, names in alike.items())
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

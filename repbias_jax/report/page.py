@@ -31,7 +31,7 @@ def write(
         "page.html",
         title=experiment.title,
         runs=len(results.curves.drop_duplicates(["setting", "seed"])),
-        seeds=results.curves["seed"].nunique(),
+        seeds=_seeds(results),
         variant=experiment.variant,
         readouts=readouts(results),
         columns=[_column(name, rows) for name, _ in experiment.columns],
@@ -50,6 +50,12 @@ def render(template: str, **values: Any) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.get_template(template).render(**values)
+
+
+def _seeds(results: Results) -> str:
+    """Seeds of a setting: `16`, or `4 to 24` where not all have as many."""
+    counts = results.curves.groupby("setting")["seed"].nunique()
+    return " to ".join(str(n) for n in np.unique([counts.min(), counts.max()]))
 
 
 def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
