@@ -7,7 +7,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from repbias_jax.probes import readout, variance
+from repbias_jax.probes import decoding, readout, variance
 
 
 class Probe(NamedTuple):
@@ -16,7 +16,8 @@ class Probe(NamedTuple):
     function: Callable
     kind: Literal["representation", "intervention"]
     along: bool = False  # also at the snapshots along training, and not only at the first and the last
-    sites: tuple[str, ...] = ()  # only there; empty: everywhere
+    sites: tuple[str, ...] = ()  # only there (`hidden_*`: all of these); empty: everywhere
+    padded: bool = True  # widths may share one program, by units that are always zero; else each has its own, and no waste
 
 
 PROBES: dict[str, Probe] = {
@@ -24,4 +25,8 @@ PROBES: dict[str, Probe] = {
     "walsh": Probe(variance.walsh, "representation"),
     "partition": Probe(variance.partition, "representation"),
     "readout": Probe(readout.readout, "intervention", sites=("last_hidden",)),
+    "decode": Probe(decoding.decode, "representation", along=True, sites=("hidden_*",), padded=False),
+    "decode_nonlinear": Probe(decoding.decode_nonlinear, "representation", sites=("last_hidden",), padded=False),
+    "transfer": Probe(decoding.transfer, "representation", sites=("hidden_*",), padded=False),
+    "reliance": Probe(decoding.reliance, "intervention", sites=("last_hidden",)),
 }
