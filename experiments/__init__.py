@@ -5,7 +5,7 @@ Add one: a file, and a line here.
 
 from types import ModuleType
 
-from experiments import architecture, competition, complexity, learning_order, prevalence
+from experiments import architecture, competition, complexity, downstream, learning_order, prevalence, redundancy
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "complexity": complexity,
@@ -13,4 +13,6 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "prevalence": prevalence,
     "competition": competition,
     "architecture": architecture,
+    "downstream": downstream,
+    "redundancy": redundancy,
 }

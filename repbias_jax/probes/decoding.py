@@ -57,7 +57,7 @@ def decode_nonlinear(fit: Side, score: Side, num_values: int = 2) -> dict[Measur
     and targets +/-1 about their mean, a readout is (K + ridge)^-1 y: closed form. Ridge by the squared error on held-out
     quarters of the fit set. As many examples as `decode` has, so that the two differ in nothing but the readout; that
     costs about N^3, which is why it is run at the penultimate layer alone. Range, direction, perfect and random values as
-    for `decode`; `decode_nonlinear_converged` is 1 where the last linear system is solved to .001, else 0.
+    for `decode`; `decode_nonlinear_converged` is 1 where the last linear system is solved to .01 of a target, else 0.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to fit on.
@@ -74,10 +74,10 @@ def decode_nonlinear(fit: Side, score: Side, num_values: int = 2) -> dict[Measur
     targets = 2 * logistic.columns(codes[0][:, order], num_values) - 1  # [F, J, N]
     flat = targets.reshape(-1, targets.shape[-1]).T  # [N, M]
     best, every = _best_ridge(fit[0][order], flat, targets.shape[1]), jnp.arange(flat.shape[1])
-    said, left = _kernel_ridge(fit[0][order], flat, score[0])
+    said, left = _kernel_ridge(logistic.after(fit[0][order], best), flat, score[0])
     logits = said[best, :, every].reshape(*targets.shape[:2], -1)  # [F, J, Q]
     found = logistic.decided(logits, _present(codes[0], num_values))
-    converged = jnp.max(left[best, every].reshape(targets.shape[:2]), axis=1) <= 1e-3
+    converged = jnp.max(left[best, every].reshape(targets.shape[:2]), axis=1) <= 1e-2
     right = _balanced(found, codes[1], num_values)
     return _named("decode_nonlinear", fit, score, names, right, converged.astype(jnp.float32))
 
@@ -106,12 +106,13 @@ def transfer(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
     """
     _check_shapes(fit, score)
     names = [n for n in _whole(fit[1]) if "." not in n and not n.startswith("twin_")]
-    defined, out = _defined(fit[0], score[0]), {}
+    defined, out, earlier = _defined(fit[0], score[0]), {}, ()
     for a, b in combinations(names, 2):
         for size in (n for n in SIZES if n <= len(fit[0]) // num_values and n % num_values == 0):
             rows, enough = _agreeing(fit[1][a], fit[1][b], size, num_values)
-            x, y = fit[0][rows], fit[1][a][rows]
+            x, y = logistic.after(fit[0][rows], *earlier), fit[1][a][rows]
             found = _downstream(x, y, score, (a, b), num_values)
+            earlier = (found["follow", ""],)
             out |= {
                 Measured(metric, a, b, str(size) + at): jnp.where(enough & defined, value, jnp.nan)
                 for (metric, at), value in found.items()
@@ -167,7 +168,7 @@ def _downstream(x: Array, y: Array, score: Side, pair: tuple[str, str], num_valu
 
 
 def _agreeing(a: Array, b: Array, size: int, num_values: int) -> tuple[Array, Array]:
-    """`size` rows on which two features agree, each value in turn, taken in a fixed random order; whether there are enough."""
+    """`size` rows on which two features agree, each value in turn, in a fixed random order; whether there are enough."""
     order = _orders(len(a), 0)[1]
     share = size // num_values
     hits = (a == b)[order][None] & (a[order][None] == jnp.arange(num_values)[:, None])  # [C, N]
@@ -212,9 +213,8 @@ def _balanced(said: Array, codes: Array, num_values: int, kept: Array | None = N
     """Mean over the values that occur of the share that is right. Args: `[F, N]` each, kept `[N]`. Returns: `[F]`."""
     of = codes[:, None] == jnp.arange(num_values)[None, :, None]  # [F, C, N]
     of = of if kept is None else of & kept[None, None]
-    counts = of.sum(-1)
-    shares = jnp.sum(of & (said == codes)[:, None], axis=-1) / jnp.maximum(counts, 1)
-    return jnp.where(counts > 0, shares, 0).sum(-1) / (counts > 0).sum(-1)
+    counts, right = (jnp.sum(x, axis=-1, dtype=jnp.float32) for x in (of, of & (said == codes)[:, None]))
+    return jnp.sum(right / jnp.maximum(counts, 1), axis=-1) / jnp.sum(counts > 0, axis=-1, dtype=jnp.float32)
 
 
 def _kernel_ridge(x: Array, targets: Array, others: Array) -> tuple[Array, Array]:

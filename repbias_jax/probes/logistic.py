@@ -188,6 +188,15 @@ def _solve(product, near: Array, target: Array) -> Array:
     return jax.lax.while_loop(go_on, step, (jnp.int32(0), jnp.zeros_like(target), target, ahead, first))[1]
 
 
+def after(value: Array, *earlier: Array) -> Array:
+    """`value`, and whatever follows from it, computed once `earlier` are there; these are finite.
+
+    Two batched factorisations of one program that do not depend on each other are run at once, on CPU each waits for
+    threads of one pool, and where the pool has two both wait for ever (seen with jaxlib 0.10.2). So they are made to.
+    """
+    return value + 0.0 * sum(jnp.sum(e.astype(jnp.float32)) for e in earlier)
+
+
 def _log_loss(margins: Array) -> Array:
     """log(1 + exp(-margin)), faster than `softplus`, which allows for infinite ones."""
     return jnp.maximum(-margins, 0) + jnp.log1p(jnp.exp(-jnp.abs(margins)))
