@@ -110,7 +110,7 @@ def figures(results: Results) -> list[Drawn]:
 CAPTIONS = {
     "sizes": "A readout of the frozen penultimate layer, trained on examples on which easy and hard agree and asked about "
     "examples on which they do not: share that follows easy, by the number of training examples and by regularisation. "
-    "Dots are all seeds, marks their mean with a 95 % interval; one half is reliance on both alike. Permuted training "
+    "Dots are all seeds, marks their mean with a 95 % interval; one half is reliance on both alike. Shuffled training "
     "labels follow easy or its opposite by luck, one half on average.",
     "layers": "The same by hidden layer, 256 training examples, cross-validated; beside it accuracy on held-out examples "
     "on which both features agree.",
@@ -148,11 +148,11 @@ def _draw_layers(axes: Axes, results: Results, setting: str) -> None:
 
 
 def _floors(axes: Axes, x: np.ndarray, places: list[tuple[str, str]], results: Results, setting: str) -> None:
-    """Untrained network and permuted labels, a mark a place (size and site), and the line of both alike."""
+    """Untrained network and shuffled labels, a mark a place (size and site), and the line of both alike."""
     untrained = [_follow(results, setting, n, site=site, step=0).mean() for n, site in places]
     draw.floor(axes, x + 0.25, untrained, "follow easy, untrained network", "x")
     shuffled = [_follow(results, setting, n, "follow_shuffled", site=site).mean() for n, site in places]
-    draw.floor(axes, x + 0.32, shuffled, "follow easy, permuted labels", "d")
+    draw.floor(axes, x + 0.32, shuffled, "follow easy, shuffled labels", "d")
     axes.axhline(0.5, linestyle=(0, (1, 2)), label="both alike", **draw.FLOOR)
 
 

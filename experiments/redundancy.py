@@ -5,7 +5,7 @@ Claims: untrained networks decode easy above hard; training enhances the target 
 Paper: Hermann and Lampinen 2020 (binary task). Their sizes leave hard under 80 %, so all sizes are those of our base.
 
   python -m experiments.run --experiment=redundancy --workdir=DIR                   full: 16 seeds, two optimizers
-  python -m experiments.run --experiment=redundancy --workdir=DIR --preset=quick    SGD only, four settings
+  python -m experiments.run --experiment=redundancy --workdir=DIR --preset=quick    SGD only, three settings
 
 Settings:
   target_easy  asked for identity (easy); parity-4 (hard) is there and predicts nothing
@@ -25,8 +25,8 @@ Decided here, where the list of claims is silent:
   .2 of the conflicts, of which part a is never true. So part b asks for what they allow to a network that resolves
   conflicts as this one does (`allowed`); the figure shows accuracy against .9 besides.
 - C33 needs something that first favours easy and then has hard learned: shortcut, whose gate is hard on test data on
-  which easy predicts nothing. The peak of the maximum of a noisy curve is biased: each seed is read at the snapshot
-  after the first at which the mean of all OTHER seeds peaks. Chance is one half.
+  which easy predicts nothing. The maximum of a noisy curve lies too high: each seed is read at the snapshot,
+  the first left out, at which the mean of the OTHER half of the seeds peaks. Chance is one half.
 - C34: the suppressed feature is easy in target_hard (hard is not decodable before training either; it is in the figure).
 
 Cost: `--only_print` says it; there is no reference run yet.
@@ -78,7 +78,7 @@ EXPERIMENT = Experiment(
             "quick",
             Preset(
                 12,
-                settings=("target_easy", "target_hard", "p80", "p90"),
+                settings=("target_easy", "target_hard", "p80"),
                 columns=("sgd",),
                 overrides=(("training.epochs", 64), ("keep.every", 1024), ("keep.until", 0), ("keep.every_late", 0)),
             ),
@@ -189,7 +189,7 @@ def _relied(results: Results, setting: str) -> tuple[Part, ...]:
 def _falls(results: Results, setting: str) -> tuple[Part, ...]:
     curve = contrasts.curve(results, setting, "decode", EASY)
     passed = contrasts.all_at_end(results, [setting])
-    text = "decoding accuracy of easy at its peak (that of the other seeds' mean) minus at the end"
+    text = "decoding accuracy of easy at its peak (that of the other half of the seeds) minus at the end"
     end = curve.loc[results.last_step(setting)]
     return (
         Part("a", text, at_peak(curve) - end, passed, +1, 0.05),
@@ -198,9 +198,15 @@ def _falls(results: Results, setting: str) -> tuple[Part, ...]:
 
 
 def at_peak(curve: pd.DataFrame) -> pd.Series:
-    """Each seed's value where the mean of the others peaks, step 0 left out. Args: a row a snapshot, a column a seed."""
+    """Each seed's value where the mean of the other half of the seeds peaks, step 0 left out.
+
+    Args:
+      curve: a row a snapshot, a column a seed; the halves are every other column.
+    """
     later = curve[curve.index > 0]
-    return pd.Series({k: later.loc[later.drop(columns=k).mean(axis=1).idxmax(), k] for k in later}, dtype=float)
+    halves = later.iloc[:, ::2], later.iloc[:, 1::2]
+    found = [own.loc[other.mean(axis=1).idxmax()] for own, other in (halves, halves[::-1])]
+    return pd.concat(found).sort_index().astype(float)
 
 
 def _recovered(results: Results, setting: str) -> tuple[Part, ...]:
@@ -230,7 +236,7 @@ CLAIMS = {
 def figures(results: Results) -> list[Drawn]:
     """All figures, for the columns and settings that were run."""
     columns = list(dict.fromkeys(results.settings["column"]))
-    ladders = [c for c in columns if len(_run(results, c, LADDER)) > 1]
+    ladders = [c for c in columns if _run(results, c, LADDER)]
     single = [s for name in ("target_easy", "target_hard") for s in contrasts.run_in(results, name)]
     along = [s for name in ("target_hard", "shortcut") for s in contrasts.run_in(results, name)]
     drawn = [

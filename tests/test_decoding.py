@@ -244,6 +244,14 @@ def test_transfer_equals_a_slow_twin():
     )
 
 
+def test_transfer_of_shuffled_labels_leans_to_neither_side():
+    """Over runs, since in one of them the readout follows the strong feature or its opposite."""
+    runs = [planted(seed=s, strengths=(3.0, 0.2)) for s in range(24)]
+    shares = [run_transfer(*sides(phi, two(f)), 2)[Measured("follow_shuffled", "a", "b", "256")] for phi, f in runs]
+    assert np.std(shares) > 0.05
+    assert np.mean(shares) == pytest.approx(0.5, abs=3 * np.std(shares) / np.sqrt(24))
+
+
 def test_transfer_without_enough_examples_has_no_value():
     phi, factors = planted()
     factors["b"] = np.where(np.arange(2048) % 8 == 0, factors["a"], 1 - factors["a"])

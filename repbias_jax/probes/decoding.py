@@ -89,8 +89,9 @@ def transfer(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
     value), and asked about examples on which they do not. Range of `follow`: 0 to 1, the share of those (balanced over
     the values of a) given the value of a; direction: higher relies more on a; perfect reliance on a: 1, on b: 0; a random
     representation, or one that holds both alike: 1/2 for two values. `follow_accuracy` is the balanced accuracy on other
-    examples that agree (perfect 1, random 1 / C); `follow_shuffled` is `follow` when the training labels are permuted.
-    `follow_converged` is 1 where every fit reached its minimum, else 0.
+    examples that agree (perfect 1, random 1 / C); `follow_shuffled` is `follow` for shuffled training labels, which neither
+    feature predicts: by luck near 0 or 1 in one run, 1 / C on average. `follow_converged` is 1 where every fit reached its
+    minimum, else 0.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]`.
@@ -152,10 +153,13 @@ def reliance(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]
 def _downstream(x: Array, y: Array, score: Side, pair: tuple[str, str], num_values: int) -> dict[tuple[str, str], Array]:
     """A label's readouts, by metric and what is added to the size. Args: x `[n, D]`, y `[n]`, as `_agreeing` has them."""
     first, second = (score[1][name] for name in pair)
-    labels = jnp.stack([y, y[_orders(len(y), 0)[0]]])
+    # The rows are in random order but for the label, which is each value in turn. One permutation of it, the same for every
+    # run, would resemble it a little in all of them; this control holds every value equally often for each value.
+    control = (jnp.arange(len(y)) // num_values % num_values).astype(y.dtype)
+    labels = jnp.stack([y, control])
     targets = logistic.columns(labels, num_values)
     l2, converged = logistic.cross_validated(x, targets)
-    # Real and permuted labels with the l2 they chose, and the real ones with the two that are fixed.
+    # Real and control labels with the l2 they chose, and the real ones with the two that are fixed.
     targets = jnp.concatenate([targets, targets[:1], targets[:1]])
     readout = logistic.readouts(x, targets, jnp.concatenate([l2, jnp.asarray([STRONG, WEAK])]))
     said = logistic.predict(readout, score[0], jnp.ones((4, num_values), bool))
