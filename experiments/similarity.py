@@ -24,7 +24,7 @@ Similarity is read at the penultimate layer, between models of different seeds o
 
 C26 follows in part from C01: where easy fills most of the variance it fills most of the distances.
 
-Cost: `--only_print` says it; there is no reference run yet.
+Cost and outcome of the reference run: `experiments/results/similarity/manifest.json` and `claims.csv` beside it.
 Expected after the papers: C26 and C27b above zero, C27a below; C32 above; C35 below.
 """
 
@@ -61,7 +61,6 @@ EXPERIMENT = Experiment(
         (EASY_ONLY, (("task.outputs", (EASY,)),)),
         (HARD_ONLY, (("task.outputs", (HARD,)),)),
     ),
-    variant="settings not calibrated yet",
     columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
     probes=("variance", "similarity"),
     presets=(

@@ -10,7 +10,8 @@ from looks import assert_readable
 from made import Made
 
 from experiments import EXPERIMENTS, optimizer
-from experiments.run import assemble, help_text
+from experiments.request import assemble
+from experiments.run import help_text
 from repbias_jax import pipeline, planning, population
 from repbias_jax.config import ConfigError, Runtime
 from repbias_jax.measure import Results

@@ -12,7 +12,6 @@ For a binary feature r2 = p (1 - p) |d|^2 / tr(S), d the difference of the class
 Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of sums, null and partition are ours.
 """
 
-import functools
 from collections.abc import Mapping
 
 import jax
@@ -21,9 +20,18 @@ import numpy as np
 from jax import Array
 
 from repbias_jax.config import ConfigError
-from repbias_jax.probes.moments import Measured, Side, centred, dot, explained, moments, one_hot, whole_factors
-
-NUM_PERMUTATIONS = 100
+from repbias_jax.probes.moments import (
+    Measured,
+    Side,
+    centred,
+    dot,
+    explained,
+    is_constant,
+    moments,
+    one_hot,
+    orders,
+    whole_factors,
+)
 
 
 def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
@@ -47,7 +55,7 @@ def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
     """
     phi_fit, phi_score = centred(fit, score)
     total = jnp.sum(jnp.square(phi_score), axis=0)  # [D]
-    sst = jnp.where(_constant(score[0], total.sum()), jnp.nan, total.sum())
+    sst = jnp.where(is_constant(score[0], total.sum()), jnp.nan, total.sum())
     out = {Measured("total_variance"): total.sum() / len(phi_score)}
     for name in whole_factors(fit[1]):
         hot_fit, hot_score = (one_hot(side[1][name], num_values) for side in (fit, score))
@@ -94,7 +102,7 @@ def walsh(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
     members = np.array([[q >> i & 1 for i in range(len(names))] for q in range(1, 2 ** len(names))], bool)  # [Q, bits]
     phi_fit, phi_score = centred(fit, score)
     sst = jnp.sum(jnp.square(phi_score))
-    sst = jnp.where(_constant(score[0], sst), jnp.nan, sst)
+    sst = jnp.where(is_constant(score[0], sst), jnp.nan, sst)
     on_fit, on_score = (
         dot(_products(jnp.stack([side[1][n] for n in names], 1)).T, phi) / len(phi)
         for side, phi in ((fit, phi_fit), (score, phi_score))
@@ -131,7 +139,7 @@ def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arr
     """
     phi_fit, phi_score = centred(fit, score)
     sst = jnp.sum(jnp.square(phi_score))
-    sst = jnp.where(_constant(score[0], sst), jnp.nan, sst)
+    sst = jnp.where(is_constant(score[0], sst), jnp.nan, sst)
     names = [n for n in whole_factors(fit[1]) if "." not in n and not n.startswith("twin_")]
     designs = []
     for side in (fit, score):
@@ -195,23 +203,11 @@ def variance_explained(
     return {str(n): {m: float(found[Measured(m, str(n))]) for m in metrics} for n in factors}
 
 
-def _constant(raw: Array, sst: Array) -> Array:
-    """Whether a layer's variance is no more than rounding."""
-    return sst <= raw.size * jnp.square(4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(raw)))
-
-
 def _permuted(codes_fit: Array, codes_score: Array, num_values: int, phi_fit: Array, phi_score: Array) -> Array:
     """SST - SSE under `NUM_PERMUTATIONS` permutations of the labels. Returns `[permutations]`."""
-    fit, score = codes_fit[_orders(len(codes_fit), 0)], codes_score[_orders(len(codes_score), 1)]
+    fit, score = codes_fit[orders(len(codes_fit), 0)], codes_score[orders(len(codes_score), 1)]
     sums = moments(one_hot(fit, num_values), one_hot(score, num_values), phi_fit, phi_score)
     return jnp.sum(explained(sums), axis=-1)
-
-
-@functools.cache
-def _orders(length: int, side: int) -> np.ndarray:
-    """The permutations, the same ones for every run: `[NUM_PERMUTATIONS, length]`, drawn once with a fixed seed."""
-    rng = np.random.default_rng([length, side])
-    return np.stack([rng.permutation(length) for _ in range(NUM_PERMUTATIONS)]).astype(np.int32)
 
 
 def _products(bits: Array) -> Array:
