@@ -8,6 +8,7 @@ Source: Hermann and Lampinen 2020 (decoding), Lampinen et al. 2024 (conflicts); 
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,15 @@ from repbias_jax.probes.readout import balanced_accuracy
 SIZES = (64, 256)  # examples that a downstream readout is trained on
 RIDGES = (0.01, 0.1, 1.0, 10.0)  # added to the kernel matrix, whose diagonal is 1
 STRONG, WEAK = logistic.GRID[0], logistic.GRID[-1]
+
+
+class Answers(NamedTuple):
+    """What readouts say of N examples: of F factors, and then of the same with permuted labels."""
+
+    names: list[str]
+    codes: Array  # [2 F, N], what is right
+    said: Array  # [2 F, N]
+    converged: Array  # [2 F], 1 where every fit reached its minimum, else 0
 
 
 def decode(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
@@ -42,13 +52,7 @@ def decode(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]
 
     Source: Hermann and Lampinen 2020; solver, grid and control are ours.
     """
-    names, codes, order = _questions(fit, score)
-    x, targets = fit[0][order], logistic.columns(codes[0][:, order], num_values)
-    l2, converged = logistic.cross_validated(x, targets)
-    readout = logistic.readouts(x, targets, l2)
-    found = logistic.predict(readout, score[0], _present(codes[0], num_values))
-    converged = jnp.minimum(converged, readout.converged)
-    return _named("decode", fit, score, names, balanced_accuracy(found, codes[1], num_values), converged)
+    return _named("decode", fit, score, linear_answers(fit, score, num_values), num_values)
 
 
 def decode_nonlinear(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
@@ -71,16 +75,30 @@ def decode_nonlinear(fit: Side, score: Side, num_values: int = 2) -> dict[Measur
 
     Source: the question is Hermann and Lampinen's (2020), the decoder ours.
     """
+    return _named("decode_nonlinear", fit, score, nonlinear_answers(fit, score, num_values), num_values)
+
+
+def linear_answers(fit: Side, score: Side, num_values: int) -> Answers:
+    """What the readouts of `decode` say of each example of the score set. Args: as there."""
+    names, codes, order = _questions(fit, score)
+    x, targets = fit[0][order], logistic.columns(codes[0][:, order], num_values)
+    l2, converged = logistic.cross_validated(x, targets)
+    readout = logistic.readouts(x, targets, l2)
+    said = logistic.predict(readout, score[0], _present(codes[0], num_values))
+    return Answers(names, codes[1], said, jnp.minimum(converged, readout.converged))
+
+
+def nonlinear_answers(fit: Side, score: Side, num_values: int) -> Answers:
+    """What the readouts of `decode_nonlinear` say of each example of the score set. Args: as there."""
     names, codes, order = _questions(fit, score)
     targets = 2 * logistic.columns(codes[0][:, order], num_values) - 1  # [F, J, N]
     flat = targets.reshape(-1, targets.shape[-1]).T  # [N, M]
     best, every = _best_ridge(fit[0][order], flat, targets.shape[1]), jnp.arange(flat.shape[1])
-    said, left = _kernel_ridge(logistic.after(fit[0][order], best), flat, score[0])
-    logits = said[best, :, every].reshape(*targets.shape[:2], -1)  # [F, J, Q]
-    found = logistic.decided(logits, _present(codes[0], num_values))
+    predicted, left = _kernel_ridge(logistic.after(fit[0][order], best), flat, score[0])
+    logits = predicted[best, :, every].reshape(*targets.shape[:2], -1)  # [F, J, Q]
+    said = logistic.decided(logits, _present(codes[0], num_values))
     converged = jnp.max(left[best, every].reshape(targets.shape[:2]), axis=1) <= 1e-2
-    right = balanced_accuracy(found, codes[1], num_values)
-    return _named("decode_nonlinear", fit, score, names, right, converged.astype(jnp.float32))
+    return Answers(names, codes[1], said, converged.astype(jnp.float32))
 
 
 def transfer(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
@@ -192,14 +210,13 @@ def _questions(fit: Side, score: Side) -> tuple[list[str], list[Array], Array]:
     return names, codes, jnp.asarray(orders(len(fit[0]), 0)[1])
 
 
-def _named(
-    metric: str, fit: Side, score: Side, names: list[str], right: Array, converged: Array
-) -> dict[Measured, Array]:  # fmt: skip
-    """Rows of a decoder. Args: accuracies and convergence `[2 F]`, of real labels and then of permuted ones."""
-    defined, out = _defined(fit, score), {}
+def _named(metric: str, fit: Side, score: Side, answers: Answers, num_values: int) -> dict[Measured, Array]:
+    """Rows of a decoder."""
+    defined, out, names = _defined(fit, score), {}, answers.names
+    right = balanced_accuracy(answers.said, answers.codes, num_values)
     for f, name in enumerate(names):
         varies = defined & jnp.all(jnp.stack([jnp.any(s[1][name] != s[1][name][0]) for s in (fit, score)]))
-        found = {"": right[f], "_shuffled": right[len(names) + f], "_converged": converged[f]}
+        found = {"": right[f], "_shuffled": right[len(names) + f], "_converged": answers.converged[f]}
         out |= {Measured(metric + end, name): jnp.where(varies, value, jnp.nan) for end, value in found.items()}
     return out
 

@@ -12,7 +12,7 @@ For a binary feature r2 = p (1 - p) |d|^2 / tr(S), d the difference of the class
 Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of sums, null and partition are ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array
 
 from repbias_jax.config import ConfigError
+from repbias_jax.probes import regression
 from repbias_jax.probes.moments import (
     Measured,
     Side,
@@ -137,29 +138,24 @@ def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arr
 
     Source: ours.
     """
-    phi_fit, phi_score = centred(fit, score)
-    sst = jnp.sum(jnp.square(phi_score))
-    sst = jnp.where(is_constant(score[0], sst), jnp.nan, sst)
+    phi = centred(fit, score)
+    defined = ~is_constant(score[0], jnp.sum(jnp.square(phi[1])))
     names = [n for n in whole_factors(fit[1]) if "." not in n and not n.startswith("twin_")]
-    designs = []
-    for side in (fit, score):
-        designs.append({n: one_hot(side[1][n], num_values)[:, 1:] for n in names})
-    middle = {n: designs[0][n].mean(0, keepdims=True) for n in names}
-
-    def r2(chosen: list[str]) -> Array:
-        if not chosen:
-            return jnp.zeros(())
-        z_fit, z_score = (jnp.concatenate([d[n] - middle[n] for n in chosen], 1) for d in designs)
-        # The pseudo-inverse, since features may be copies of each other; q x q with q a handful.
-        weights = dot(jnp.linalg.pinv(dot(z_fit.T, z_fit), hermitian=True), dot(z_fit.T, phi_fit))
-        return jnp.sum(weights * (2 * dot(z_score.T, phi_score) - dot(dot(z_score.T, z_score), weights))) / sst
-
-    joint = r2(names)
-    out = {Measured("joint_r2"): joint}
-    for name in names:
+    if not names:
+        return {Measured("joint_r2"): jnp.where(defined, 0.0, jnp.nan)}
+    x_fit, x_score = (_columns(side, names, num_values) for side in (fit, score))
+    middle = x_fit.mean(0, keepdims=True).at[0, 0].set(0)
+    weights = jnp.ones(len(x_fit)), jnp.ones(len(x_score))
+    sums = regression.sums((x_fit - middle, x_score - middle), phi, weights)
+    own = np.arange(1, x_fit.shape[1]).reshape(len(names), -1).tolist()
+    found = jax.tree.map(
+        lambda value: jnp.where(defined, value, jnp.nan), regression.shares(sums, regression.inverses(sums, own))
+    )
+    out = {Measured("joint_r2"): found.joint}
+    for i, name in enumerate(names):
         constant = jnp.all(fit[1][name] == fit[1][name][0])
-        unique = jnp.where(constant, jnp.nan, joint - r2([n for n in names if n != name]))
-        out |= {Measured("unique_r2", name): unique, Measured("shared_r2", name): r2([name]) - unique}
+        unique = jnp.where(constant, jnp.nan, found.unique[i])
+        out |= {Measured("unique_r2", name): unique, Measured("shared_r2", name): found.alone[i] - unique}
     return out
 
 
@@ -201,6 +197,12 @@ def variance_explained(
     found = jax.jit(variance, static_argnames="num_values")(*sides, num_values=max(2, num_values))
     metrics = ("r2", "variance", "r2_mean_of_ratios", "null", "null_low", "null_high")
     return {str(n): {m: float(found[Measured(m, str(n))]) for m in metrics} for n in factors}
+
+
+def _columns(side: Side, names: Sequence[str], num_values: int) -> Array:
+    """A column of ones, and one for each value but the first of each factor, `[N, 1 + F (C - 1)]`."""
+    hot = [one_hot(side[1][name], num_values)[:, 1:] for name in names]
+    return jnp.concatenate([jnp.ones((len(side[0]), 1)), *hot], axis=1)
 
 
 def _permuted(codes_fit: Array, codes_score: Array, num_values: int, phi_fit: Array, phi_score: Array) -> Array:
