@@ -1,14 +1,18 @@
-# make demo | make test | make check | make benchmark | make faults        PYTHON=python3.13 VENV=.venv313 make test   for another Python
+# make demo | make reproduce | make test | make check | make benchmark | make faults        PYTHON=python3.13 VENV=.venv313 make test   for another Python
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= /tmp/repbias_demo
+REPRODUCE ?= /tmp/repbias_all
 PRESET ?= quick
 BIN = $(VENV)/bin
 
-.PHONY: demo test check benchmark faults clean
+.PHONY: demo reproduce test check benchmark faults clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.run --experiment=complexity --preset=$(PRESET) --workdir=$(DEMO)
+
+reproduce: $(VENV)/installed
+	$(BIN)/python -m experiments.run --experiment=ALL --preset=$(PRESET) --workdir=$(REPRODUCE)
 
 test: check
 	$(BIN)/python -m pytest

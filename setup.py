@@ -10,7 +10,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["repbias_jax*", "experiments*"]),
-    package_data={"repbias_jax.report": ["page.html"]},
+    package_data={"repbias_jax.report": ["*.html"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -40,6 +40,7 @@ setup(
             "pyright[nodejs]>=1.1.400",
             "PyYAML>=6",
             "pytest>=8",
+            "rsatoolbox>=0.3.2",
             "ruff>=0.11",
             "scikit-learn>=1.6",
             "xarray>=2025.1",

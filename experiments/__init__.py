@@ -5,7 +5,17 @@ Add one: a file, and a line here.
 
 from types import ModuleType
 
-from experiments import architecture, competition, complexity, components, learning_order, prevalence, steering
+from experiments import (
+    architecture,
+    competition,
+    complexity,
+    components,
+    learning_order,
+    optimizer,
+    prevalence,
+    similarity,
+    steering,
+)
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "complexity": complexity,
@@ -15,4 +25,6 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "architecture": architecture,
     "components": components,
     "steering": steering,
+    "optimizer": optimizer,
+    "similarity": similarity,
 }

@@ -30,7 +30,7 @@ from repbias_jax.config import Config, Experiment, Model, Preset
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
-from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.report.figures import STYLES, Drawn, Figure
 from repbias_jax.statistics import Claim, Part
 
 EASY, HARD = "parity1", "parity4"
@@ -149,23 +149,9 @@ def _draw_factors(results: Results, columns: list[str]) -> Figure:
             if not own:
                 axes.set_axis_off()
                 continue
-            _draw_levels(axes, results, own)
+            contrasts.levels(axes, results, own, EASY, HARD)
             draw.label(axes, f"{column} ({contrasts.passing(results, list(own.values()))})", name, draw.VARIANCE)
     return draw.finish(figure)
-
-
-def _draw_levels(axes: Axes, results: Results, settings: dict[object, str]) -> None:
-    x = np.arange(len(settings))
-    for feature, style, shift, mark, twin in ((EASY, STYLES[0], -0.06, "x", "d"), (HARD, STYLES[1], 0.06, "+", "p")):
-        r2 = pd.DataFrame({s: results.values(s, "r2", feature) for s in settings.values()}).T
-        draw.dots(axes, list(x), r2, feature, style, shift=shift)
-        start = [results.values(s, "r2", feature, step=0).mean() for s in settings.values()]
-        draw.floor(axes, x, start, f"{feature}, untrained", mark)
-        unused = [results.values(s, "r2", f"twin_{feature}").mean() for s in settings.values()]
-        draw.floor(axes, x, unused, f"unused twin of {feature}", twin)
-    contrasts.null_band(axes, results, next(iter(settings.values())), HARD)
-    axes.set_xlim(-0.5, len(settings) - 0.5)
-    axes.set_xticks(x, [str(level) for level in settings])
 
 
 def _draw_every_layer(results: Results, column: str) -> Figure | None:

@@ -153,6 +153,9 @@ CAPTIONS = {
     "as many outputs as with four others, and nothing new to learn.",
 }
 
+# The figure that shows a claim or a part of it; the first one, where none is named.
+FIGURES = {"C09": "absolute"}
+
 
 def _draw_numbers(results: Results, columns: list[str], metric: str, y_label: str) -> Figure | None:
     shown = [(c, t) for c in columns for t in TARGETS if results.has(f"{c}.{t}_alone")]

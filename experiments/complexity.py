@@ -235,6 +235,9 @@ CAPTIONS = {
     "layer. Dots are seeds.",
 }
 
+# The figure that shows a claim or a part of it; the first one, where none is named.
+FIGURES = {"C02": "rungs", "C03": "along", "C04": "parts", "C04a": "walsh"}
+
 
 def _draw_gap(results: Results, settings: list[str]) -> Figure | None:
     """The main figure: easy and hard at the penultimate layer, a pair a setting."""

@@ -106,6 +106,7 @@ class Keep:
     probe_set: str = _field(
         "balanced", "examples whose activations are kept", choices=("balanced", "natural", "decorrelated")
     )
+    shared: bool = _field(False, "all seeds see the same probe examples, so that their representations can be compared")
     along: str = _field("last_hidden", "site kept along training")
     every: int = _field(0, "distance of snapshots along training; 0: only first and last", "steps", low=0)
     until: int = _field(0, "from this step on, snapshots are `every_late` apart; 0: never", "steps", low=0)
@@ -205,6 +206,7 @@ class Experiment:
     `columns` are whole-table variations (the optimizers compared); every setting is run in every column, and its full
     name is `column.setting`. The first column carries the verdicts. `tuned` holds length and rate where a setting needs
     its own to be learned, by full name; they were chosen by accuracy alone and give way to what a user asks for.
+    `seed_caps` are the numbers of seeds that settings have at most, in every column: a map needs few where no claim reads.
     `variant` says what differs from frozen reference settings, or that there are none yet: verdicts are then illustrations.
     """
 
@@ -217,6 +219,7 @@ class Experiment:
     probes: tuple[str, ...] = ("variance",)
     presets: tuple[tuple[str, Preset], ...] = ()
     num_seeds: int = 16
+    seed_caps: tuple[tuple[str, int], ...] = ()
     seed: int = 0
     variant: str = ""
 
@@ -228,6 +231,10 @@ class Experiment:
                 name = f"{column}.{setting}"
                 configs[name] = override_all(self.config, dict((*own, *changes, *tuned.get(name, ()))))
         return configs
+
+    def caps(self) -> dict[str, int]:
+        """The number of seeds that a setting has at most, by full name; a setting without one has `num_seeds`."""
+        return {f"{column}.{setting}": cap for column, _ in self.columns for setting, cap in self.seed_caps}
 
 
 def num_outputs(task: Task) -> int:

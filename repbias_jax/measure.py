@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from repbias_jax import population, store, training
+from repbias_jax import pairs, population, store, training
 from repbias_jax.config import ConfigError, Dials, Static
 from repbias_jax.data import DATA
 from repbias_jax.population import Chunk, Interrupted, Layout
@@ -179,10 +179,12 @@ def all_measured(folder: Path, chunks: Sequence[Chunk], code: str) -> bool:
     return all(_is_measured(folder / chunk.path, store.digest([code, chunk.runs])) for chunk in chunks)
 
 
-def merge(folder: Path, chunks: Sequence[Chunk]) -> None:
-    """Writes `results.csv` from the rows of all chunks, a row at a time."""
+def merge(folder: Path, name: str, chunks: Sequence[Chunk], probes: Sequence[str], stop: Callable[[], bool]) -> None:
+    """Writes `results.csv` from the rows of all chunks, a row at a time, and those of pairs. Args: as in `measure`."""
+    groups = {setting: chunk.group.name for chunk in chunks for setting in chunk.group.settings}
+    found = [(name, groups[row[0]], *row) for row in pairs.compare(folder, chunks, probes, stop)]
     rows = [store.read_table(folder / chunk.path / "rows.csv") for chunk in chunks]
-    store.write_table(folder / "results.csv", COLUMNS, heapq.merge(*rows, key=_order))
+    store.write_table(folder / "results.csv", COLUMNS, heapq.merge(*rows, sorted(found, key=_order), key=_order))
 
 
 def measure(
@@ -251,8 +253,8 @@ def _measure_chunk(folder: Path, chunk: Chunk, layout: Layout, probes: Sequence[
         for name in probes:
             probe = PROBES[name]
             here = not probe.sites or block.site in [population.resolve_site(s, sites) for s in probe.sites]
-            if not here or not (probe.along or block.step in (0, last)):
-                continue
+            if probe.kind == "pair" or not here or not (probe.along or block.step in (0, last)):
+                continue  # pairs cross chunks: `merge` has them compared
             if probe.kind == "representation":
                 found = _representation(name, values)(_padded(block), block.factors)
             elif block.step == last:  # only the last weights are kept

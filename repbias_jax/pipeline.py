@@ -56,8 +56,8 @@ def run(
     def current(stage: str) -> bool:
         return _current(folder, stage, covers[stage], present)
 
-    def end(stage: str, files: Sequence[str], begun: float) -> None:
-        _note(folder, stage, covers[stage], files, record, time.monotonic() - begun)
+    def end(stage: str, files: Sequence[str], begun: float, **more: Any) -> None:
+        _note(folder, stage, covers[stage], files, record, time.monotonic() - begun, **more)
 
     present, begun = plan.chunks, time.monotonic()
     if "train" in stages and not current("train"):
@@ -87,7 +87,7 @@ def run(
             # What is written once for the whole experiment has one writer; of several processes the last one merges.
             with store.lock(folder / "lock", wait=shared):
                 if not current("measure"):
-                    measure.merge(folder, present)
+                    measure.merge(folder, plan.experiment.name, present, plan.experiment.probes, stop)
                     end("measure", ["results.csv"], begun)
     if waiting or "report" not in stages:
         return Outcome([], said)
@@ -99,7 +99,8 @@ def run(
     begun = time.monotonic()
     with store.lock(folder / "lock", wait=shared):
         if not current("report"):
-            end("report", report.write(folder, _described(plan.experiment, said), module), begun)
+            described = _described(plan.experiment, said)
+            end("report", report.write(folder, described, module), begun, variant=described.variant)
     return Outcome(report.read_claims(folder), said)
 
 
@@ -175,11 +176,14 @@ def _trained(folder: Path, chunks: Sequence[Chunk]) -> bool:
     return all((folder / c.path / "done.json").is_file() for c in chunks)
 
 
-def _note(folder: Path, stage: str, covers: Any, files: Sequence[str], record: Mapping[str, Any], seconds: float) -> None:
-    """Writes down in the manifest that a stage is done. Commit and seconds are recorded, not compared."""
+def _note(
+    folder: Path, stage: str, covers: Any, files: Sequence[str], record: Mapping[str, Any], seconds: float, **more: Any
+) -> None:
+    """Writes down in the manifest that a stage is done, and `more` of it. Commit and seconds are recorded, not compared."""
     with store.lock(folder / "manifest.lock", wait=True):
         manifest = store.read_json(folder / "manifest.json", "train")
-        entry = {"fingerprint": store.digest(covers), "files": {name: store.checksum(folder / name) for name in files}}
+        sums = {name: store.checksum(folder / name) for name in files}
+        entry = {"fingerprint": store.digest(covers), "files": sums, **more}
         before = manifest["stages"].get(stage, {})
         if {k: before.get(k) for k in entry} != entry:
             # Seconds are those of the process that ended it.

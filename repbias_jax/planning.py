@@ -18,7 +18,7 @@ from repbias_jax.population import Chunk, Group, Layout
 from repbias_jax.probes import PROBES
 
 LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
-MAX_SEED = 2**31 - 1
+MAX_SEED = training.SHARED_SEED
 
 
 class Plan(NamedTuple):
@@ -44,6 +44,10 @@ def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list
     """
     if experiment.num_seeds < 1:
         raise ConfigError(f"--num_seeds={experiment.num_seeds}: expected at least 1")
+    known = [setting for setting, _ in experiment.settings]
+    for name, cap in experiment.seed_caps:
+        if name not in known or cap < 1:
+            raise ConfigError(f"seed_caps: {name}={cap}: expected at least 1 for one of {', '.join(known)}")
     if experiment.seed + experiment.num_seeds > MAX_SEED:
         raise ConfigError(f"--seed={experiment.seed}: expected seeds below {MAX_SEED}")
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
@@ -59,6 +63,8 @@ def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list
         safe_name(name, "experiment and settings")  # they name folders
     for config in configs.values():
         _check_config(config)
+    if any(PROBES[name].kind == "pair" for name in experiment.probes):
+        _check_pairs(configs)
     groups = population.groups_of(configs, runtime)
     for group in groups:
         sites, along = population.sites_of(group.static, group.dials[group.settings[0]]), group.static.config.keep.along
@@ -102,6 +108,24 @@ def _check_config(config: Config) -> None:
         raise ConfigError(f"config.training.dense={training_.dense}: expected two rising shares of training, or none")
 
 
+def _check_pairs(configs: Mapping[str, Config]) -> None:
+    """Models of one column are compared on the same probe examples."""
+    first: dict[str, tuple[str, Any]] = {}
+    for name, config in configs.items():
+        if not config.keep.shared:
+            raise ConfigError(
+                f"config.keep.shared=false (setting {name}): expected true, since pairs of models are compared"
+            )
+        # What decides the probe examples; the rest says what is asked for, or how much.
+        own = dataclasses.replace(config.task, outputs=(), exposure=(), output_order=(), num_train=1, num_test=2)
+        before, other = first.setdefault(name.split(".")[0], (name, (own, config.keep.probe_set)))
+        if other != (own, config.keep.probe_set):
+            raise ConfigError(
+                f"settings {before} and {name} see different probe examples: expected the same task but for its outputs, "
+                f"since pairs of models are compared"
+            )
+
+
 def recorded_rows(folder: Path) -> int:
     """Rows of a workdir's layout, which on CPU should also be its number of virtual devices; 0: there is none yet."""
     path = folder / "manifest.json"
@@ -121,7 +145,7 @@ def place(experiment: Experiment, checked: tuple, folder: Path, devices: int) ->
       ConfigError: the workdir holds another configuration, or more seeds.
     """
     configs, groups, runtime = checked
-    layout = Layout(devices, runtime.lanes, experiment.seed, (experiment.num_seeds,))
+    layout = Layout(devices, runtime.lanes, experiment.seed, (experiment.num_seeds,), experiment.caps())
     plan = Plan(experiment, configs, groups, layout, runtime)
     if not (folder / "manifest.json").exists():
         return plan
@@ -135,7 +159,7 @@ def place(experiment: Experiment, checked: tuple, folder: Path, devices: int) ->
         )
     if experiment.num_seeds > extents[-1]:
         extents = (*extents, experiment.num_seeds)
-    return plan._replace(layout=Layout(manifest["layout"]["rows"], runtime.lanes, experiment.seed, extents))
+    return plan._replace(layout=layout._replace(rows=manifest["layout"]["rows"], extents=extents))
 
 
 def covered(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -143,8 +167,12 @@ def covered(plan: Plan) -> dict[str, dict[str, Any]]:
     settings = {name: {k: _plain(v) for k, v in flatten(config).items()} for name, config in plan.configs.items()}
     runtime = dataclasses.asdict(plan.runtime)
     train = {"format": store.FORMAT, "settings": settings, "runtime": runtime, "seed": plan.layout.seed}
+    train |= {"caps": dict(plan.layout.caps)} if plan.layout.caps else {}
     here = Path(__file__).parent
-    probes = {"probes": list(plan.experiment.probes), "source": source_of(here / "probes", here / "measure.py")}
+    probes = {
+        "probes": list(plan.experiment.probes),
+        "source": source_of(here / "probes", here / "measure.py", here / "pairs.py"),
+    }
     measured = {"train": train, "seeds": list(plan.layout.extents), **probes}
     claims = {"source": source_of(here / "report", here / "statistics.py")}
     return {
@@ -170,6 +198,7 @@ def _same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     pairs = [("the seed", old["seed"], new["seed"])]
     pairs += [(f"runtime.{k}", old["runtime"].get(k), v) for k, v in new["runtime"].items()]
     pairs.append(("settings", sorted(old["settings"]), sorted(new["settings"])))
+    pairs.append(("seed_caps", old.get("caps", {}), new.get("caps", {})))
     for name in sorted(set(old["settings"]) & set(new["settings"])):
         fields = new["settings"][name]
         pairs += [(f"config.{k} (setting {name})", old["settings"][name].get(k), v) for k, v in fields.items()]
@@ -214,12 +243,12 @@ def estimate(plan: Plan) -> dict[str, float]:
     total: dict[str, float] = dict.fromkeys(
         ("chunks", "compilations", "runs", "run_steps", "flops", "disk_bytes", "device_bytes"), 0.0
     )
-    seeds, stack = plan.layout.extents[-1], plan.layout.rows * plan.layout.lanes
+    chunks, stack = plan.chunks, plan.layout.rows * plan.layout.lanes
     devices = min(plan.layout.rows, len(jax.devices()))
-    total["chunks"] = len(plan.chunks)
+    total["chunks"] = len(chunks)
     for group in plan.groups:
         static, config, dials = group.static, group.static.config, group.dials[group.settings[0]]
-        runs = seeds * len(group.settings)
+        runs = sum(len(chunk.runs) for chunk in chunks if chunk.group.name == group.name)
         sites = population.sites_of(static, dials)
         along = population.resolve_site(config.keep.along, tuple(sites))
         kept = {n: len(population.snapshots_of(config)) if n == along else 2 for n in sites}

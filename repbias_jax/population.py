@@ -65,6 +65,7 @@ class Layout(NamedTuple):
     lanes: int
     seed: int
     extents: tuple[int, ...]  # numbers of seeds: 4, then extended to 16
+    caps: Mapping[str, int] = {}  # the number of seeds that a setting has at most, whatever the extents
 
 
 def groups_of(configs: Mapping[str, Config], runtime: Runtime) -> list[Group]:
@@ -75,7 +76,9 @@ def groups_of(configs: Mapping[str, Config], runtime: Runtime) -> list[Group]:
     groups = []
     for static, names in found.items():
         rates = DATA[static.config.task.name].base_rates(static.config.task)
-        code = store.digest([flatten(static.config), static.dropout, static.reset, static.runtime.__dict__])[:8]
+        # A field that came later counts where it is used, so that folders keep their names.
+        fields = {k: v for k, v in flatten(static.config).items() if k != "keep.shared" or v}
+        code = store.digest([fields, static.dropout, static.reset, static.runtime.__dict__])[:8]
         dials = {name: dials_of(configs[name], rates) for name in names}
         groups.append(Group(f"{names[0]}-{code}", static, tuple(names), dials))
     return groups
@@ -87,7 +90,8 @@ def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
     for group in groups:
         pieces: list[tuple[tuple[str, int], ...]] = []
         for low, high in itertools.pairwise((0, *layout.extents)):
-            runs = [(name, layout.seed + k) for k in range(low, high) for name in group.settings]
+            seeds = ((k, name) for k in range(low, high) for name in group.settings if k < layout.caps.get(name, high))
+            runs = [(name, layout.seed + k) for k, name in seeds]
             size = layout.rows * layout.lanes
             pieces += [tuple(runs[i : i + size]) for i in range(0, len(runs), size)]
         chunks += [Chunk(group, f"chunk_{i:03d}", piece) for i, piece in enumerate(pieces)]
@@ -176,7 +180,7 @@ class Programs:
 
     def __init__(self, static: Static, mesh: Mesh):
         self.mesh, self.sharding = mesh, NamedSharding(mesh, P("runs"))
-        self.data = _data_program(static.config.task, static.config.keep.probe_set, mesh)
+        self.data = _data_program(static.config.task, static.config.keep.probe_set, static.config.keep.shared, mesh)
         self.init = Spread(mesh, lambda d, s: training.init(static, d, s), 2, once=True)
         self.segment = Spread(mesh, lambda *a: training.segment(static, *a), 4, shared=2)
         self.observe = Spread(mesh, lambda d, x, s: training.observe(static, d, x, s), 3)
@@ -185,9 +189,9 @@ class Programs:
 
 
 @functools.cache
-def _data_program(task: Task, probe_set: str, mesh: Mesh) -> Spread:
+def _data_program(task: Task, probe_set: str, shared: bool, mesh: Mesh) -> Spread:
     """Groups that differ in model or optimizer share their data program, which is the slowest to compile."""
-    return Spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s), 2, once=True)
+    return Spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s, shared), 2, once=True)
 
 
 class Progress:

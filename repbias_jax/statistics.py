@@ -22,7 +22,7 @@ Source: ours.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ from scipy import stats
 from repbias_jax.measure import MASTERY, Results
 
 MIN_SEEDS, MIN_PASS_RATE, EQUAL_ACCURACY = 12, 0.75, 0.01
+NOT_RUN = "its settings are not in this preset"
 ORDER = ("reproduced", "reproduced, small", "inconclusive", "no difference", "opposite", "not measured")
 
 CLAIM_COLUMNS = (
@@ -58,6 +59,7 @@ class Part:
       secondary: the same effect by another measure; where the verdicts differ the card says so.
       secondary_sesoi: its smallest effect that matters, where it is on another scale.
       accuracy: difference in accuracy between the features, by seed, where equal accuracy is a premise.
+      everyone: `values` whether or not seeds passed, where a seed's value depends on which others are in (pseudo-values).
     """
 
     label: str
@@ -69,6 +71,7 @@ class Part:
     secondary: pd.Series | None = None
     secondary_sesoi: float | None = None
     accuracy: pd.Series | None = None
+    everyone: pd.Series | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +124,28 @@ def summarise(values: Sequence[float] | np.ndarray) -> Summary:
     )
 
 
+def pseudo_values(statistic: Callable[[list[int]], float], seeds: Sequence[int]) -> pd.Series:
+    """Jackknife: one number a seed for a statistic of all seeds together, K theta - (K - 1) theta without that seed.
+
+    Their mean is the statistic less its bias to first order, and the t interval of that mean is the jackknife's. For a
+    mean of values the pseudo-values are those values; for a mean over pairs of models of different seeds their mean is
+    the statistic itself, and leaving out a seed leaves out all pairs with any model of it.
+
+    Args:
+      statistic: a number from a list of seeds.
+      seeds: those that count, K of them.
+
+    Returns:
+      A value a seed, in order; NaN where K - 1 seeds do not allow the statistic.
+
+    Source: Tukey 1958.
+    """
+    seeds = list(seeds)
+    whole, k = statistic(seeds) if seeds else math.nan, len(seeds)
+    left = {s: statistic([t for t in seeds if t != s]) for s in seeds}
+    return pd.Series({s: k * whole - (k - 1) * value for s, value in left.items()}, dtype=float)
+
+
 def sign_flips(values: np.ndarray) -> float:
     """Two-sided p of the mean under random signs: all 2^K of them up to K = 16, else 100,000 drawn with a fixed seed."""
     k = len(values)
@@ -158,7 +183,7 @@ def gate(results: Results, cells: Sequence[tuple[str, Sequence[str], Sequence[St
         every point of the curves from one to the other.
 
     Returns:
-      Booleans, a row a seed and a column a cell.
+      Booleans, a row a seed and a column a cell. A seed that was not run in a cell does not pass there.
     """
     columns = {}
     for setting, outputs, steps in cells:
@@ -210,7 +235,7 @@ def _together(claim: Claim, parts: Sequence[Mapping[str, object]]) -> dict[str, 
     common: dict[str, object] = {"id": claim.id, "claim": claim.text, "paper": claim.paper}
     if not parts:
         nothing = {"runs": 0, "left_out": 0, "p": math.nan, "verdict": "not measured", "verdict_all_seeds": "not measured"}
-        return common | nothing | {"statistic": "", "note": "its settings are not in this preset"}
+        return common | nothing | {"statistic": "", "note": NOT_RUN}
 
     def all_of(name: str) -> list[float]:
         return [float(str(part[name])) for part in parts]
@@ -233,12 +258,14 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
     passed = part.passed.all(axis=1) & np.isfinite(values)
     rate = float(part.passed.mean().min()) if len(part.passed) else math.nan
     used = summarise(values[passed].to_numpy())
-    everyone = summarise(values[np.isfinite(values)].to_numpy())
+    all_seeds = values if part.everyone is None else part.everyone
+    everyone = summarise(all_seeds[np.isfinite(all_seeds)].to_numpy())
     decided = verdict(used, part.side, part.sesoi)
     notes = []
     if used.runs < MIN_SEEDS or not rate >= MIN_PASS_RATE:
         decided = "not measured"
-        notes.append(f"{used.runs} seeds, pass rate {rate:.2f}: needs {MIN_SEEDS} and {MIN_PASS_RATE}")
+        short = f"{used.runs} seeds, pass rate {rate:.2f}: needs {MIN_SEEDS} and {MIN_PASS_RATE}"
+        notes.append(short if len(part.passed) else NOT_RUN)
     if part.secondary is not None and decided != "not measured":
         second = summarise(part.secondary.reindex(values.index)[passed].dropna().to_numpy())
         if verdict(second, part.side, part.secondary_sesoi or part.sesoi) != decided:

@@ -19,6 +19,7 @@ from repbias_jax.models import MODELS
 
 METRICS = ("loss", "accuracy", "worst_class")  # of an output; accuracy is the mean over classes, in [0, 1]
 SPLITS = ("train", "test")
+SHARED_SEED = 2**31 - 1  # whose probe examples all seeds see where they share them; no run has it
 
 
 class Keys(NamedTuple):
@@ -63,8 +64,11 @@ def build_model(static: Static) -> nn.Module:
     return MODELS[config.model.name](config.model, num_outputs(config.task), values, static.dropout)
 
 
-def make_data(task: Task, probe_set: str, dials: Dials, seed: Array) -> Data:
-    """Draws the finite training set, the independent test set and the probe set of one run."""
+def make_data(task: Task, probe_set: str, dials: Dials, seed: Array, shared: bool = False) -> Data:
+    """Draws the finite training set, the independent test set and the probe set of one run.
+
+    `shared`: the probe set is the same for all seeds.
+    """
     source, keys = DATA[task.name], keys_of(seed)
     train, fair = task.num_train, source.decorrelated(task, dials)
 
@@ -74,7 +78,8 @@ def make_data(task: Task, probe_set: str, dials: Dials, seed: Array) -> Data:
     # One call for both sets: it is the drawing that takes long to compile.
     each = jnp.concatenate([jax.random.split(keys.train, train), jax.random.split(keys.test, task.num_test)])
     drawn = jax.vmap(one)(each, jnp.arange(len(each)) < train)
-    probe, factors = source.probe_set(task, dials, probe_set, keys.probe)
+    probe_key = keys_of(jnp.int32(SHARED_SEED)).probe if shared else keys.probe
+    probe, factors = source.probe_set(task, dials, probe_set, probe_key)
     return Data(drawn.inputs[:train], drawn.labels[:train], drawn.inputs[train:], drawn.labels[train:], probe, factors)
 
 

@@ -21,9 +21,9 @@ class Made(Results):
         ).set_index("setting")
         self.settings["training.observe_every"] = observe_every
 
-    def put(self, setting, metric, feature, value, step=None, at="", other="", site="hidden_1"):
-        """The same value, with a little spread over seeds that sums to zero, for every seed."""
-        for k in SEEDS:
+    def put(self, setting, metric, feature, value, step=None, at="", other="", site="hidden_1", seeds=SEEDS):
+        """The same value, with a little spread over seeds that sums to zero, or one value a seed."""
+        for k in seeds:
             noise = 1e-3 * ((k % 2) - 0.5) if np.isscalar(value) else 0
             own = value + noise if np.isscalar(value) else value[k]
             self.records.append(

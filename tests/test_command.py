@@ -8,31 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from absl import flags
-from conftest import DEVICES
 
-from experiments import EXPERIMENTS, run
+from experiments import EXPERIMENTS, request
 from repbias_jax import planning
 from repbias_jax.config import Config, ConfigError, fields_of, override
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs the command in this process; returns its status, what it printed and what it complained of."""
-
-    def do(*arguments: str):
-        flags.FLAGS.unparse_flags()
-        for name in flags.FLAGS.flags_by_module_dict()[run.__name__]:
-            name.unparse()
-        try:
-            status = run.main(run.parse(["run", f"--devices={DEVICES}", *map(str, arguments)]))
-        except SystemExit as exit_:
-            status = exit_.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return do
-
 
 SMOKE = ("--experiment=complexity", "--preset=smoke")
 
@@ -154,17 +133,17 @@ def test_own_optimizer_takes_the_place_of_the_columns(call, tmp_path):
     assert status == 0
     assert "chosen.joint" in out
     assert "sgd" not in out
-    made = run.assemble(EXPERIMENTS["complexity"], "full", None, 0, ["--config.optimizer.name=adam"])
+    made = request.assemble(EXPERIMENTS["complexity"], "full", None, 0, ["--config.optimizer.name=adam"])
     assert {c.optimizer.name for c in made.configs().values()} == {"adam"}
     assert {c.training.epochs for c in made.configs().values()} == {160}  # tuned lengths were for SGD
 
 
 def test_presets_and_tuned_settings():
-    full = run.assemble(EXPERIMENTS["complexity"], "full", None, 0, []).configs()
+    full = request.assemble(EXPERIMENTS["complexity"], "full", None, 0, []).configs()
     assert full["sgd.joint"].optimizer.learning_rate == 0.1
     assert full["sgd.ladder"].training.epochs == 320
     assert full["adam.ladder"].optimizer.learning_rate == 3e-4
-    longer = run.assemble(EXPERIMENTS["complexity"], "full", 3, 7, ["--config.training.epochs=5"])
+    longer = request.assemble(EXPERIMENTS["complexity"], "full", 3, 7, ["--config.training.epochs=5"])
     assert (longer.num_seeds, longer.seed) == (3, 7)
     assert {c.training.epochs for c in longer.configs().values()} == {5}
 
@@ -206,7 +185,6 @@ def test_reference_files_are_small_and_complete(call, smoke, tmp_path):
     written = {str(p.relative_to(tmp_path / "ref")) for p in (tmp_path / "ref").rglob("*") if p.is_file()}
     assert {
         "claims.csv",
-        "claims.md",
         "measures.csv",
         "seeds.csv",
         "curves.csv",

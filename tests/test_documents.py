@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from conftest import DEVICES, ROOT, line_of
 
-from experiments import targets
-from repbias_jax.report import tables
+from experiments import scorecard, targets
+from repbias_jax.report import card, tables
 
 README, BUILD = ((ROOT / name).read_text() for name in ("README.md", "BUILD.md"))
 REFERENCE = ROOT / "experiments" / "results" / "complexity"
@@ -108,11 +108,11 @@ def test_ten_lines_of_numpy_recompute_r2(smoke):
         assert float(value) == pytest.approx(stored[setting, int(seed)], abs=1e-5)
 
 
-def test_readme_claims_are_those_of_the_reference_run():
-    table = re.search(r"<!-- claims -->\n(.*?)<!-- /claims -->", README, re.S)
-    assert table is not None
-    assert table[1] == tables.markdown(tables.read_claims(REFERENCE))
-    assert (REFERENCE / "claims.md").read_text() == table[1]
+def test_readme_claims_are_those_of_the_reference_runs(tmp_path):
+    """`python -m experiments.scorecard` writes both."""
+    assert scorecard.BLOCK.findall(README) == [scorecard.section()]
+    card.write_table(tmp_path, scorecard.sources())
+    assert (tmp_path / "scorecard.csv").read_bytes() == (ROOT / scorecard.RESULTS / "scorecard.csv").read_bytes()
 
 
 @pytest.mark.parametrize("name", list(targets.SECTIONS))

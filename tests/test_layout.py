@@ -28,11 +28,12 @@ MAY = {
     "devices": set(),
     "population": {"config", "features", "data", "models", "training", "store", "devices"},
     "probes": {"config", "probes"},
-    "measure": {"config", "features", "data", "models", "training", "store", "devices", "population", "probes"},
+    "pairs": {"config", "store", "population", "probes"},
+    "measure": {"config", "features", "data", "models", "training", "store", "devices", "population", "probes", "pairs"},
     "statistics": {"config", "measure"},
     "report": {"config", "store", "measure", "statistics", "report"},
 }
-MAY["planning"] = MAY["measure"]
+MAY["planning"] = MAY["measure"] - {"pairs"}
 MAY["pipeline"] = {*MAY, "planning"}
 MAY["__init__"] = {"measure", "probes"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -2,19 +2,20 @@
 
 `representation`: `fn(fit, score, num_values)`, each side (activations `[N, D]`, factors) of one run at one snapshot.
 `intervention`: `fn(fit, score, finish)`, where `finish` is the rest of the model. Both return `{Measured: number}`.
+`pair`: `fn(models)`, activations `[N, D]` of M models for the same examples; returns `{Measured: [M, M]}`, symmetric.
 """
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from repbias_jax.probes import components, readout, steering, units, variance
+from repbias_jax.probes import components, readout, similarity, steering, units, variance
 
 
 class Probe(NamedTuple):
     """A probe, what it needs, and where it is run."""
 
     function: Callable
-    kind: Literal["representation", "intervention"]
+    kind: Literal["representation", "intervention", "pair"]
     along: bool = False  # also at the snapshots along training, and not only at the first and the last
     sites: tuple[str, ...] = ()  # only there; empty: everywhere
 
@@ -28,4 +29,5 @@ PROBES: dict[str, Probe] = {
     "truncation": Probe(components.truncation, "intervention", sites=("last_hidden",)),
     "steering": Probe(steering.steering, "intervention", sites=("before_last", "last_hidden")),
     "readout": Probe(readout.readout, "intervention", sites=("last_hidden",)),
+    "similarity": Probe(similarity.similarity, "pair", sites=("last_hidden",)),
 }

@@ -99,6 +99,24 @@ def by_layer(results: Results, setting: str, metric: str, feature: str, sites: S
     return pd.DataFrame({s: results.values(setting, metric, feature, site=s, **more) for s in sites}).T
 
 
+def similarities(results: Results, column: str, metric: str) -> pd.DataFrame:
+    """How alike the models of one column are, `[M, M]`: rows and columns by (setting, step), then seed.
+
+    Symmetric; NaN for two models of one seed, which are never compared, and where a similarity is missing.
+    """
+    rows = results.rows
+    rows = rows[(rows["metric"] == metric) & (rows["other"] != "") & rows["setting"].str.startswith(f"{column}.")]
+    one = list(zip(rows["setting"], rows["step"], rows["seed"], strict=True))
+    parts = [(*name.split("/"), "")[:3] for name in rows["other"]]
+    other = [(s, int(step) if step else results.last_step(s), int(seed)) for s, seed, step in parts]
+    models = pd.MultiIndex.from_tuples(sorted({*one, *other}), names=["setting", "step", "seed"])
+    matrix = np.full((len(models),) * 2, np.nan)
+    place = {model: i for i, model in enumerate(models)}
+    i, j = ([place[model] for model in found] for found in (one, other))
+    matrix[i, j] = matrix[j, i] = rows["value"]
+    return pd.DataFrame(matrix, index=models, columns=models)
+
+
 def passing(results: Results, settings: Sequence[str]) -> str:
     """How many of the seeds shown learned every feature they were asked for."""
     passed = [all_at_end(results, [s]).to_numpy() for s in settings]  # each has seeds of its own
@@ -109,6 +127,29 @@ def null_band(axes: Axes, results: Results, setting: str, feature: str) -> None:
     """Draws a feature's null band, the mean over seeds of its ends."""
     low, high = (results.values(setting, f"null_{side}", feature).mean() for side in ("low", "high"))
     figures.null(axes, low, high)
+
+
+def levels(axes: Axes, results: Results, settings: Mapping[Any, str], first: str, second: str) -> None:
+    """Draws r2 of two features over the levels of a factor, with all floors. Args: settings, full names by level."""
+    x = np.arange(len(settings))
+    for feature, style, shift, mark, twin in (
+        (first, figures.STYLES[0], -0.06, "x", "d"),
+        (second, figures.STYLES[1], 0.06, "+", "p"),
+    ):
+        r2 = pd.DataFrame({s: results.values(s, "r2", feature) for s in settings.values()}).T
+        figures.dots(axes, list(x), r2, feature, style, shift=shift)
+        start = [results.values(s, "r2", feature, step=0).mean() for s in settings.values()]
+        figures.floor(axes, x, start, f"{feature}, untrained", mark)
+        unused = [results.values(s, "r2", f"twin_{feature}").mean() for s in settings.values()]
+        figures.floor(axes, x, unused, f"unused twin of {feature}", twin)
+    null_band(axes, results, next(iter(settings.values())), second)
+    at_levels(axes, list(settings))
+
+
+def at_levels(axes: Axes, names: Sequence[Any]) -> None:
+    """A tick for each level of a factor, at 0, 1, 2, ..."""
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xticks(range(len(names)), [str(name) for name in names])
 
 
 def by_column(results: Results, settings: list[str], panel: Callable[[Axes, Results, str], None]) -> Figure | None:

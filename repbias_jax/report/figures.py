@@ -13,7 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -77,9 +80,9 @@ def dots(axes: Axes, x: ArrayLike, by_seed: pd.DataFrame, name: str, style: Mapp
     place = np.asarray(x, float) + shift
     mean, k = by_seed.mean(axis=1), np.maximum(by_seed.count(axis=1), 1)
     half = np.nan_to_num(stats.t.ppf(0.975, np.maximum(k - 1, 1)) * by_seed.std(axis=1) / np.sqrt(k))
-    spread = np.linspace(-0.05, 0.05, by_seed.shape[1])
     for i, at in enumerate(place):
-        axes.plot(at + spread, by_seed.iloc[i], ".", color=style["color"], alpha=0.45, markersize=3)
+        own = by_seed.iloc[i].dropna()  # levels may differ in their seeds
+        axes.plot(at + np.linspace(-0.05, 0.05, len(own)), own, ".", color=style["color"], alpha=0.45, markersize=3)
     axes.errorbar(place, mean, half, capsize=2, markersize=5, linewidth=1.4, label=name, **style)
 
 
@@ -102,6 +105,39 @@ def floor(axes: Axes, x: ArrayLike, values: ArrayLike, name: str, marker: str) -
         label=name,
         **FLOOR,
     )
+
+
+def tile(axes: Axes, place: tuple[int, int], value: float | None, widest: float, count: str) -> None:
+    """A cell of a map: filled and numbered by its value, orange above zero and purple below; hatched where it has none.
+
+    Args:
+      axes: of the map.
+      place: of the cell, in cells.
+      value: what is mapped, between -widest and widest.
+      widest: the value of the darkest colors.
+      count: what stands in the cell besides.
+    """
+    x, y = place
+    color = np.ones(4) if value is None else _signed(widest).to_rgba(np.array([value]))[0]
+    look = {"facecolor": color, "edgecolor": "0.65", "hatch": "" if value is not None else "////", "linewidth": 0.8}
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **look))
+    ink = "white" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.45 else "black"
+    text = count if value is None else f"{value:+.2f}\n{count}"
+    axes.text(
+        x, y, text, ha="center", va="center", color=ink, fontsize=7.5,
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
+    )  # fmt: skip
+
+
+def key_of_tiles(figure: Figure, widest: float, name: str) -> Figure:
+    """The color bar of a map whose tiles go from -widest to widest."""
+    with matplotlib.rc_context(FONT):
+        figure.colorbar(_signed(widest), ax=list(figure.axes), shrink=0.8).set_label(name)
+        return figure
+
+
+def _signed(widest: float) -> ScalarMappable:
+    return ScalarMappable(Normalize(-widest, widest), "PuOr_r")
 
 
 def finish(figure: Figure) -> Figure:

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page without scripts. Every name from outside is escaped."""
+"""`report.html`: one self-contained page without scripts, as all pages here are. Every name from outside is escaped."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
@@ -17,22 +17,21 @@ import pandas as pd
 from repbias_jax import store
 from repbias_jax.config import Experiment
 from repbias_jax.measure import MASTERY, Results
+from repbias_jax.report import tables
 from repbias_jax.report.figures import Drawn
-from repbias_jax.report.tables import cell, effect_text
 
 
 def write(
     folder: Path, experiment: Experiment, rows: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn], results: Results
 ) -> None:
     """Writes the page. Args: rows of `claims.csv`, the figures as saved in `figures/`, and what they were made from."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     table = results.settings.drop(columns=["column", "group", "sites"])
     varying = [name for name in table if table[name].nunique() > 1]
-    text = template.render(
+    text = render(
+        "page.html",
         title=experiment.title,
         runs=len(results.curves.drop_duplicates(["setting", "seed"])),
-        seeds=results.curves["seed"].nunique(),
+        seeds=_seeds(results),
         variant=experiment.variant,
         readouts=readouts(results),
         columns=[_column(name, rows) for name, _ in experiment.columns],
@@ -46,21 +45,30 @@ def write(
     store.write_bytes(folder / "report.html", text.encode())
 
 
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this file; values are escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.get_template(template).render(**values)
+
+
+def _seeds(results: Results) -> str:
+    """Seeds of a setting: `16`, or `4 to 24` where not all have as many."""
+    counts = results.curves.groupby("setting")["seed"].nunique()
+    return " to ".join(str(n) for n in np.unique([counts.min(), counts.max()]))
+
+
 def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    own, known = [], set()
-    for row in rows:
-        if row["column"] == name:
-            text = {k: _rounded(v) for k, v in row.items()}
-            part = any(str(row["id"]).startswith(other) for other in known)
-            known.add(str(row["id"]))
-            own.append(
-                text | {"effect_text": effect_text(row), "part": part} | ({"claim": "", "paper": ""} if part else {})
-            )
+    own = []
+    for row in tables.with_parts([row for row in rows if row["column"] == name]):
+        repeated = {"claim": "", "paper": ""} if row["part"] else {}
+        own.append({k: rounded(v) for k, v in row.items()} | {"effect_text": tables.effect_text(row)} | repeated)
     return {"name": name, "exploratory": bool(own and own[0]["exploratory"]), "rows": own}
 
 
-def _rounded(value: Any) -> Any:
-    return f"{value:.3g}" if isinstance(value, float) and not np.isnan(value) else cell(value)
+def rounded(value: Any) -> Any:
+    """A value as a page shows it: three digits, missing is empty."""
+    return f"{value:.3g}" if isinstance(value, float) and not np.isnan(value) else tables.cell(value)
 
 
 def _figure(folder: Path, item: Drawn) -> dict[str, str]:

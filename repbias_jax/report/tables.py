@@ -5,6 +5,7 @@
 
 import csv
 import math
+import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,31 +54,31 @@ def effect_text(row: Mapping[str, Any]) -> str:
 
 
 def claims_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The claims as lines of plain text."""
-    table = [("claim", "column", "effect [95 % interval]", "runs", "left out", "verdict")]
+    """The claims as lines of plain text; those of a score card say whose they are."""
+    table = [("claim", "column", "effect [95 % interval]", "runs", "left out", "verdict", "experiment")]
     for row in rows:
         verdict = f"{row['verdict']} (exploratory)" if str(row["exploratory"]) == "True" else row["verdict"]
-        table.append((row["id"], row["column"], effect_text(row), row["runs"], row["left_out"], verdict))
+        cells = (row["id"], row["column"], effect_text(row), row["runs"], row["left_out"], verdict)
+        table.append((*cells, row.get("experiment", "")))
+    if not any(line[-1] for line in table[1:]):
+        table = [line[:-1] for line in table]
     widths = [max(len(str(line[i])) for line in table) for i in range(len(table[0]))]
     return ["  ".join(str(v).ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in table]
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The claims as a Markdown table, as README shows them."""
-    lines = [
-        "| claim | | statistic | effect [95 % interval] | runs | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    said = set()
-    for row in rows:
-        if str(row["exploratory"]) == "True":
-            continue
-        claim = "" if row["claim"] in said else row["claim"]  # once, for a claim and its parts
-        said.add(row["claim"])
-        used = f"{row['runs']} of {int(row['runs']) + int(row['left_out'])}"
-        text = [row["id"], claim, row["statistic"], effect_text(row), used, f"**{row['verdict']}**"]
-        lines.append("| " + " | ".join(str(v).replace("|", "\\|") for v in text) + " |")
-    return "\n".join(lines) + "\n"
+def claim_of(id_: Any) -> str:
+    """`C01` of `C01` and of its part `C01a`."""
+    return str(id_).rstrip(string.ascii_lowercase)
+
+
+def with_parts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, each with `part`: whether it stands below the row of the claim that it is a part of."""
+
+    def place(row: Mapping[str, Any], id_: str) -> tuple:
+        return row.get("experiment"), row["column"], id_
+
+    known = {place(row, str(row["id"])) for row in rows}
+    return [{**row, "part": claim_of(row["id"]) != row["id"] and place(row, claim_of(row["id"])) in known} for row in rows]
 
 
 def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path) -> None:
@@ -91,16 +92,18 @@ def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path)
       target: folder to write to.
     """
     write_claims(target, rows)
-    store.write_bytes(target / "claims.md", markdown(rows).encode())
     last = results.rows["setting"].map(lambda s: results.last_step(s))
-    final = results.rows[results.rows["step"] == last].drop(columns=["experiment", "group", "split", "other"])
-    # Means over seeds of every measure, and each seed's own value of the main ones.
-    keys = ["setting", "step", "site", "probe", "metric", "feature", "at"]
+    final = results.rows[results.rows["step"] == last].drop(columns=["experiment", "group", "split"])
+    # Means over seeds of every measure, and each seed's own value of the main ones; of pairs the mean over models.
+    final["other"] = final["other"].str.replace(r"/\d+", "", n=1, regex=True)
+    paired = ["other"] if set(final["other"]) != {""} else []
+    final = final if paired else final.drop(columns="other")
+    keys = ["setting", "step", "site", "probe", "metric", "feature", *paired, "at"]
     summary = final.groupby(keys)["value"].agg(["mean", "std", "count"]).reset_index()
     penultimate = final["setting"].map(lambda s: results.site(s, "last_hidden"))
     main = final[final["metric"].isin(["r2", "readout_norm"]) & (final["site"] == penultimate)]
     _write_frame(target / "measures.csv", summary)
-    _write_frame(target / "seeds.csv", main)
+    _write_frame(target / "seeds.csv", main.drop(columns=paired))
     curves = results.curves[results.curves["split"] == "test"]
     curves = curves.groupby(["setting", "step", "output"])["accuracy"].agg(["mean", "min", "max", "count"]).reset_index()
     _write_frame(target / "curves.csv", curves)

@@ -35,4 +35,7 @@ def figures(results: Results) -> list[Drawn]:
     figure, axes = grid(1, 1)
     axes[0, 0].plot(results.values("base.slow", "r2", "parity1"))
     label(axes[0, 0], "tiny", "seed", "r2")
-    return [Drawn("tiny", figure, "r2 of the easy feature, by seed.")]
+    return [Drawn("tiny", figure, CAPTIONS["tiny"])]
+
+
+CAPTIONS = {"tiny": "r2 of the easy feature, by seed."}

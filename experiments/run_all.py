@@ -1,0 +1,89 @@
+"""Every experiment, one after the other, and the score card over all of them.
+
+One that fails does not keep the others from running: its error is printed where it happens, and named again at the end.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from experiments.process import complain
+from repbias_jax import store
+from repbias_jax.config import ConfigError
+from repbias_jax.pipeline import Outcome
+from repbias_jax.planning import Plan
+from repbias_jax.population import Interrupted
+from repbias_jax.report import card, tables
+
+
+class Job(NamedTuple):
+    """One experiment, checked and laid out."""
+
+    module: ModuleType
+    plan: Plan
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Of the experiment."""
+        return self.plan.experiment.name
+
+
+def run_all(jobs: Sequence[Job], run_one: Callable[[Job], Outcome], stop: Callable[[], bool]) -> list[str]:
+    """Runs all that is not done. Returns: names of those that failed.
+
+    Args:
+      jobs: in order.
+      run_one: runs what of an experiment is not done.
+      stop: polled between experiments, and by `run_one`; when true, `Interrupted` is raised.
+    """
+    failed = []
+    for i, job in enumerate(jobs):
+        if stop():
+            raise Interrupted(f"stopped before {job.name}")
+        _progress(i, len(failed), len(jobs), f"; now {job.name}")
+        try:
+            missing = run_one(job).missing
+        except Interrupted:
+            raise
+        except (ConfigError, store.StoreError, OSError) as error:
+            complain(f"{job.name}: {error}")
+            failed.append(job.name)
+        except Exception:  # whatever it is, it is this experiment's: it is shown, the others run, and the status says so
+            traceback.print_exc()
+            complain(f"{job.name}: stopped by the error above")
+            failed.append(job.name)
+        else:
+            if missing:
+                print(f"{job.name}: {missing}")
+    _progress(len(jobs), len(failed), len(jobs))
+    return failed
+
+
+def _progress(ended: int, failed: int, number: int, now: str = "") -> None:
+    """One line; those of the experiment that runs now follow it."""
+    bad = f", {failed} failed" if failed else ""
+    print(f"experiments: {ended - failed}/{number} done{bad}{now}", file=sys.stderr, flush=True)
+
+
+def write_card(jobs: Sequence[Job], failed: Sequence[str], workdir: Path) -> None:
+    """Writes the score card over what was reported, by this or other processes, and prints it.
+
+    Of several processes the one that ends last writes the card that has everything: each reads and writes under one lock.
+    """
+    with store.lock(workdir / "scorecard.lock", wait=True):
+        store.sweep(workdir)
+        found = [card.read(job.folder, job.module) for job in jobs if job.name not in failed]
+        sources = [source for source in found if source is not None]
+        missing = [job.name for job in jobs if job.name not in {source.name for source in sources}]
+        rows = card.write(workdir, sources, missing)
+    print("\n".join(tables.claims_lines(rows)))
+    if missing:
+        print(f"Missing from the score card: {', '.join(missing)}")
+    if illustrations := card.illustrations(sources):
+        print(f"Not the reference settings, so that verdicts are illustrations: {illustrations}")
+    for name in ("scorecard.html", "scorecard.csv"):
+        print(workdir / name)

@@ -1,0 +1,107 @@
+"""Probes of pairs of models, which lie in different chunks: computed where the rows of all chunks are merged.
+
+Compared are, within one column of settings, all models at their last step and the untrained networks of the column's
+first setting, at the penultimate layer and on the score half of the probe set, which all seeds share. Two models of one
+seed share data, and often initial weights: they are never compared.
+
+Nothing is kept in between: a pair depends on its two models alone, so what is interrupted is computed again and ends in
+the same numbers. Held at a time are the activations of one column's models and what one measure makes of each: for 64
+models with 1,024 examples of 64 units 17 MB, and 134 MB of distances.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repbias_jax import population, store
+from repbias_jax.population import Chunk, Interrupted
+from repbias_jax.probes import PROBES
+from repbias_jax.probes.moments import Measured
+
+
+class Model(NamedTuple):
+    """One network at one step. Trained models come first, then untrained ones, both by setting and seed."""
+
+    setting: str
+    seed: int
+    step: int
+    last: int  # step of its setting
+    chunk: Chunk
+    place: int  # of the run, within the chunk
+
+    @property
+    def name(self) -> str:
+        """As the column `other` has it: setting and seed, and the step where it is not the last."""
+        return f"{self.setting}/{self.seed}" + ("" if self.step == self.last else f"/{self.step}")
+
+
+def compare(folder: Path, chunks: Sequence[Chunk], probes: Sequence[str], stop: Callable[[], bool]) -> Iterator[tuple]:
+    """Rows from `setting` on, one a pair and metric: under the first of the two, the second as `other`.
+
+    Args:
+      folder: the experiment's.
+      chunks: those that are there, in order.
+      probes: names in PROBES; those of pairs are run.
+      stop: polled before each column of settings.
+
+    Raises:
+      StoreError: activations are missing or damaged.
+      Interrupted: `stop` said so.
+    """
+    names = [name for name in probes if PROBES[name].kind == "pair"]
+    for column, models in models_of(chunks).items() if names else ():
+        if stop():
+            raise Interrupted(f"all chunks are measured, the pairs of {column} are not")
+        for name in names:
+            for wanted in PROBES[name].sites:
+                sites, phi = zip(*(_read(folder, model, wanted) for model in models), strict=True)
+                yield from _rows(name, models, sites, phi, PROBES[name].function(phi))
+
+
+def models_of(chunks: Sequence[Chunk]) -> dict[str, list[Model]]:
+    """The models that are compared with each other, in order, by column of settings."""
+    found: dict[str, list[Model]] = {}
+    first: dict[str, str] = {}
+    for chunk in chunks:
+        last = chunk.group.static.config.num_steps
+        for place, (setting, seed) in enumerate(chunk.runs):
+            column = setting.split(".")[0]
+            steps = (0, last) if first.setdefault(column, setting) == setting else (last,)
+            found.setdefault(column, []).extend(Model(setting, seed, step, last, chunk, place) for step in steps)
+    return {column: sorted(models, key=lambda m: (m.step != m.last, *m[:3])) for column, models in found.items()}
+
+
+def _read(folder: Path, model: Model, site: str) -> tuple[str, np.ndarray]:
+    """The site's own name and a model's activations `[N, D]` on the score half of its probe set."""
+    arrays = store.Activations(folder / model.chunk.path / "activations.zarr")
+    own = population.resolve_site(site, arrays.attributes()["sites"])
+    time, half = list(arrays.read(f"snapshot_{own}")).index(model.step), arrays.shape(own)[2] // 2
+    return own, arrays.read(own, np.s_[model.place, time, half:])
+
+
+def _rows(
+    probe: str, models: Sequence[Model], sites: Sequence[str], phi: Sequence[np.ndarray], found: Mapping[Measured, Any]
+) -> Iterator[tuple]:
+    reasons = [_reason(x) for x in phi]
+    for i, model in enumerate(models):
+        for j in range(i + 1, len(models)):
+            if models[j].seed == model.seed:
+                continue
+            for key, values in found.items():
+                value = values[i, j]
+                reason = (reasons[i] or reasons[j] or "undefined") if np.isnan(value) else ""
+                yield (
+                    model.setting, model.seed, model.step, sites[i], probe, key.metric, key.feature, models[j].name, key.at,
+                    "score", store.number(value), reason,
+                )  # fmt: skip
+
+
+def _reason(phi: np.ndarray) -> str:
+    """Why a similarity to these activations may be missing."""
+    if not np.isfinite(phi).all():
+        return "diverged"
+    if np.ptp(phi, axis=0).max() <= 1e-6 * np.abs(phi).max():
+        return "constant layer"
+    return "constant example" if (np.ptp(phi, axis=1) == 0).any() else ""
