@@ -9,8 +9,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 from test_documents import README
 
-from experiments import EXPERIMENTS
-from repbias_jax.report import tables
+from experiments import EXPERIMENTS, scorecard
 
 SCRIPT = ROOT / "experiments" / "notebooks" / "reproduce.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")
@@ -65,13 +64,11 @@ def test_notebook_runs(notebook, smoke, tmp_path, monkeypatch):
     (run,) = (i for i, cell in enumerate(notebook.cells) if cell.source.startswith(RUN))
     printed = "".join(out["text"] for out in notebook.cells[run].outputs)
     assert f"{smoke}/report.html" in printed
-    here, there = notebook.cells[run + 1 : -1], notebook.cells[-1:]
+    assert "C01" in printed
+    here, table, there = notebook.cells[run + 1 : -2], notebook.cells[-2], notebook.cells[-1]
     assert len(shown(here, "image/png")) == len(EXPERIMENTS["complexity"].CAPTIONS)
-    assert tables.markdown(tables.read_claims(smoke)) in shown(here, "text/markdown")
-    said, drawn = shown(there, "text/markdown"), 0
-    for name, module in EXPERIMENTS.items():
-        if claims := tables.read_claims(ROOT / "experiments" / "results" / name):
-            assert tables.markdown(claims) in said
-            assert set(module.CAPTIONS.values()) <= set(said)
-            drawn += len(module.CAPTIONS)
-    assert len(shown(there, "image/png")) == drawn > 0
+    assert shown([table], "text/markdown") == [scorecard.section().replace(f"({scorecard.RESULTS}/", "(../results/")]
+    names = [name for name in EXPERIMENTS if (ROOT / scorecard.RESULTS / name / "claims.csv").exists()]
+    captions = [caption for name in names for caption in EXPERIMENTS[name].CAPTIONS.values()]
+    assert [text for text in shown([there], "text/markdown") if not text.startswith("### ")] == captions
+    assert len(shown([there], "image/png")) == len(captions) > 0

@@ -44,14 +44,11 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", ".", "-c", "requirements.txt"], check=True)
 
 # %%
-from pathlib import Path
-
 from IPython.display import Image, Markdown, display
 
-import experiments
 import repbias_jax
-from experiments import EXPERIMENTS, complexity
-from repbias_jax.report import tables
+from experiments import EXPERIMENTS, complexity, scorecard
+from repbias_jax.report import card
 
 # %matplotlib inline
 
@@ -68,19 +65,19 @@ results = repbias_jax.load(WORKDIR)
 for drawn in complexity.figures(results):
     display(drawn.figure, Markdown(drawn.caption))
 
-# %%
-display(Markdown(tables.markdown(tables.read_claims(results.folder))))
-
 # %% [markdown]
 # ## The reference runs
 #
-# Sixteen seeds; settings and statistics were fixed before the runs. Figures and verdicts are those committed in
+# Sixteen seeds; settings and statistics were fixed before the runs. Verdicts and figures are those committed in
 # `experiments/results`.
 
 # %%
-for name, module in EXPERIMENTS.items():
-    reference = Path(experiments.__file__).parent / "results" / name
-    if claims := tables.read_claims(reference):
-        display(Markdown(f"### {module.EXPERIMENT.title}"), Markdown(tables.markdown(claims)))
-        for figure, caption in module.CAPTIONS.items():
-            display(Image(reference / "figures" / f"{figure}.png", width=800), Markdown(caption))
+references = scorecard.sources()
+display(Markdown(card.markdown(card.rows_of(references), "../results")))
+
+# %%
+for reference in references:
+    display(Markdown(f"### {reference.title}"))
+    for name, caption in EXPERIMENTS[reference.name].CAPTIONS.items():
+        picture = scorecard.ROOT / scorecard.RESULTS / reference.name / "figures" / f"{name}.png"
+        display(Image(picture, width=800), Markdown(caption))
