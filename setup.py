@@ -33,6 +33,10 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "test": [
             "hypothesis>=6.100",
+            "ipykernel>=7",
+            "jupytext>=1.17",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "pyright[nodejs]>=1.1.400",
             "PyYAML>=6",
             "pytest>=8",

@@ -20,7 +20,7 @@ REFERENCE = ROOT / "experiments" / "results" / "complexity"
 
 def fenced(text, language=""):
     """The contents of the fenced blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    return [body for found, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if found == language]
 
 
 def commands(text):
@@ -92,7 +92,7 @@ def test_readme_python_runs(smoke):
 
 
 def test_ten_lines_of_numpy_recompute_r2(smoke):
-    code = fenced(BUILD, "python")[0]
+    (code,) = (block for block in fenced(BUILD, "python") if "zarr.open_group" in block)
     assert len(code.strip().splitlines()) == 10
     path = next(smoke.glob("sgd.joint*/chunk_000/activations.zarr"))
     line = [sys.executable, "-c", code, str(path), "hidden_1", "parity4"]

@@ -1,0 +1,60 @@
+"""BUILD.md's "Add an experiment of your own", done to the letter in a copy of the checkout."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+from conftest import DEVICES, ROOT
+from test_documents import BUILD, fenced
+
+SECTION = re.search(r"^### Add an experiment of your own\n(.*?)(?=^##+ )", BUILD, re.M | re.S)[1]
+PLACE = re.compile(r"# (?:in (?P<old>\S+), below the line: (?P<line>.+)|the new file (?P<new>\S+))")
+
+
+def follow(block, checkout):
+    """Writes a block where its first line says; the file it changes has to be there, a new one must not."""
+    first, rest = block.split("\n", 1)
+    place = PLACE.fullmatch(first)
+    if place["new"]:
+        path = checkout / place["new"]
+        assert not path.exists()
+        path.write_text(rest)
+        return
+    path = checkout / place["old"]
+    lines = path.read_text().splitlines()
+    assert lines.count(place["line"]) == 1, f"{path} has no such line, or several: {place['line']}"
+    at = lines.index(place["line"]) + 1
+    path.write_text("\n".join([*lines[:at], rest.rstrip("\n"), *lines[at:]]) + "\n")
+
+
+def test_from_a_new_feature_to_a_figure_and_a_verdict(cache, tmp_path):
+    checkout, workdir = tmp_path / "checkout", tmp_path / "work"
+    for name in ("repbias_jax", "experiments"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("results", "__pycache__"))
+    blocks = fenced(SECTION, "python")
+    assert len([line for block in blocks for line in block.splitlines()[1:] if line]) < 60
+    for block in blocks:
+        follow(block, checkout)
+    lint = [sys.executable, "-m", "ruff", "check", "--fix", "--config", str(ROOT / "pyproject.toml")]
+    touched = ["repbias_jax/features.py", "experiments/__init__.py", "experiments/multiplexer.py"]
+    checked = subprocess.run([*lint, *touched], cwd=checkout, capture_output=True, text=True, timeout=60)
+    assert checked.returncode == 0, checked.stdout
+    (line,) = fenced(SECTION, "bash")
+    python, *words = shlex.split(line.replace("/tmp/multiplexer", str(workdir)))
+    assert python == "python"
+    done = subprocess.run(
+        [sys.executable, *words, f"--devices={DEVICES}", f"--compilation_cache={cache}"],
+        cwd=checkout, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = workdir / "multiplexer"
+    claims = pd.read_csv(folder / "claims.csv")
+    assert list(claims["id"]) == ["X01"]
+    assert re.search(r"^X01 +sgd .*not measured", done.stdout, re.M)
+    assert str(folder / "report.html") in done.stdout
+    assert (folder / "figures" / "layers.png").stat().st_size > 5_000
+    rows = pd.read_csv(folder / "results.csv").query("metric == 'r2' and site == 'hidden_1' and step > 0")
+    assert set(rows[rows["value"].notna()]["feature"]) >= {"mux", "parity3", "twin_mux", "twin_parity3"}
