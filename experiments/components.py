@@ -124,6 +124,7 @@ def figures(results: Results) -> list[Drawn]:
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
 
+FIGURES = {"C19": "shares", "C20": "truncation", "C21": "units"}  # the figure that shows a claim
 CAPTIONS = {
     "plane": "Probe examples of the first seed's network on its first two principal components, penultimate layer, marked "
     "by the value of the easy feature (left) and of the hard one (right). Axes have one scale.",

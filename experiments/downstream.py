@@ -16,7 +16,7 @@ Setting: joint.
 C25's statistic stands at 256 examples with cross-validated regularisation, its second measure at 64 (ours). It follows
 nearly mechanically from C01 at one site: the figure `gap` shows it against the gap in variance explained, by seed.
 
-Cost: `--only_print` says it; there is no reference run yet.
+Cost and outcome of the reference run: `experiments/results/downstream/manifest.json` and `claims.csv` beside it.
 Expected after the paper: most conflicts follow easy.
 """
 
@@ -44,7 +44,6 @@ EXPERIMENT = Experiment(
     title="A classifier on top: which of two equally predictive features does it rely on?",
     config=Config(),
     settings=(("joint", ()),),
-    variant="settings not calibrated yet",
     columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
     probes=("variance", "transfer"),
     presets=(

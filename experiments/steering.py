@@ -157,6 +157,7 @@ def figures(results: Results) -> list[Drawn]:
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
 
+FIGURES = {"C22": "matrix", "C23": "doses", "C24": "half"}  # the figure that shows a claim
 CAPTIONS = {
     "doses": "Share of examples whose output flips, by the size of the push. Solid: the output of the feature whose vector "
     "is pushed along; thin: the other output; grey: random directions of equal norm. Bands are 95 % intervals over seeds.",
