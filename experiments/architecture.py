@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from experiments.base import COLUMNS
 from repbias_jax.config import Config, Experiment, Model, Preset
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
@@ -48,7 +49,7 @@ EXPERIMENT = Experiment(
         *((name, (("model.activation", kind),)) for name, kind in ACTIVATIONS.items() if name not in DEPTHS),
     ),
     variant="settings not calibrated yet",
-    columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
+    columns=COLUMNS,
     probes=("variance",),
     presets=(
         ("full", Preset(16)),

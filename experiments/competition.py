@@ -25,6 +25,7 @@ Expected after the paper: less variance among others.
 import numpy as np
 import pandas as pd
 
+from experiments.base import COLUMNS, SMOKE
 from repbias_jax.config import Config, Experiment, Overrides, Preset, Task
 from repbias_jax.data.binary import feature_names
 from repbias_jax.measure import Results
@@ -64,7 +65,7 @@ EXPERIMENT = Experiment(
         *((f"{target}_same", _setting(target, copies=COPIES)) for target in TARGETS),
     ),
     variant="settings not calibrated yet",
-    columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
+    columns=COLUMNS,
     probes=("variance", "partition"),
     presets=(
         ("full", Preset(16)),
@@ -83,14 +84,7 @@ EXPERIMENT = Experiment(
                 2,
                 settings=("easy_alone", "easy_xor4", "hard_alone", "hard_xor4"),
                 columns=("sgd",),
-                overrides=(
-                    ("model.widths", (32, 16)),
-                    ("task.num_train", 512),
-                    ("task.num_test", 256),
-                    ("task.num_probe", 256),
-                    ("training.epochs", 8),
-                    ("training.observe_every", 8),
-                ),
+                overrides=(*SMOKE, ("task.num_probe", 256)),
             ),
         ),
     ),

@@ -29,6 +29,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from experiments.base import COLUMNS, SMOKE
 from repbias_jax.config import Config, Experiment, Preset
 from repbias_jax.measure import Results
 from repbias_jax.probes.components import SHOWN, TOP
@@ -44,7 +45,7 @@ EXPERIMENT = Experiment(
     title="Principal components and single units: where the easy and the hard feature are",
     config=Config(),
     settings=(("joint", ()),),
-    columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
+    columns=COLUMNS,
     probes=("variance", "components", "truncation", "units"),
     presets=(
         ("full", Preset(16)),
@@ -54,13 +55,7 @@ EXPERIMENT = Experiment(
             Preset(
                 2,
                 columns=("sgd",),
-                overrides=(
-                    ("model.widths", (32, 16)),
-                    ("task.num_train", 512),
-                    ("task.num_test", 256),
-                    ("training.epochs", 8),
-                    ("training.observe_every", 8),
-                ),
+                overrides=SMOKE,
             ),
         ),
     ),

@@ -27,6 +27,7 @@ Expected after the paper: most conflicts follow easy.
 import numpy as np
 import pandas as pd
 
+from experiments.base import COLUMNS, SMOKE
 from repbias_jax.config import Config, Experiment, Preset
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
@@ -44,7 +45,7 @@ EXPERIMENT = Experiment(
     title="A classifier on top: which of two equally predictive features does it rely on?",
     config=Config(),
     settings=(("joint", ()),),
-    columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
+    columns=COLUMNS,
     probes=("variance", "transfer"),
     presets=(
         ("full", Preset(16)),
@@ -54,14 +55,7 @@ EXPERIMENT = Experiment(
             Preset(
                 2,
                 columns=("sgd",),
-                overrides=(
-                    ("model.widths", (32, 16)),
-                    ("task.num_train", 512),
-                    ("task.num_test", 256),
-                    ("task.num_probe", 2048),
-                    ("training.epochs", 8),
-                    ("training.observe_every", 8),
-                ),
+                overrides=SMOKE,
             ),
         ),
     ),

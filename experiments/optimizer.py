@@ -42,6 +42,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from experiments.base import SMOKE
 from repbias_jax.config import Config, Experiment, Overrides, Preset
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
@@ -110,13 +111,7 @@ EXPERIMENT = Experiment(
             Preset(
                 2,
                 settings=(*SHRINKS, *REVERSES, "sgd_1e-1_d0", "init_2"),
-                overrides=(
-                    ("model.widths", (32, 16)),
-                    ("task.num_train", 512),
-                    ("task.num_test", 256),
-                    ("training.epochs", 8),
-                    ("training.observe_every", 8),
-                ),
+                overrides=SMOKE,
             ),
         ),
     ),

@@ -31,6 +31,7 @@ Expected after the paper: a gap that grows with rarity.
 import numpy as np
 import pandas as pd
 
+from experiments.base import COLUMNS, SMOKE
 from repbias_jax.config import Config, Experiment, Preset, Task, Training
 from repbias_jax.measure import Results
 from repbias_jax.probes.balance import natural_r2
@@ -54,7 +55,7 @@ EXPERIMENT = Experiment(
         *((name, (("task.prevalence", (0.5, p)), ("keep.probe_set", "natural"))) for name, p in NATURAL.items()),
     ),
     variant="settings not calibrated yet",
-    columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
+    columns=COLUMNS,
     probes=("variance", "partition"),
     presets=(
         ("full", Preset(16)),
@@ -72,14 +73,7 @@ EXPERIMENT = Experiment(
             Preset(
                 2,
                 columns=("sgd",),
-                overrides=(
-                    ("model.widths", (32, 16)),
-                    ("task.num_train", 512),
-                    ("task.num_test", 256),
-                    ("task.num_probe", 128),
-                    ("training.epochs", 8),
-                    ("training.observe_every", 8),
-                ),
+                overrides=(*SMOKE, ("task.num_probe", 128)),
             ),
         ),
     ),

@@ -40,6 +40,7 @@ Expected after the paper: easy above hard; target up, others down but not to cha
 import numpy as np
 import pandas as pd
 
+from experiments.base import COLUMNS, SMOKE
 from repbias_jax.config import Config, Experiment, Keep, Overrides, Preset
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
@@ -70,7 +71,7 @@ EXPERIMENT = Experiment(
         *((name, _redundant(p)) for name, p in LADDER.items()),
     ),
     variant="settings not calibrated yet",
-    columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
+    columns=COLUMNS,
     probes=("decode", "decode_nonlinear", "reliance"),
     presets=(
         ("full", Preset(16)),
@@ -88,17 +89,7 @@ EXPERIMENT = Experiment(
             Preset(
                 2,
                 columns=("sgd",),
-                overrides=(
-                    ("model.widths", (32, 16)),
-                    ("task.num_train", 512),
-                    ("task.num_test", 256),
-                    ("task.num_probe", 2048),
-                    ("training.epochs", 8),
-                    ("training.observe_every", 8),
-                    ("keep.every", 8),
-                    ("keep.until", 0),
-                    ("keep.every_late", 0),
-                ),
+                overrides=(*SMOKE, ("keep.every", 8), ("keep.until", 0), ("keep.every_late", 0)),
             ),
         ),
     ),

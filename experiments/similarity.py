@@ -38,6 +38,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from experiments.base import COLUMNS, SMOKE
 from repbias_jax.config import Config, Experiment, Keep, Preset
 from repbias_jax.measure import Results
 from repbias_jax.probes.similarity import MEASURES, noise_ceiling
@@ -61,7 +62,7 @@ EXPERIMENT = Experiment(
         (EASY_ONLY, (("task.outputs", (EASY,)),)),
         (HARD_ONLY, (("task.outputs", (HARD,)),)),
     ),
-    columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
+    columns=COLUMNS,
     probes=("variance", "similarity"),
     presets=(
         ("full", Preset(16)),
@@ -71,14 +72,7 @@ EXPERIMENT = Experiment(
             Preset(
                 2,
                 columns=("sgd",),
-                overrides=(
-                    ("model.widths", (32, 16)),
-                    ("task.num_train", 512),
-                    ("task.num_test", 256),
-                    ("task.num_probe", 2048),
-                    ("training.epochs", 8),
-                    ("training.observe_every", 8),
-                ),
+                overrides=SMOKE,
             ),
         ),
     ),

@@ -31,6 +31,7 @@ Expected after the paper: both flip, the other output stays, hard flips at a sma
 import numpy as np
 import pandas as pd
 
+from experiments.base import COLUMNS, SMOKE
 from repbias_jax.config import Config, Experiment, Preset
 from repbias_jax.measure import Results
 from repbias_jax.probes.steering import DOSES
@@ -49,7 +50,7 @@ EXPERIMENT = Experiment(
     title="Steering: what a push along a feature's vector does to each output",
     config=Config(),
     settings=(("joint", ()),),
-    columns=(("sgd", ()), ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4)))),
+    columns=COLUMNS,
     probes=("variance", "steering"),
     presets=(
         ("full", Preset(16)),
@@ -59,13 +60,7 @@ EXPERIMENT = Experiment(
             Preset(
                 2,
                 columns=("sgd",),
-                overrides=(
-                    ("model.widths", (32, 16)),
-                    ("task.num_train", 512),
-                    ("task.num_test", 256),
-                    ("training.epochs", 8),
-                    ("training.observe_every", 8),
-                ),
+                overrides=SMOKE,
             ),
         ),
     ),
