@@ -10,9 +10,11 @@ from experiments import (
     competition,
     complexity,
     components,
+    downstream,
     learning_order,
     optimizer,
     prevalence,
+    redundancy,
     similarity,
     steering,
 )
@@ -27,4 +29,6 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "steering": steering,
     "optimizer": optimizer,
     "similarity": similarity,
+    "downstream": downstream,
+    "redundancy": redundancy,
 }

@@ -33,6 +33,7 @@ import pandas as pd
 
 from repbias_jax.config import Config, Experiment, Preset, Task, Training
 from repbias_jax.measure import Results
+from repbias_jax.probes.balance import natural_r2
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
@@ -160,12 +161,6 @@ def _natural(results: Results, column: str) -> dict[str, float]:
 def _crossed(name: str) -> str:
     """The setting with the same networks on the crossed set."""
     return name.replace("n", "p")
-
-
-def natural_r2(crossed: np.ndarray, prevalence: np.ndarray) -> np.ndarray:
-    """r2 to be expected on a natural set: the feature's variance shrinks by 4 p (1-p), the rest stays. Ours."""
-    rarity = 4 * prevalence * (1 - prevalence)
-    return crossed * rarity / (1 - crossed + crossed * rarity)
 
 
 def _draw_natural(axes: Axes, results: Results, column: str) -> None:

@@ -81,17 +81,17 @@ def read_arrays(path: Path, max_bytes: int = 8 * 2**30) -> dict[str, np.ndarray]
     Source: ours; formats as in NEP 1, PKWARE's APPNOTE and the zarr v3 core specification.
     """
     if path.suffix not in READERS:
-        raise _refusal(path, f"unknown kind of file {reprlib.repr(path.suffix)}; {KNOWN}")
+        raise refusal(path, f"unknown kind of file {reprlib.repr(path.suffix)}; {KNOWN}")
     return READERS[path.suffix](path, max_bytes)
 
 
-def _refusal(where: object, text: str) -> ConfigError:
+def refusal(where: object, text: str) -> ConfigError:
     """The error for a file that is refused: one line, whatever the file put into it."""
     return ConfigError("".join(c if c.isprintable() else "?" for c in f"{where}: {text}"))
 
 
 @contextlib.contextmanager
-def _reading(where: object, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
+def reading(where: object, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
     """Turns the named exceptions into a refusal."""
     try:
         yield
@@ -99,21 +99,21 @@ def _reading(where: object, kinds: tuple[type[Exception], ...]) -> Iterator[None
         raise
     except kinds as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200] or type(error).__name__
-        raise _refusal(where, f"cannot be read ({reason}); expected a whole file; {KNOWN}") from error
+        raise refusal(where, f"cannot be read ({reason}); expected a whole file; {KNOWN}") from error
 
 
 @contextlib.contextmanager
-def _opened(path: Path, more_flags: int = 0) -> Iterator[tuple[IO[bytes], int]]:
+def opened(path: Path, more_flags: int = 0) -> Iterator[tuple[IO[bytes], int]]:
     """A regular file and its size, as the open handle has it. Opening does not wait for a pipe's other end."""
-    with _reading(path, PATH_ERRORS):
+    with reading(path, PATH_ERRORS):
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | more_flags)
     info = os.fstat(handle)
     if not stat.S_ISREG(info.st_mode):
         os.close(handle)
-        raise _refusal(path, f"is a folder, a pipe or a device; expected a regular file; {KNOWN}")
-    with os.fdopen(handle, "rb") as file, _reading(path, (OSError,)):
+        raise refusal(path, f"is a folder, a pipe or a device; expected a regular file; {KNOWN}")
+    with os.fdopen(handle, "rb") as file, reading(path, (OSError,)):
         if info.st_size == 0:
-            raise _refusal(path, f"is empty; {KNOWN}")
+            raise refusal(path, f"is empty; {KNOWN}")
         yield file, info.st_size
 
 
@@ -121,34 +121,34 @@ def _size(shape: Any, itemsize: int, where: object, max_bytes: int) -> int:
     """Bytes of an array. Raises ConfigError for sizes that are none or too much, a size of 0 counted as 1."""
     sizes = isinstance(shape, list | tuple) and len(shape) <= 32 and all(type(n) is int and 0 <= n < 2**63 for n in shape)
     if not sizes:
-        raise _refusal(where, "shape: expected at most 32 whole numbers, each from 0 to 2^63")
+        raise refusal(where, "shape: expected at most 32 whole numbers, each from 0 to 2^63")
     if math.prod(max(1, n) for n in shape) * itemsize > max_bytes:
         text = "x".join(map(str, shape))
-        raise _refusal(where, f"{reprlib.repr(text)} values of {itemsize} bytes; expected at most {max_bytes} bytes")
+        raise refusal(where, f"{reprlib.repr(text)} values of {itemsize} bytes; expected at most {max_bytes} bytes")
     return math.prod(shape) * itemsize
 
 
 def _wrong_type(where: object, found: Any) -> ConfigError:
     hint = "save bfloat16 (V2 in npy) as float32"
-    return _refusal(where, f"values of type {reprlib.repr(found)}; expected one of {', '.join(DTYPES)}; {hint}")
+    return refusal(where, f"values of type {reprlib.repr(found)}; expected one of {', '.join(DTYPES)}; {hint}")
 
 
 def _checked(array: np.ndarray, where: object) -> np.ndarray:
     """The array, if its values are finite and its bools 0 or 1."""
     if array.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
-        raise _refusal(where, "bool values other than 0 and 1")
+        raise refusal(where, "bool values other than 0 and 1")
     if array.dtype.kind == "f":
         bad = ~np.isfinite(array)
         if bad.any():
             first = np.unravel_index(int(np.argmax(bad)), array.shape)
             place = f"the first, {array[first]}, at {[int(i) for i in first]}"
-            raise _refusal(where, f"{np.count_nonzero(bad)} of {array.size} values are not finite ({place}); expected none")
+            raise refusal(where, f"{np.count_nonzero(bad)} of {array.size} values are not finite ({place}); expected none")
     return array
 
 
 def _read_npy(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
     name = safe_name(path.stem, str(path))
-    with _opened(path) as (file, size):
+    with opened(path) as (file, size):
         return {name: _npy(file, size, path, max_bytes)}
 
 
@@ -159,7 +159,7 @@ def _npy(stream: IO[bytes], size: int, where: object, max_bytes: int) -> np.ndar
     dtype = stored.newbyteorder("=")
     values = _size(shape, dtype.itemsize, where, max_bytes)
     if size != offset + values:
-        raise _refusal(where, f"{size} bytes; expected {offset} of header and {values} of values")
+        raise refusal(where, f"{size} bytes; expected {offset} of header and {values} of values")
     raw = np.empty(values, np.uint8)
     filled = len(head) - offset
     raw[:filled] = np.frombuffer(head, np.uint8)[offset:]
@@ -167,7 +167,7 @@ def _npy(stream: IO[bytes], size: int, where: object, max_bytes: int) -> np.ndar
         raw[filled : filled + len(more)] = np.frombuffer(more, np.uint8)
         filled += len(more)
     if filled < values:
-        raise _refusal(where, f"ended after {filled} of {values} bytes of values")
+        raise refusal(where, f"ended after {filled} of {values} bytes of values")
     flat = raw.view(dtype) if stored == dtype else raw.view(dtype).byteswap(inplace=True)
     return _checked(flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape), where)
 
@@ -176,16 +176,16 @@ def _npy_header(head: bytes, where: object) -> tuple[tuple[int, ...], bool, np.d
     """Shape, whether columns come first, type as stored and length of the header of an npy."""
     start = {b"\x93NUMPY\1\0": 10, b"\x93NUMPY\2\0": 12}.get(head[:8])
     if start is None:  # 3.0 is for field names, which we refuse
-        raise _refusal(where, f"opens with {head[:8]!r}; expected the magic of npy 1.0 or 2.0")
+        raise refusal(where, f"opens with {head[:8]!r}; expected the magic of npy 1.0 or 2.0")
     end = start + int.from_bytes(head[8:start], "little")
     if end > len(head):
-        raise _refusal(where, f"header of {end - start} bytes; expected at most {MAX_HEADER}, all of them there")
+        raise refusal(where, f"header of {end - start} bytes; expected at most {MAX_HEADER}, all of them there")
     found = HEADER.fullmatch(head[start:end].decode("latin1"))
     items = dict(zip(found.groups()[::2], found.groups()[1::2], strict=True)) if found else {}
     descr, order, shape = items.get("descr", ""), items.get("fortran_order", ""), items.get("shape", "")
     if not (descr[:1] == "'" and order in ("True", "False") and shape[:1] == "("):
         text = reprlib.repr(head[start:end].decode("latin1").strip())
-        raise _refusal(where, f"npy header {text}; expected descr: one type, fortran_order, shape: whole numbers")
+        raise refusal(where, f"npy header {text}; expected descr: one type, fortran_order, shape: whole numbers")
     if descr[1:-1] not in STORED:
         raise _wrong_type(where, descr[1:-1])
     return tuple(map(int, re.findall(WHOLE, shape))), order == "True", STORED[descr[1:-1]], end
@@ -193,12 +193,12 @@ def _npy_header(head: bytes, where: object) -> tuple[tuple[int, ...], bool, np.d
 
 def _read_npz(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
     arrays = {}
-    with _opened(path) as (file, size), _reading(path, ZIP_ERRORS):
+    with opened(path) as (file, size), reading(path, ZIP_ERRORS):
         _check_directory(file, size, path)
         with zipfile.ZipFile(file) as archive:
             for name, member in _members(archive, path, max_bytes).items():
                 where = f"{path}, member {name}"
-                with _reading(where, ZIP_ERRORS), archive.open(member) as stream:  # a full read verifies its CRC
+                with reading(where, ZIP_ERRORS), archive.open(member) as stream:  # a full read verifies its CRC
                     arrays[name] = _npy(stream, member.file_size, where, max_bytes)
     return arrays
 
@@ -209,50 +209,50 @@ def _check_directory(file: IO[bytes], size: int, path: Path) -> None:
     file.seek(max(0, size - 98))
     tail = file.read(98).rjust(98, b"\0")  # records of 56 and 20 bytes, in zips above 4 GiB, and one of 22
     if start != b"PK\3\4" or tail[-22:-18] != b"PK\5\6":
-        raise _refusal(path, "is no zip, is empty, cut short or has something appended; expected what np.savez writes")
+        raise refusal(path, "is no zip, is empty, cut short or has something appended; expected what np.savez writes")
     large = tail[:4] == b"PK\6\6"
     if large != (tail[56:60] == b"PK\6\7"):
-        raise _refusal(path, "has one of the two records of a large zip; expected both, or none")
+        raise refusal(path, "has one of the two records of a large zip; expected both, or none")
     (length,) = struct.unpack_from("<Q", tail, 40) if large else struct.unpack_from("<I", tail, 88)
     if length > MAX_JSON:
-        raise _refusal(path, f"list of members has {length} bytes; expected at most {MAX_JSON}")
+        raise refusal(path, f"list of members has {length} bytes; expected at most {MAX_JSON}")
 
 
 def _members(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
     """The members by the names of their arrays. Raises ConfigError unless each is a plain `NAME.npy`."""
     members: dict[str, zipfile.ZipInfo] = {}
     if not 1 <= len(archive.infolist()) <= MAX_ARRAYS:
-        raise _refusal(path, f"{len(archive.infolist())} members; expected 1 to {MAX_ARRAYS}")
+        raise refusal(path, f"{len(archive.infolist())} members; expected 1 to {MAX_ARRAYS}")
     for info in archive.infolist():
         what = f"{path}, member {reprlib.repr(info.orig_filename)}"
         name = safe_name(info.orig_filename.removesuffix(".npy"), what)
         # `filename` is `orig_filename` up to a zero byte, or what an extra field says.
         if not info.orig_filename == info.filename == f"{name}.npy" or name in members:
-            raise _refusal(what, "expected NAME.npy, every name once")
+            raise refusal(what, "expected NAME.npy, every name once")
         if info.flag_bits & ZIP_BITS or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise _refusal(what, "is encrypted or packed in a way we do not know; expected stored or deflated")
+            raise refusal(what, "is encrypted or packed in a way we do not know; expected stored or deflated")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise _refusal(what, "is a link or a folder; expected a regular file")
+            raise refusal(what, "is a link or a folder; expected a regular file")
         members[name] = info
     total = sum(info.file_size for info in members.values())
     if total > max_bytes:
-        raise _refusal(path, f"members declare {total} bytes; expected at most {max_bytes}")
+        raise refusal(path, f"members declare {total} bytes; expected at most {max_bytes}")
     return members
 
 
 def _read_zarr(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
-    with _reading(path, PATH_ERRORS):
+    with reading(path, PATH_ERRORS):
         mode = os.lstat(path).st_mode
     if not stat.S_ISDIR(mode):
-        raise _refusal(path, f"is a file or a link; expected a folder; {KNOWN}")
+        raise refusal(path, f"is a file or a link; expected a folder; {KNOWN}")
     name = safe_name(path.stem, str(path))
     _survey(path, max_bytes)
     if _node(path)["node_type"] == "array":
         return {name: _zarr_array(path, max_bytes)[0]}
-    with _reading(path, (OSError,)):
+    with reading(path, (OSError,)):
         folders = sorted(p for p in path.iterdir() if p.is_dir())
     if not 1 <= len(folders) <= MAX_ARRAYS:
-        raise _refusal(path, f"group of {len(folders)} arrays; expected 1 to {MAX_ARRAYS}")
+        raise refusal(path, f"group of {len(folders)} arrays; expected 1 to {MAX_ARRAYS}")
     arrays, left = {}, max_bytes
     for folder in folders:
         arrays[safe_name(folder.name, str(path))], used = _zarr_array(folder, left)
@@ -264,18 +264,18 @@ def _survey(folder: Path, max_bytes: int) -> tuple[list[Path], int]:
     """Every file that holds values, and their bytes. Raises ConfigError for links, pipes, devices and too much."""
     todo, files, stored = [str(folder)], [], 0
     while todo:
-        with _reading(folder, (OSError,)), os.scandir(todo.pop()) as entries:
+        with reading(folder, (OSError,)), os.scandir(todo.pop()) as entries:
             for entry in entries:
                 info = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(info.st_mode):
                     todo.append(entry.path)
                 elif not stat.S_ISREG(info.st_mode):
-                    raise _refusal(entry.path, "is a link, a pipe or a device; expected files and folders only")
+                    raise refusal(entry.path, "is a link, a pipe or a device; expected files and folders only")
                 elif entry.name != "zarr.json":
                     files.append(Path(entry.path))
                     stored += info.st_size
                 if len(files) + len(todo) > MAX_FILES or stored > max_bytes:
-                    raise _refusal(folder, f"too much in it; expected at most {MAX_FILES} files and {max_bytes} bytes")
+                    raise refusal(folder, f"too much in it; expected at most {MAX_FILES} files and {max_bytes} bytes")
     return files, stored
 
 
@@ -284,20 +284,20 @@ def _node(folder: Path) -> dict[str, Any]:
     path = folder / "zarr.json"
     if not os.path.lexists(path):
         old = any(os.path.lexists(folder / name) for name in (".zarray", ".zgroup"))
-        raise _refusal(folder, f"{'is zarr v2' if old else 'no zarr.json in it'}; {KNOWN}")
-    with _opened(path, os.O_NOFOLLOW) as (file, size):
+        raise refusal(folder, f"{'is zarr v2' if old else 'no zarr.json in it'}; {KNOWN}")
+    with opened(path, os.O_NOFOLLOW) as (file, size):
         if size > MAX_JSON:
-            raise _refusal(path, f"{size} bytes; expected at most {MAX_JSON}")
+            raise refusal(path, f"{size} bytes; expected at most {MAX_JSON}")
         text = file.read(size)
-    with _reading(path, JSON_ERRORS):
+    with reading(path, JSON_ERRORS):
         node = json.loads(text)
     if not isinstance(node, dict) or type(node.get("zarr_format")) is not int or node["zarr_format"] != 3:
-        raise _refusal(path, f"expected zarr_format 3; {KNOWN}")
+        raise refusal(path, f"expected zarr_format 3; {KNOWN}")
     if node.get("node_type") not in ("array", "group"):
-        raise _refusal(path, f"node_type {reprlib.repr(node.get('node_type'))}; expected array or group")
+        raise refusal(path, f"node_type {reprlib.repr(node.get('node_type'))}; expected array or group")
     needed, allowed = NODE_KEYS[node["node_type"]]
     if not needed <= node.keys() <= needed | allowed or not isinstance(node.get("attributes", {}), dict):
-        raise _refusal(path, f"expected keys {', '.join(sorted(needed))}; allowed {', '.join(sorted(allowed))}")
+        raise refusal(path, f"expected keys {', '.join(sorted(needed))}; allowed {', '.join(sorted(allowed))}")
     return node
 
 
@@ -305,7 +305,7 @@ def _zarr_array(folder: Path, max_bytes: int) -> tuple[np.ndarray, int]:
     """One zarr array, and its bytes with all chunks whole. What is declared is bounded before anything is opened."""
     node, where = _node(folder), folder / "zarr.json"
     if node["node_type"] != "array":
-        raise _refusal(where, "a group inside a group; expected arrays")
+        raise refusal(where, "a group inside a group; expected arrays")
     if not isinstance(node["data_type"], str) or node["data_type"] not in DTYPES:
         raise _wrong_type(where, node["data_type"])
     itemsize, shape = DTYPES[node["data_type"]].itemsize, node["shape"]
@@ -317,15 +317,15 @@ def _zarr_array(folder: Path, max_bytes: int) -> tuple[np.ndarray, int]:
     used = _size(whole, itemsize, f"{where}, all chunks", max_bytes)
     files, stored = _survey(folder, max_bytes)
     if math.prod(counts) > len(files):
-        raise _refusal(folder, f"{math.prod(counts)} chunks, {len(files)} files; expected every chunk ({WRITE_ALL})")
+        raise refusal(folder, f"{math.prod(counts)} chunks, {len(files)} files; expected every chunk ({WRITE_ALL})")
     _check_codecs(node, used // itemsize, stored, where)
     _check_heads(node["codecs"], files, piece)
     if node.get("storage_transformers", []) != []:
-        raise _refusal(where, "storage_transformers; expected none")
+        raise refusal(where, "storage_transformers; expected none")
     try:
         array = store.read_zarr(folder, {key: value for key, value in node.items() if key != "attributes"})
     except store.StoreError as error:
-        raise _refusal(folder, f"{str(error)[:300]}; expected every chunk, undamaged ({WRITE_ALL})") from error
+        raise refusal(folder, f"{str(error)[:300]}; expected every chunk, undamaged ({WRITE_ALL})") from error
     return _checked(array, folder), used
 
 
@@ -334,7 +334,7 @@ def _chunk_shape(grid: Any, rank: int, where: str) -> list[int]:
     configuration = grid.get("configuration") if isinstance(grid, dict) and grid.get("name") in GRIDS else None
     chunk = configuration.get("chunk_shape") if isinstance(configuration, dict) else None
     if not isinstance(chunk, list) or len(chunk) != rank or not all(type(n) is int and n >= 1 for n in chunk):
-        raise _refusal(where, f"expected name regular and a chunk_shape of {rank} whole numbers above 0")
+        raise refusal(where, f"expected name regular and a chunk_shape of {rank} whole numbers above 0")
     return chunk
 
 
@@ -343,11 +343,11 @@ def _codec_names(codecs: Any, where: object, allowed: tuple[str, ...] = CODECS) 
     known = isinstance(codecs, list) and all(isinstance(c, dict) and c.get("name") in allowed for c in codecs)
     if not known or len(codecs) > MAX_CODECS or not all(isinstance(c.get("configuration", {}), dict) for c in codecs):
         text = f"codecs: expected at most {MAX_CODECS} of {', '.join(allowed)}, each with its name and a configuration"
-        raise _refusal(where, text)
+        raise refusal(where, text)
     names = [codec["name"] for codec in codecs]
     arrays, packers = (sum(name in kind for name in names) for kind in (ARRAY_CODECS, PACKERS))
     if arrays != 1 or packers > 1:
-        raise _refusal(where, f"codecs: expected one of {', '.join(ARRAY_CODECS)} and at most one of {', '.join(PACKERS)}")
+        raise refusal(where, f"codecs: expected one of {', '.join(ARRAY_CODECS)} and at most one of {', '.join(PACKERS)}")
     return names
 
 
@@ -357,14 +357,14 @@ def _check_codecs(node: dict[str, Any], values: int, stored: int, where: object)
     if "sharding_indexed" not in names:
         return
     if names[-1] != "sharding_indexed":
-        raise _refusal(where, "codecs: expected nothing after sharding_indexed")
+        raise refusal(where, "codecs: expected nothing after sharding_indexed")
     shard = node["codecs"][-1]
     inner, inside = _chunk_shape(shard, len(node["shape"]), f"{where}, sharding_indexed"), f"{where}, inside shards"
     # Within a shard, sizes that blosc claims could not be looked at before it allocates them.
     _codec_names(shard["configuration"].get("codecs"), inside, ("bytes", "transpose", "zstd", "gzip", "crc32c"))
     _codec_names(shard["configuration"].get("index_codecs"), inside, ("bytes", "crc32c"))
     if values // math.prod(inner) * 16 > stored:  # an index has 16 bytes for each piece
-        raise _refusal(where, f"shards of more pieces than {stored} bytes can hold; expected every chunk ({WRITE_ALL})")
+        raise refusal(where, f"shards of more pieces than {stored} bytes can hold; expected every chunk ({WRITE_ALL})")
 
 
 def _check_heads(codecs: list[dict[str, Any]], files: list[Path], piece: int) -> None:
@@ -376,13 +376,13 @@ def _check_heads(codecs: list[dict[str, Any]], files: list[Path], piece: int) ->
     configurations = {codec["name"]: codec.get("configuration", {}) for codec in codecs}
     checksum = configurations.get("zstd", {}).get("checksum") is True
     for path in files if checksum or "blosc" in configurations else []:
-        with _opened(path, os.O_NOFOLLOW) as (file, _):
+        with opened(path, os.O_NOFOLLOW) as (file, _):
             head = file.read(8).ljust(8, b"\0")
         if checksum and not (head[:4] == b"\x28\xb5\x2f\xfd" and head[4] & 4):
-            raise _refusal(path, "no zstd with a checksum; expected what zarr.json says")
+            raise refusal(path, "no zstd with a checksum; expected what zarr.json says")
         claimed = int.from_bytes(head[4:], "little")
         if not checksum and claimed > piece + 4 * MAX_CODECS:  # a crc32c within has 4 bytes
-            raise _refusal(path, f"blosc piece of {claimed} bytes; expected {piece}")
+            raise refusal(path, f"blosc piece of {claimed} bytes; expected {piece}")
 
 
 READERS: dict[str, Callable[[Path, int], dict[str, np.ndarray]]] = {

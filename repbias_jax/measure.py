@@ -7,6 +7,7 @@
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
+import fnmatch
 import functools
 import heapq
 import sys
@@ -252,11 +253,13 @@ def _measure_chunk(folder: Path, chunk: Chunk, layout: Layout, probes: Sequence[
     for block in _blocks(folder, chunk, layout.lanes):
         for name in probes:
             probe = PROBES[name]
-            here = not probe.sites or block.site in [population.resolve_site(s, sites) for s in probe.sites]
+            places = [population.resolve_site(s, sites) for s in probe.sites or ("*",)]
+            here = any(fnmatch.fnmatchcase(block.site, place) for place in places)
             if probe.kind == "pair" or not here or not (probe.along or block.step in (0, last)):
                 continue  # pairs cross chunks: `merge` has them compared
             if probe.kind == "representation":
-                found = _representation(name, values)(_padded(block), block.factors)
+                phi = _padded(block) if probe.padded else block.activations
+                found = _representation(name, values)(phi, block.factors)
             elif block.step == last:  # only the last weights are kept
                 params = _restored(folder, chunk, layout) if params is None else params
                 found = _intervene(name, block, params)

@@ -25,6 +25,7 @@ MAY = {
     "training": {"config", "features", "data", "models"},
     "store": {"config"},
     "external": {"config", "store"},
+    "external_features": {"config", "external"},
     "devices": set(),
     "population": {"config", "features", "data", "models", "training", "store", "devices"},
     "probes": {"config", "probes"},
@@ -35,7 +36,8 @@ MAY = {
 }
 MAY["planning"] = MAY["measure"] - {"pairs"}
 MAY["pipeline"] = {*MAY, "planning"}
-MAY["__init__"] = {"measure", "probes"}
+MAY["anyone"] = {"config", "external_features", "probes", "measure", "anyone"}
+MAY["__init__"] = {"measure", "probes", "anyone"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -8,7 +8,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from repbias_jax.probes import components, readout, similarity, steering, units, variance
+from repbias_jax.probes import components, decoding, readout, similarity, steering, units, variance
 
 
 class Probe(NamedTuple):
@@ -17,7 +17,8 @@ class Probe(NamedTuple):
     function: Callable
     kind: Literal["representation", "intervention", "pair"]
     along: bool = False  # also at the snapshots along training, and not only at the first and the last
-    sites: tuple[str, ...] = ()  # only there; empty: everywhere
+    sites: tuple[str, ...] = ()  # only there (`hidden_*`: all of these); empty: everywhere
+    padded: bool = True  # widths may share one program, by units that are always zero; else each has its own, and no waste
 
 
 PROBES: dict[str, Probe] = {
@@ -30,4 +31,8 @@ PROBES: dict[str, Probe] = {
     "steering": Probe(steering.steering, "intervention", sites=("before_last", "last_hidden")),
     "readout": Probe(readout.readout, "intervention", sites=("last_hidden",)),
     "similarity": Probe(similarity.similarity, "pair", sites=("last_hidden",)),
+    "decode": Probe(decoding.decode, "representation", along=True, sites=("hidden_*",), padded=False),
+    "decode_nonlinear": Probe(decoding.decode_nonlinear, "representation", sites=("last_hidden",), padded=False),
+    "transfer": Probe(decoding.transfer, "representation", sites=("hidden_*",), padded=False),
+    "reliance": Probe(decoding.reliance, "intervention", sites=("last_hidden",)),
 }

@@ -41,7 +41,7 @@ def components(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Ar
     Source: Lampinen et al. 2024; the ratio of sums is ours.
     """
     phi_fit, phi_score = centred(fit, score)
-    axes = principal_axes(phi_fit)[:, :SHOWN]
+    axes = first_axes(phi_fit)
     z_fit, z_score = dot(phi_fit, axes), dot(phi_score, axes)
     spread, total = jnp.sum(jnp.square(z_score), axis=0), jnp.sum(jnp.square(phi_score))
     spread = jnp.where(spread > 1e-10 * total, spread, jnp.nan)
@@ -93,3 +93,18 @@ def truncation(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array
 def principal_axes(centred_fit: Array) -> Array:
     """Eigenvectors of the covariance, by falling eigenvalue. Args: `[N, D]`, centred. Returns: columns `[D, D]`."""
     return jnp.linalg.eigh(dot(centred_fit.T, centred_fit) / len(centred_fit))[1][:, ::-1]
+
+
+def first_axes(centred_fit: Array) -> Array:
+    """The first SHOWN of them, or as many as there are, from the smaller of the two Gram matrices: `[D, K]`.
+
+    With more units than examples, Phi Phi' = U diag(s^2) U' and the axes are Phi' U / s; NaN where there is no variance.
+    """
+    examples, units = centred_fit.shape
+    if units <= examples:
+        return principal_axes(centred_fit)[:, :SHOWN]
+    squares, left = jnp.linalg.eigh(dot(centred_fit, centred_fit.T))
+    squares, left = squares[::-1][:SHOWN], left[:, ::-1][:, :SHOWN]
+    axes = dot(centred_fit.T, left)
+    length = jnp.linalg.norm(axes, axis=0, keepdims=True)
+    return axes / jnp.where(squares > 1e-6 * squares[0], length[0], jnp.nan)[None]

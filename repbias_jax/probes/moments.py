@@ -4,14 +4,17 @@
 activations cancel.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+NUM_PERMUTATIONS = 100
 Factors = Mapping[str, Array]
 Side = tuple[Array, Factors]  # activations [N, D] and factors [N] each, of one run at one snapshot
 
@@ -88,6 +91,18 @@ def class_spread(codes: Array, phi: Array, num_values: int) -> Array:
     """Variance of each unit between its class means, for centred phi `[N, D]`. Returns: `[D]`."""
     shares = one_hot(codes, num_values).mean(0)[:, None]
     return jnp.sum(shares * jnp.square(class_means(codes, phi, num_values)), axis=0)
+
+
+def is_constant(raw: Array, sst: Array) -> Array:
+    """Whether a layer's variance is no more than rounding."""
+    return sst <= raw.size * jnp.square(4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(raw)))
+
+
+@functools.cache
+def orders(length: int, side: int) -> np.ndarray:
+    """The permutations, the same ones for every run: `[NUM_PERMUTATIONS, length]`, drawn once with a fixed seed."""
+    rng = np.random.default_rng([length, side])
+    return np.stack([rng.permutation(length) for _ in range(NUM_PERMUTATIONS)]).astype(np.int32)
 
 
 def _class_sums(hot: Array, phi: Array) -> Array:

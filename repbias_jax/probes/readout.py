@@ -44,9 +44,19 @@ def readout(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]])
     return out
 
 
-def balanced_accuracy(predicted: Array, codes: Array, num_values: int) -> Array:
-    """Share predicted right, the mean over the classes that occur. Args: int `[N]` each. Returns: `[]` in 0 to 1."""
+def balanced_accuracy(said: Array, codes: Array, num_values: int, kept: Array | None = None) -> Array:
+    """Share that is right, the mean over the values that occur.
+
+    Args:
+      said: int `[..., N]`.
+      codes: the right ones, int `[..., N]` in 0..C-1.
+      num_values: C.
+      kept: boolean `[..., N]`, the examples that count; all, if not given.
+
+    Returns:
+      `[...]` in 0 to 1; NaN where no example counts.
+    """
     hot = one_hot(codes, num_values)
-    counts = hot.sum(0)
-    right = jnp.sum(jnp.where((predicted == codes)[:, None], hot, 0), axis=0) / jnp.maximum(counts, 1)
-    return right.sum() / jnp.sum(counts > 0).astype(jnp.float32)
+    hot = hot if kept is None else jnp.where(kept[..., None], hot, 0)
+    counts, right = hot.sum(-2), jnp.where((said == codes)[..., None], hot, 0).sum(-2)
+    return jnp.sum(right / jnp.maximum(counts, 1), axis=-1) / jnp.sum(counts > 0, axis=-1, dtype=jnp.float32)

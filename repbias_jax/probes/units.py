@@ -38,21 +38,38 @@ def units(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
     """
     phi_fit, phi_score = centred(fit, score)
     total = jnp.sum(jnp.square(phi_score), axis=0)  # [D]
-    living = total > DEAD * total.max()
-    count = jnp.where(living.any(), living.sum().astype(jnp.float32), jnp.nan)
+    living = alive(total)
     size = jnp.square(jnp.abs(score[0]).mean(0)) / jnp.where(living, jnp.square(score[0]).mean(0), 1)
     out = {
         Measured("living_share"): living.mean(),
-        Measured("sparsity"): jnp.sum(jnp.where(living, 1 - size, 0)) / count,
+        Measured("sparsity"): jnp.sum(jnp.where(living, 1 - size, 0)) / _count(living),
     }
     for name in whole_factors(fit[1]):
         r2 = explained_by(name, fit, score, phi_fit, phi_score, num_values) / jnp.where(living, total, 1)
-        spread = jnp.where(living, class_spread(fit[1][name], phi_fit, num_values), 0)  # [D]
-        whole = jnp.where(jnp.all(fit[1][name] == fit[1][name][0]), jnp.nan, spread.sum())
+        spread = class_spread(fit[1][name], phi_fit, num_values)  # [D]
+        constant = jnp.all(fit[1][name] == fit[1][name][0])
         out |= {
-            Measured("selective_share", name): jnp.where(
-                jnp.isnan(whole), jnp.nan, jnp.sum((r2 > SELECTIVE) & living).astype(jnp.float32) / count
-            ),
-            Measured("participation", name): jnp.square(whole) / jnp.sum(jnp.square(spread)) / count,
+            Measured("selective_share", name): jnp.where(constant, jnp.nan, selective_share(r2, living)),
+            Measured("participation", name): jnp.where(constant, jnp.nan, participation(spread, living)),
         }
     return out
+
+
+def selective_share(r2: Array, living: Array) -> Array:
+    """Share of the living units whose own r2 is over SELECTIVE; NaN where none lives. Args: `[D]` each."""
+    return jnp.sum((r2 > SELECTIVE) & living).astype(jnp.float32) / _count(living)
+
+
+def participation(spread: Array, living: Array) -> Array:
+    """Participation ratio of variances between class means, over the living units; NaN where none lives or all are 0."""
+    own = jnp.where(living, spread, 0)
+    return jnp.square(own.sum()) / jnp.sum(jnp.square(own)) / _count(living)
+
+
+def alive(total: Array) -> Array:
+    """Units that vary by more than DEAD of the most varying one. Args: sums of squares `[D]`."""
+    return total > DEAD * total.max()
+
+
+def _count(living: Array) -> Array:
+    return jnp.where(living.any(), living.sum().astype(jnp.float32), jnp.nan)

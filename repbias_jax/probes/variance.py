@@ -12,8 +12,7 @@ For a binary feature r2 = p (1 - p) |d|^2 / tr(S), d the difference of the class
 Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of sums, null and partition are ours.
 """
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,19 @@ import numpy as np
 from jax import Array
 
 from repbias_jax.config import ConfigError
-from repbias_jax.probes.moments import Measured, Side, centred, dot, explained, moments, one_hot, whole_factors
-
-NUM_PERMUTATIONS = 100
+from repbias_jax.probes import regression
+from repbias_jax.probes.moments import (
+    Measured,
+    Side,
+    centred,
+    dot,
+    explained,
+    is_constant,
+    moments,
+    one_hot,
+    orders,
+    whole_factors,
+)
 
 
 def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
@@ -47,7 +56,7 @@ def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
     """
     phi_fit, phi_score = centred(fit, score)
     total = jnp.sum(jnp.square(phi_score), axis=0)  # [D]
-    sst = jnp.where(_constant(score[0], total.sum()), jnp.nan, total.sum())
+    sst = jnp.where(is_constant(score[0], total.sum()), jnp.nan, total.sum())
     out = {Measured("total_variance"): total.sum() / len(phi_score)}
     for name in whole_factors(fit[1]):
         hot_fit, hot_score = (one_hot(side[1][name], num_values) for side in (fit, score))
@@ -94,7 +103,7 @@ def walsh(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
     members = np.array([[q >> i & 1 for i in range(len(names))] for q in range(1, 2 ** len(names))], bool)  # [Q, bits]
     phi_fit, phi_score = centred(fit, score)
     sst = jnp.sum(jnp.square(phi_score))
-    sst = jnp.where(_constant(score[0], sst), jnp.nan, sst)
+    sst = jnp.where(is_constant(score[0], sst), jnp.nan, sst)
     on_fit, on_score = (
         dot(_products(jnp.stack([side[1][n] for n in names], 1)).T, phi) / len(phi)
         for side, phi in ((fit, phi_fit), (score, phi_score))
@@ -129,29 +138,24 @@ def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arr
 
     Source: ours.
     """
-    phi_fit, phi_score = centred(fit, score)
-    sst = jnp.sum(jnp.square(phi_score))
-    sst = jnp.where(_constant(score[0], sst), jnp.nan, sst)
+    phi = centred(fit, score)
+    defined = ~is_constant(score[0], jnp.sum(jnp.square(phi[1])))
     names = [n for n in whole_factors(fit[1]) if "." not in n and not n.startswith("twin_")]
-    designs = []
-    for side in (fit, score):
-        designs.append({n: one_hot(side[1][n], num_values)[:, 1:] for n in names})
-    middle = {n: designs[0][n].mean(0, keepdims=True) for n in names}
-
-    def r2(chosen: list[str]) -> Array:
-        if not chosen:
-            return jnp.zeros(())
-        z_fit, z_score = (jnp.concatenate([d[n] - middle[n] for n in chosen], 1) for d in designs)
-        # The pseudo-inverse, since features may be copies of each other; q x q with q a handful.
-        weights = dot(jnp.linalg.pinv(dot(z_fit.T, z_fit), hermitian=True), dot(z_fit.T, phi_fit))
-        return jnp.sum(weights * (2 * dot(z_score.T, phi_score) - dot(dot(z_score.T, z_score), weights))) / sst
-
-    joint = r2(names)
-    out = {Measured("joint_r2"): joint}
-    for name in names:
+    if not names:
+        return {Measured("joint_r2"): jnp.where(defined, 0.0, jnp.nan)}
+    x_fit, x_score = (_columns(side, names, num_values) for side in (fit, score))
+    middle = x_fit.mean(0, keepdims=True).at[0, 0].set(0)
+    weights = jnp.ones(len(x_fit)), jnp.ones(len(x_score))
+    sums = regression.sums((x_fit - middle, x_score - middle), phi, weights)
+    own = np.arange(1, x_fit.shape[1]).reshape(len(names), -1).tolist()
+    found = jax.tree.map(
+        lambda value: jnp.where(defined, value, jnp.nan), regression.shares(sums, regression.inverses(sums, own))
+    )
+    out = {Measured("joint_r2"): found.joint}
+    for i, name in enumerate(names):
         constant = jnp.all(fit[1][name] == fit[1][name][0])
-        unique = jnp.where(constant, jnp.nan, joint - r2([n for n in names if n != name]))
-        out |= {Measured("unique_r2", name): unique, Measured("shared_r2", name): r2([name]) - unique}
+        unique = jnp.where(constant, jnp.nan, found.unique[i])
+        out |= {Measured("unique_r2", name): unique, Measured("shared_r2", name): found.alone[i] - unique}
     return out
 
 
@@ -195,23 +199,17 @@ def variance_explained(
     return {str(n): {m: float(found[Measured(m, str(n))]) for m in metrics} for n in factors}
 
 
-def _constant(raw: Array, sst: Array) -> Array:
-    """Whether a layer's variance is no more than rounding."""
-    return sst <= raw.size * jnp.square(4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(raw)))
+def _columns(side: Side, names: Sequence[str], num_values: int) -> Array:
+    """A column of ones, and one for each value but the first of each factor, `[N, 1 + F (C - 1)]`."""
+    hot = [one_hot(side[1][name], num_values)[:, 1:] for name in names]
+    return jnp.concatenate([jnp.ones((len(side[0]), 1)), *hot], axis=1)
 
 
 def _permuted(codes_fit: Array, codes_score: Array, num_values: int, phi_fit: Array, phi_score: Array) -> Array:
     """SST - SSE under `NUM_PERMUTATIONS` permutations of the labels. Returns `[permutations]`."""
-    fit, score = codes_fit[_orders(len(codes_fit), 0)], codes_score[_orders(len(codes_score), 1)]
+    fit, score = codes_fit[orders(len(codes_fit), 0)], codes_score[orders(len(codes_score), 1)]
     sums = moments(one_hot(fit, num_values), one_hot(score, num_values), phi_fit, phi_score)
     return jnp.sum(explained(sums), axis=-1)
-
-
-@functools.cache
-def _orders(length: int, side: int) -> np.ndarray:
-    """The permutations, the same ones for every run: `[NUM_PERMUTATIONS, length]`, drawn once with a fixed seed."""
-    rng = np.random.default_rng([length, side])
-    return np.stack([rng.permutation(length) for _ in range(NUM_PERMUTATIONS)]).astype(np.int32)
 
 
 def _products(bits: Array) -> Array:

@@ -35,7 +35,7 @@ def write(
         variant=experiment.variant,
         readouts=readouts(results),
         columns=[_column(name, rows) for name, _ in experiment.columns],
-        figures=[_figure(folder, item) for item in drawn],
+        figures=[figure(folder, item) for item in drawn],
         left_out=left_out(results),
         varying=varying,
         settings=[{"setting": s, "cells": [table.loc[s, n] for n in varying]} for s in table.index],
@@ -71,7 +71,8 @@ def rounded(value: Any) -> Any:
     return f"{value:.3g}" if isinstance(value, float) and not np.isnan(value) else tables.cell(value)
 
 
-def _figure(folder: Path, item: Drawn) -> dict[str, str]:
+def figure(folder: Path, item: Drawn) -> dict[str, str]:
+    """A saved figure as a page shows it: name, caption and picture."""
     image = base64.b64encode((folder / "figures" / f"{item.name}.png").read_bytes()).decode()
     return {"name": item.name, "caption": item.caption, "image": image}
 

@@ -1,0 +1,218 @@
+"""L2-regularised logistic readouts: many small fits at once, by Newton's method.
+
+For activations x `[N, D]`, targets y in {0, 1} and their signs s = 2 y - 1 one readout minimises
+
+  sum_n log(1 + exp(-s_n (w x_n + b))) + l2 / 2 |w|^2          (l2 = 1 / C of scikit-learn; b is not penalised)
+
+A Newton step solves H d = -g with H = X' diag(p (1 - p)) X + l2, by conjugate gradients: H is never formed, so that a step
+costs N D instead of N D^2, and the fits of one set of examples share their matrix products. They are preconditioned with
+the inverse of X' X / 4 + l2, which bounds H from above and is the same for all targets. Everything is divided by N.
+
+Source: the algorithm is textbook (Newton with conjugate gradients); limits and grid are ours.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from repbias_jax.probes.moments import dot
+
+GRID = (1000.0, 100.0, 10.0, 1.0)  # l2, from strong to weak; C from .001 to 1
+FOLDS = 4
+STEPS, INNER_STEPS = 40, 60  # limits of Newton's method and of the conjugate gradients in a step
+TOLERANCE = 2e-6  # of the largest entry of the gradient, per example; float32 rounds it by about 1e-7
+ROUGH = 1e-4  # the same in folds, where losses are compared and nothing else
+LEFT = 0.3  # of a step's residual, where conjugate gradients stop
+
+
+class Readout(NamedTuple):
+    """Fitted readouts: F factors (or other questions), J columns each (one for two values, else one a value)."""
+
+    mean: Array  # [D], of the examples fitted on
+    scale: Array  # [D], their standard deviation; infinite for units that are constant
+    weights: Array  # [F, J, D], of standardised units
+    intercept: Array  # [F, J]
+    converged: Array  # [F], 1 where every column's fit converged, else 0
+
+
+def columns(codes: Array, num_values: int) -> Array:
+    """Targets in {0, 1}. Args: codes int `[..., N]`. Returns: float `[..., J, N]`, J = 1 for two values, else C."""
+    values = jnp.arange(1, 2) if num_values == 2 else jnp.arange(num_values)
+    return jax.vmap(lambda own: own == codes, out_axes=-2)(values).astype(jnp.float32)
+
+
+def cross_validated(x: Array, targets: Array) -> tuple[Array, Array]:
+    """The l2 of GRID with the least log loss on held-out quarters of the examples, for each factor.
+
+    The examples are split before anything is computed: units are standardised with the mean and deviation of those that
+    are fitted on.
+
+    Args:
+      x: activations `[N, D]`, in random order, since folds are stretches of them.
+      targets: `[F, J, N]` in {0, 1}; the columns of a factor share their regularisation.
+
+    Returns:
+      l2 `[F]`; whether all fits to folds converged, 1 or 0, `[F]`.
+    """
+    train, held = folds(len(x))
+
+    def one_fold(train: Array, held: Array) -> tuple[Array, Array]:
+        mean, scale = standard(x[train])
+        z, ahead = (_standardised(x[rows], mean, scale) for rows in (train, held))
+
+        def one_l2(weights: Array, l2: Array) -> tuple[Array, tuple[Array, Array]]:
+            near = _inverse(z, l2)
+            weights, done = jax.vmap(jax.vmap(lambda y, w: fit(z, y, l2, near, w, ROUGH)))(targets[..., train], weights)
+            loss = _log_loss((2 * targets[..., held] - 1) * dot(weights, ahead.T))
+            return weights, (loss.sum((1, 2)), done.min(1))
+
+        # From strong to weak, each from the last one's minimum.
+        return jax.lax.scan(one_l2, jnp.zeros((*targets.shape[:2], z.shape[1])), jnp.asarray(GRID))[1]
+
+    losses, converged = jax.vmap(one_fold)(jnp.asarray(train), jnp.asarray(held))  # [FOLDS, G, F]
+    return jnp.asarray(GRID)[jnp.argmin(losses.sum(0), axis=0)], converged.min((0, 1))
+
+
+def readouts(x: Array, targets: Array, l2: Array) -> Readout:
+    """Readouts of all examples. Args: x `[N, D]`, targets `[F, J, N]` in {0, 1}, l2 `[F]`."""
+    mean, scale = standard(x)
+    z = _standardised(x, mean, scale)
+
+    def one(y: Array, own: Array) -> tuple[Array, Array]:
+        near = _inverse(z, own)
+        return jax.vmap(lambda y: fit(z, y, own, near, jnp.zeros(z.shape[1]), TOLERANCE))(y)
+
+    weights, done = jax.vmap(one)(targets, l2)
+    return Readout(mean, scale, weights[..., :-1], weights[..., -1], done.min(-1))
+
+
+def predict(readout: Readout, x: Array, present: Array | None = None) -> Array:
+    """The code that each readout gives to each example.
+
+    Args:
+      readout: F readouts of J columns.
+      x: activations `[N, D]`.
+      present: `[F, J]`, which values were fitted on; the others are never given. Not read where J = 1.
+
+    Returns:
+      int32 `[F, N]`.
+    """
+    z = _standardised(x, readout.mean, readout.scale)[:, :-1]
+    logits = dot(readout.weights, z.T) + readout.intercept[..., None]
+    return decided(logits, present)
+
+
+def decided(logits: Array, present: Array | None = None) -> Array:
+    """The code with the largest logit, or for one column its sign. Args: `[F, J, N]`, `[F, J]`. Returns: int32 `[F, N]`."""
+    if logits.shape[1] == 1:
+        return (logits[:, 0] > 0).astype(jnp.int32)
+    masked = logits if present is None else jnp.where(present[..., None], logits, -jnp.inf)
+    return jnp.argmax(masked, axis=1).astype(jnp.int32)
+
+
+def folds(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to fit on and rows held out, `[FOLDS, ...]` each; what is left over after equal folds is always fitted on."""
+    size = count // FOLDS
+    held = np.arange(FOLDS * size).reshape(FOLDS, size)
+    return np.stack([np.setdiff1d(np.arange(count), own) for own in held]), held
+
+
+def standard(x: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of each unit, infinite where that is no more than rounding. Args: `[N, D]`."""
+    mean = x.mean(0)
+    mean = mean + (x - mean[None]).mean(0)
+    deviation = jnp.sqrt(jnp.mean(jnp.square(x - mean[None]), axis=0))
+    living = deviation > 4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(x))
+    return mean, jnp.where(living, deviation, jnp.inf)
+
+
+def fit(x: Array, y: Array, l2: Array, near: Array, start: Array, tolerance: float) -> tuple[Array, Array]:
+    """One readout.
+
+    Args:
+      x: standardised activations with a last column of ones `[N, D + 1]`.
+      y: targets in {0, 1} `[N]`.
+      l2: `[]`.
+      near: `[D + 1, D + 1]`, symmetric: the preconditioner, `_inverse(x, l2)`.
+      start: weights to begin with, the intercept last `[D + 1]`.
+      tolerance: of the largest entry of the gradient.
+
+    Returns:
+      Weights with the intercept last `[D + 1]`; 1 if every entry of the gradient is within the tolerance, else 0.
+    """
+    signs, penalty = 2 * y - 1, _penalty(x, l2)
+
+    def look(w: Array) -> tuple[Array, Array]:
+        at = dot(x, w)
+        return at, dot(x.T, jax.nn.sigmoid(at) - y) / len(x) + penalty * w
+
+    def go_on(state: tuple[Array, ...]) -> Array:
+        return (state[0] < STEPS) & (jnp.max(jnp.abs(state[-1])) > tolerance)
+
+    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        i, w, at, g = state
+        bend = jax.nn.sigmoid(at) * jax.nn.sigmoid(-at) / len(x)
+        d = _solve(lambda v: dot(x.T, bend * dot(x, v)) + penalty * v, near, -g)
+        along, lengths = dot(x, d), jnp.asarray([1.0, 0.5, 0.25, 0.0625])[:, None]
+        # Far from the minimum a whole step can be too long. Losses of several lengths cost no matrix product.
+        reached = jnp.mean(_log_loss(signs[None] * (at[None] + lengths * along[None])), axis=1)
+        loss = reached + jnp.sum(penalty[None] * jnp.square(w[None] + lengths * d[None]), axis=1) / 2
+        w = w + lengths[jnp.argmin(loss)] * d
+        return i + 1, w, *look(w)
+
+    _, w, _, g = jax.lax.while_loop(go_on, step, (jnp.int32(0), start, *look(start)))
+    return w, (jnp.max(jnp.abs(g)) <= tolerance).astype(jnp.float32)
+
+
+def _solve(product, near: Array, target: Array) -> Array:
+    """Conjugate gradients for a symmetric positive `product`, until LEFT of the residual is left, or the limit."""
+
+    def go_on(state) -> Array:
+        i, _, _, _, left = state
+        return (i < INNER_STEPS) & (left > LEFT**2 * first)
+
+    def step(state):
+        i, d, residual, direction, left = state
+        image = product(direction)
+        length = left / jnp.sum(direction * image)
+        d, residual = d + length * direction, residual - length * image
+        ahead = dot(near, residual)
+        now = jnp.sum(residual * ahead)
+        return i + 1, d, residual, ahead + now / left * direction, now
+
+    ahead = dot(near, target)
+    first = jnp.sum(target * ahead)
+    return jax.lax.while_loop(go_on, step, (jnp.int32(0), jnp.zeros_like(target), target, ahead, first))[1]
+
+
+def after(value: Array, *earlier: Array) -> Array:
+    """`value`, and whatever follows from it, computed once `earlier` are there; these are finite.
+
+    Two batched factorisations of one program that do not depend on each other are run at once, on CPU each waits for
+    threads of one pool, and where the pool has two both wait for ever (seen with jaxlib 0.10.2). So they are made to.
+    """
+    return value + 0.0 * sum(jnp.sum(e.astype(jnp.float32)) for e in earlier)
+
+
+def _log_loss(margins: Array) -> Array:
+    """log(1 + exp(-margin)), faster than `softplus`, which allows for infinite ones."""
+    return jnp.maximum(-margins, 0) + jnp.log1p(jnp.exp(-jnp.abs(margins)))
+
+
+def _standardised(x: Array, mean: Array, scale: Array) -> Array:
+    """Standardised units, and a last column of ones. Args: `[N, D]`. Returns: `[N, D + 1]`."""
+    return jnp.concatenate([(x - mean[None]) / scale[None], jnp.ones((len(x), 1))], axis=1)
+
+
+def _penalty(x: Array, l2: Array) -> Array:
+    """What stands on the diagonal for each column, the intercept's last, per example `[D + 1]`."""
+    return jnp.concatenate([jnp.full(x.shape[1] - 1, l2), jnp.zeros(1)]) / len(x)
+
+
+def _inverse(x: Array, l2: Array) -> Array:
+    """Inverse of X' X / 4 + penalty, per example `[D + 1, D + 1]`."""
+    bound = dot(x.T, x) / (4 * len(x)) + jnp.diag(_penalty(x, l2))
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(bound), True), jnp.eye(len(bound)))

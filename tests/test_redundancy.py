@@ -1,0 +1,147 @@
+"""What is read from and relied on: the claims of two experiments on frames whose right answers are known."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from made import SEEDS, Made
+
+from experiments import downstream, redundancy
+from repbias_jax.statistics import judge
+
+EASY, HARD = "parity1", "parity4"
+END, SNAPSHOTS = 100, (0, 20, 40, 60, 80, 100)
+
+
+def parts_of(module, results):
+    claims = module.claims(results, "sgd")
+    return {c.id + p.label: p for c in claims for p in c.parts}
+
+
+def verdicts(module, results):
+    return {str(r["id"]): r["verdict"] for r in judge(module.claims(results, "sgd"), "sgd", False)}
+
+
+def test_downstream_by_hand():
+    made = Made({"joint": f"{EASY} {HARD}"}, END)
+    for at, share in (("64", 0.7), ("256", 0.9), ("256 strong", 0.2), ("256 weak", 0.3)):
+        made.put("joint", "follow", EASY, share, at=at)
+        made.put("joint", "follow", EASY, 0.4, step=0, at=at)
+    for output in (EASY, HARD):
+        made.learn("joint", output, [END])
+    part = parts_of(downstream, made.done())["C25"]
+    assert part.values.mean() == pytest.approx(0.4)
+    assert part.secondary.mean() == pytest.approx(0.2)
+    assert (part.side, part.sesoi) == (1, 0.05)
+    assert verdicts(downstream, made) == {"C25": "reproduced"}
+    made.learn("joint", HARD, [END], 0.9, seeds=[5])
+    part = parts_of(downstream, made.done())["C25"]
+    assert list(part.passed.index[~part.passed.all(axis=1)]) == [5]
+
+
+def outputs_of(experiment):
+    return {n: " ".join(dict(own)["task.outputs"]) for n, own in experiment.settings}
+
+
+def frames(follow_easy=0.8):
+    """Easy 1 to .75 where hard is asked for, hard .5 to .52 where easy is; untrained easy .9 and hard .5."""
+    made = Made(outputs_of(redundancy.EXPERIMENT), END)
+    for setting, easy, hard, output in (("target_easy", 1.0, 0.52, EASY), ("target_hard", 0.75, 1.0, HARD)):
+        for feature, after, before in ((EASY, easy, 0.9), (HARD, hard, 0.5)):
+            made.put(setting, "decode", feature, after)
+            made.put(setting, "decode", feature, before, step=0)
+            made.put(setting, "decode_converged", feature, [1.0] * 16, step=0)
+        made.put(setting, "decode_nonlinear", EASY, easy + 0.01)
+        made.learn(setting, output, [END])
+    for step, value in zip(SNAPSHOTS, (0.9, 0.95, 1.0, 0.9, 0.8, 0.7), strict=True):
+        made.put("shortcut", "decode", EASY, value, step=step)
+    made.learn("shortcut", HARD, [END])
+    agree = 0.99
+    for name in redundancy.LADDER:
+        made.put(name, "agreement", EASY, [(agree + follow_easy) / 2] * 16)
+        made.put(name, "agreement", HARD, [(agree + 1 - follow_easy) / 2] * 16)
+    return made
+
+
+def test_redundancy_by_hand():
+    made = frames().done()
+    found = parts_of(redundancy, made)
+    expected = {"C28": 0.4, "C29a": 0.3, "C29b": -0.065, "C29c": 0.135, "C30a": 0.3, "C30b": -0.007, "C33a": 0.3}
+    expected |= {"C33b": 0.2, "C34": 0.01}
+    assert {n: p.values.mean() for n, p in found.items()} == pytest.approx(expected, abs=2e-3)
+    sides = {"C28": 1, "C29a": 1, "C29b": -1, "C29c": 1, "C30a": 1, "C30b": 0, "C33a": 1, "C33b": 1, "C34": 0}
+    assert {n: p.side for n, p in found.items()} == sides
+    assert {n: p.sesoi for n, p in found.items()} == dict.fromkeys(found, 0.05) | {"C30b": 0.02}
+    assert set(verdicts(redundancy, made).values()) == {"reproduced"}
+    for name, part in found.items():
+        assert len(part.values) == len(SEEDS)
+        assert part.passed.to_numpy().all(), name
+
+
+def test_what_replaces_the_gate():
+    made = frames()
+    made.put("target_easy", "decode_converged", EASY, [0.0] + [1.0] * 15, step=0)
+    made.learn("target_hard", HARD, [END], 0.9, seeds=[1])
+    made.learn("shortcut", HARD, [END], 0.9, seeds=[2])
+    made.put("p80", "agreement", EASY, [0.85 if k == 3 else 0.895 for k in SEEDS])
+    made.records = pd.DataFrame(made.records).drop_duplicates(["setting", "seed", "step", "metric", "feature"], keep="last")
+    found = parts_of(redundancy, made.done())
+    failed = {name: list(p.passed.index[~p.passed.all(axis=1)]) for name, p in found.items()}
+    assert failed == {
+        "C28": [0], "C29a": [1], "C29b": [1], "C29c": [1], "C30a": [3], "C30b": [], "C33a": [2], "C33b": [2], "C34": [1],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("easy", "hard"), [(0.8, 0.9), (0.9, 0.9), (0.5, 0.9), (1.0, 0.7)])
+def test_what_labels_allow_by_enumeration(easy, hard):
+    """Every rule from the two features to an output, over all eight cases of target and features."""
+    cases = {}
+    for target, e, h in itertools.product((0, 1), repeat=3):
+        chance = (easy if e == target else 1 - easy) * (hard if h == target else 1 - hard) / 2
+        cases[target, e, h] = chance
+    assert sum(cases.values()) == pytest.approx(1)
+    best = {}
+    for rule in itertools.product((0, 1), repeat=4):
+        accuracy = sum(p for (target, e, h), p in cases.items() if rule[2 * e + h] == target)
+        agree = np.mean([rule[0] == 0, rule[3] == 1])
+        conflict = np.mean([rule[1] == 0, rule[2] == 1])
+        assert redundancy.accuracy_of(agree, conflict, easy, hard) == pytest.approx(accuracy)
+        best[conflict] = max(best.get(conflict, 0.0), accuracy)
+    assert redundancy.allowed(easy, hard) == pytest.approx(max(best.values())) == pytest.approx(max(easy, hard))
+    for conflict, accuracy in best.items():
+        assert redundancy.allowed(easy, hard, conflict) == pytest.approx(accuracy)
+
+
+def test_relying_on_easy_and_all_that_labels_allow_exclude_each_other():
+    """Why part b of C30 asks for what a network's own way with conflicts allows."""
+    for conflict in np.linspace(0, 1, 101):
+        relies = conflict - 0.5 > 0
+        within = abs(redundancy.allowed(0.8, 0.9, conflict) - redundancy.allowed(0.8, 0.9)) <= 0.02
+        assert not (relies and within)
+
+
+def test_the_peak_is_that_of_the_other_half():
+    """Noise about a level gives no peak, where the maximum of each seed would; a peak all share is found."""
+    rng = np.random.default_rng(0)
+    noise = pd.DataFrame(0.8 + 0.02 * rng.normal(size=(21, 400)), index=range(0, 210, 10))
+    assert redundancy.at_peak(noise).mean() == pytest.approx(0.8, abs=0.004)
+    assert noise.max().mean() > 0.83
+    noise.loc[50] += 0.1
+    noise.loc[0] += 0.5  # the untrained network is no peak of training
+    assert redundancy.at_peak(noise).mean() == pytest.approx(0.9, abs=0.004)
+
+
+def test_crossover():
+    x = np.array([0.5, 0.6, 0.8])
+    assert redundancy.crossover(x, np.array([-0.3, -0.1, 0.1])) == pytest.approx(0.7)
+    assert np.isnan(redundancy.crossover(x, np.array([0.1, 0.2, 0.3])))
+
+
+def test_settings_are_what_they_say():
+    configs = redundancy.EXPERIMENT.configs()
+    for name, p in redundancy.LADDER.items():
+        task = configs[f"sgd.{name}"].task
+        assert (task.outputs, task.predictivity) == (("target",), (p, 0.9))
+    assert configs["sgd.shortcut"].task.predictivity == (0.8, 1.0)  # so that hard is the label
+    assert len(redundancy.EXPERIMENT.settings) == 8
