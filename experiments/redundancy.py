@@ -1,6 +1,6 @@
 """Which features a network holds that it needs not: decoding and reliance (claims C28, C29, C30, C33, C34).
 
-Claims: untrained networks decode easy above hard; training enhances the target and partly suppresses others; of two
+Claim: untrained networks decode easy above hard; training enhances the target and partly suppresses others; of two
   redundant features the easier is relied on, even where it predicts less; easy is learned first and partly unlearned.
 Paper: Hermann and Lampinen 2020 (binary task). Their sizes leave hard under 80 %, so all sizes are those of our base.
 
