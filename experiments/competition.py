@@ -82,7 +82,7 @@ EXPERIMENT = Experiment(
             "smoke",
             Preset(
                 2,
-                settings=("easy_alone", "easy_xor4", "hard_alone", "hard_xor4"),
+                settings=("easy_alone", "easy_xor4"),
                 columns=("sgd",),
                 overrides=(*SMOKE, ("task.num_probe", 256)),
             ),

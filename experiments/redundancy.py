@@ -52,7 +52,7 @@ EASY, HARD = "parity1", "parity4"
 LADDER = {"p50": 0.5, "p60": 0.6, "p70": 0.7, "p80": 0.8, "p90": 0.9}  # easy's predictivity; p: against the same hard
 HARD_PREDICTS, CHANCE = 0.9, 0.5
 ALONG = (("keep.every", 256), ("keep.until", 4096), ("keep.every_late", 1024))
-DECODED = "balanced accuracy of a readout (share)"
+DECODED = "balanced accuracy of\na readout (share)"
 
 
 def _redundant(easy: float) -> Overrides:
@@ -88,8 +88,15 @@ EXPERIMENT = Experiment(
             "smoke",
             Preset(
                 2,
+                settings=("target_easy", "target_hard", "shortcut", "p50", "p80"),
                 columns=("sgd",),
-                overrides=(*SMOKE, ("keep.every", 8), ("keep.until", 0), ("keep.every_late", 0)),
+                overrides=(
+                    *SMOKE,
+                    ("task.num_probe", 512),
+                    ("keep.every", 8),
+                    ("keep.until", 0),
+                    ("keep.every_late", 0),
+                ),
             ),
         ),
     ),

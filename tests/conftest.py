@@ -1,5 +1,6 @@
 """Strict JAX, four virtual devices, and one smoke run that feeds every test which only reads its files."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,8 +80,9 @@ def smoke(tmp_path_factory, command) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smokes(smoke, command) -> Path:
-    """The workdir after every experiment in smoke size, by the command that runs them all and goes on from `smoke`."""
-    done = command("--experiment=ALL", "--preset=smoke", f"--workdir={smoke.parent}", f"--devices={DEVICES}")
-    (smoke.parent / "printed_all.txt").write_text(done.stdout)
-    return smoke.parent
+def smokes(smoke, command, tmp_path_factory) -> Path:
+    """The workdir after every experiment in smoke size, by the command that runs them all and goes on from `smoke`'s."""
+    workdir = Path(shutil.copytree(smoke.parent, tmp_path_factory.mktemp("smokes") / "workdir"))
+    done = command("--experiment=ALL", "--preset=smoke", f"--workdir={workdir}", f"--devices={DEVICES}")
+    (workdir / "printed.txt").write_text(done.stdout)
+    return workdir

@@ -169,7 +169,7 @@ def test_architecture_by_hand():
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n != "complexity"])
 def test_smoke_has_claims_floors_and_figures(name, smokes):
     """Every claim of the module is in the table, every figure is drawn, and panels of r2 show their floors."""
-    module, folder, printed = EXPERIMENTS[name], smokes / name, (smokes / "printed_all.txt").read_text()
+    module, folder, printed = EXPERIMENTS[name], smokes / name, (smokes / "printed.txt").read_text()
     results = Results(folder)
     claims = pd.read_csv(folder / "claims.csv")
     assert len(claims) >= 1
