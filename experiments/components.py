@@ -119,6 +119,11 @@ def figures(results: Results) -> list[Drawn]:
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
 
+NOTES = {
+    "C19": "follows nearly mechanically from C01",
+    "C20": "follows nearly mechanically from C01",
+    "C21": "follows in part from C01",
+}  # on the score card
 FIGURES = {"C19": "shares", "C20": "truncation", "C21": "units"}  # the figure that shows a claim
 CAPTIONS = {
     "plane": "Probe examples of the first seed's network on its first two principal components, penultimate layer, marked "

@@ -100,6 +100,7 @@ def figures(results: Results) -> list[Drawn]:
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
 
+NOTES = {"C25": "follows in part from C01"}  # on the score card
 CAPTIONS = {
     "sizes": "A readout of the frozen penultimate layer, trained on examples on which easy and hard agree and asked about "
     "examples on which they do not: share that follows easy, by the number of training examples and by regularisation. "

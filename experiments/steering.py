@@ -152,6 +152,7 @@ def figures(results: Results) -> list[Drawn]:
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
 
+NOTES = {"C24": "follows nearly mechanically from C01"}  # on the score card
 FIGURES = {"C22": "matrix", "C23": "doses", "C24": "half"}  # the figure that shows a claim
 CAPTIONS = {
     "doses": "Share of examples whose output flips, by the size of the push. Solid: the output of the feature whose vector "

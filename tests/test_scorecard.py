@@ -107,10 +107,18 @@ def test_table_for_readme():
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_contract_claims_name_figures_that_there_are(name):
     module = EXPERIMENTS[name]
-    elsewhere = re.sub(r"FIGURES = \{.*?\}", "", inspect.getsource(module), flags=re.S)
-    for id_, figure in getattr(module, "FIGURES", {}).items():
+    elsewhere = re.sub(r"(FIGURES|NOTES) = \{.*?\}", "", inspect.getsource(module), flags=re.S)
+    figures, notes = getattr(module, "FIGURES", {}), getattr(module, "NOTES", {})
+    for id_ in (*figures, *notes):
         assert f'"{id_[:3]}"' in elsewhere
-        assert figure in module.CAPTIONS
+    assert set(figures.values()) <= set(module.CAPTIONS)
+
+
+def test_what_an_experiment_notes_stands_beside_its_claim():
+    reference = ROOT / "experiments" / "results" / "components"
+    rows = {r["id"]: r["note"] for r in card.read(reference, EXPERIMENTS["components"]).rows if r["column"] == "sgd"}
+    assert rows["C19"] == EXPERIMENTS["components"].NOTES["C19"]
+    assert rows["C21a"] == ""
 
 
 def claim(id_, parts, p):

@@ -45,7 +45,7 @@ def read(folder: Path, module: ModuleType) -> Source | None:
     Args:
       folder: of the experiment, in the folder of the card; or of its reference run.
       module: the experiment's. `FIGURES`, if it has one, names the figure that shows a claim or a part; for the rest
-        that is the first figure of `CAPTIONS`.
+        that is the first figure of `CAPTIONS`. `NOTES`, if it has them, are what a reader of a claim should know.
     """
     path = folder / "manifest.json"
     manifest = store.read_json(path, "train") if path.exists() else {"stages": {}}
@@ -55,11 +55,12 @@ def read(folder: Path, module: ModuleType) -> Source | None:
     pictures = {name: f"figures/{name}.png" for name in module.CAPTIONS}
     drawn = {name: f"{folder.name}/{file}" for name, file in pictures.items() if file in entry["files"]}
     link = f"{folder.name}/report.html" if (folder / "report.html").exists() else ""
-    rows = []
+    rows, notes = [], getattr(module, "NOTES", {})
     for row in tables.read_claims(folder):
         named = shown.get(row["id"], shown.get(tables.claim_of(row["id"])))
         figure = drawn.get(named, next(iter(drawn.values()), ""))
-        rows.append(row | {"experiment": folder.name, "page": link, "figure": figure})
+        note = "; ".join(text for text in (row["note"], notes.get(row["id"], "")) if text)
+        rows.append(row | {"experiment": folder.name, "page": link, "figure": figure, "note": note})
     variant = entry.get("variant", manifest["record"].get("variant", ""))
     return Source(folder.name, module.EXPERIMENT.title, variant, link, rows)
 
