@@ -32,7 +32,7 @@ def follow(block, checkout):
 
 def test_from_a_new_feature_to_a_figure_and_a_verdict(cache, tmp_path):
     checkout, workdir = tmp_path / "checkout", tmp_path / "work"
-    for name in ("repbias_jax", "experiments"):
+    for name in ("repbias_jax", "experiments", "tests"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("results", "__pycache__"))
     blocks = fenced(SECTION, "python")
     assert len([line for block in blocks for line in block.splitlines()[1:] if line]) < 60
@@ -42,6 +42,9 @@ def test_from_a_new_feature_to_a_figure_and_a_verdict(cache, tmp_path):
     touched = ["repbias_jax/features.py", "experiments/__init__.py", "experiments/multiplexer.py"]
     checked = subprocess.run([*lint, *touched], cwd=checkout, capture_output=True, text=True, timeout=60)
     assert checked.returncode == 0, checked.stdout
+    contract = [sys.executable, "-m", "pytest", "tests/test_layout.py", "-k", "contract and multiplexer"]
+    kept = subprocess.run(contract, cwd=checkout, capture_output=True, text=True, timeout=120)
+    assert kept.returncode == 0, kept.stdout
     (line,) = fenced(SECTION, "bash")
     python, *words = shlex.split(line.replace("/tmp/multiplexer", str(workdir)))
     assert python == "python"
