@@ -1,9 +1,10 @@
-"""Strict JAX, four virtual devices, and one smoke run that feeds every test which only reads its files."""
+"""Strict JAX, four virtual devices, and one smoke run of each experiment for all tests that only read its files."""
 
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -80,9 +81,26 @@ def smoke(tmp_path_factory, command) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smokes(smoke, command, tmp_path_factory) -> Path:
-    """The workdir after every experiment in smoke size, by the command that runs them all and goes on from `smoke`'s."""
+def begun(smoke, cache, tmp_path_factory) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """Every experiment in smoke size, by the command for all, which goes on from `smoke`; beside the first tests."""
     workdir = Path(shutil.copytree(smoke.parent, tmp_path_factory.mktemp("smokes") / "workdir"))
-    done = command("--experiment=ALL", "--preset=smoke", f"--workdir={workdir}", f"--devices={DEVICES}")
-    (workdir / "printed.txt").write_text(done.stdout)
+    line = line_of(cache, "--experiment=ALL", "--preset=smoke", f"--workdir={workdir}", f"--devices={DEVICES}")
+    with open(workdir / "printed.txt", "w") as printed, open(workdir / "complained.txt", "w") as complained:
+        process = subprocess.Popen(line, cwd=ROOT, stdout=printed, stderr=complained)
+    yield process, workdir
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _begin_early(request):
+    if any("smokes" in item.fixturenames for item in request.session.items):
+        request.getfixturevalue("begun")
+
+
+@pytest.fixture(scope="session")
+def smokes(begun) -> Path:
+    """The workdir after every experiment in smoke size."""
+    process, workdir = begun
+    assert process.wait(timeout=900) == 0, (workdir / "complained.txt").read_text()
     return workdir
