@@ -31,7 +31,7 @@ from repbias_jax.config import Config, Experiment, Model, Preset
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
-from repbias_jax.report.figures import STYLES, Drawn, Figure
+from repbias_jax.report.figures import Drawn, Figure
 from repbias_jax.statistics import Claim, Part
 
 EASY, HARD = "parity1", "parity4"
@@ -165,12 +165,7 @@ def _draw_every_layer(results: Results, column: str) -> Figure | None:
         axes.set_axis_off()
     for axes, setting in zip(panels.flat, deep, strict=False):
         hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
-        for feature, style, mark, twin in ((EASY, STYLES[0], "x", "d"), (HARD, STYLES[1], "+", "p")):
-            draw.dots(axes, range(len(hidden)), contrasts.by_layer(results, setting, "r2", feature, hidden), feature, style)
-            start = contrasts.by_layer(results, setting, "r2", feature, hidden, step=0).mean(axis=1)
-            draw.floor(axes, range(len(hidden)), start, f"{feature}, untrained", mark)
-            unused = contrasts.by_layer(results, setting, "r2", f"twin_{feature}", hidden).mean(axis=1)
-            draw.floor(axes, range(len(hidden)), unused, f"unused twin of {feature}", twin)
+        contrasts.layers(axes, results, setting, EASY, HARD, hidden)
         contrasts.null_band(axes, results, setting, HARD)
         axes.set_xticks(range(len(hidden)), [str(i + 1) for i in range(len(hidden))])
         draw.label(axes, setting, "hidden layer, from the input on", draw.VARIANCE)

@@ -1,6 +1,6 @@
-"""What most experiments share: the two optimizers compared, and the size of a smoke run."""
+"""What most experiments share: the two optimizers compared, the size of a smoke run, and presets of the base setting."""
 
-from repbias_jax.config import Overrides
+from repbias_jax.config import Overrides, Preset
 
 # SGD 0.1 is the base setting's and carries the verdicts; Adam is exploratory.
 COLUMNS: tuple[tuple[str, Overrides], ...] = (
@@ -12,3 +12,9 @@ SMOKE: Overrides = (
     ("model.widths", (32, 16)), ("task.num_train", 512), ("task.num_test", 256), ("training.epochs", 8),
     ("training.observe_every", 8),
 )  # fmt: skip
+# Of experiments that train the base setting: quick is shorter, and long enough for both features.
+PRESETS = (
+    ("full", Preset(16)),
+    ("quick", Preset(12, columns=("sgd",), overrides=(("training.epochs", 64),))),
+    ("smoke", Preset(2, columns=("sgd",), overrides=SMOKE)),
+)

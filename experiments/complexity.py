@@ -277,15 +277,9 @@ def _draw_along(results: Results, settings: list[str]) -> Figure | None:
 
 def _draw_layers(axes: Axes, results: Results, setting: str) -> None:
     sites = results.sites(setting)
-    x = list(range(len(sites)))
-    for feature, style, untrained, twin in ((EASY, STYLES[0], "x", "d"), (HARD, STYLES[1], "+", "p")):
-        draw.dots(axes, x, contrasts.by_layer(results, setting, "r2", feature, sites), feature, style)
-        start = contrasts.by_layer(results, setting, "r2", feature, sites, step=0).mean(axis=1)
-        draw.floor(axes, x, start, f"{feature}, untrained", untrained)
-        unused = contrasts.by_layer(results, setting, "r2", f"twin_{feature}", sites).mean(axis=1)
-        draw.floor(axes, x, unused, f"unused twin of {feature}", twin)
+    contrasts.layers(axes, results, setting, EASY, HARD, sites)
     contrasts.null_band(axes, results, setting, HARD)
-    axes.set_xticks(x, sites, rotation=30, ha="right")
+    axes.set_xticks(range(len(sites)), sites, rotation=30, ha="right")
     draw.label(axes, f"By layer, {setting}", "layer, from input to output", draw.VARIANCE)
 
 

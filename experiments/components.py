@@ -16,7 +16,7 @@ One setting, joint: identity (easy) and parity-4 (hard) in the base network, at 
 
 C19 and C20 follow nearly mechanically from the gap at the same site (C01), C21 in part.
 
-Cost: 32 runs of 10,240 steps, about two minutes on two cores.
+Cost and outcome of the reference run: `experiments/results/components/manifest.json` and `claims.csv` beside it.
 Expected after the paper: easy above hard in all of them.
 """
 
@@ -29,8 +29,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SMOKE
-from repbias_jax.config import Config, Experiment, Preset
+from experiments.base import COLUMNS, PRESETS
+from repbias_jax.config import Config, Experiment
 from repbias_jax.measure import Results
 from repbias_jax.probes.components import SHOWN, TOP
 from repbias_jax.report import contrasts
@@ -47,18 +47,7 @@ EXPERIMENT = Experiment(
     settings=(("joint", ()),),
     columns=COLUMNS,
     probes=("variance", "components", "truncation", "units"),
-    presets=(
-        ("full", Preset(16)),
-        ("quick", Preset(12, columns=("sgd",), overrides=(("training.epochs", 64),))),
-        (
-            "smoke",
-            Preset(
-                2,
-                columns=("sgd",),
-                overrides=SMOKE,
-            ),
-        ),
-    ),
+    presets=PRESETS,
 )
 
 
@@ -202,13 +191,7 @@ def _draw_units(results: Results, settings: list[str]) -> Figure | None:
     for row, (metric, y_label) in zip(panels, rows, strict=True):
         for axes, setting in zip(row, settings, strict=True):
             hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
-            x = np.arange(len(hidden))
-            for feature, style, marks in ((EASY, STYLES[0], ("x", "d")), (HARD, STYLES[1], ("+", "p"))):
-                draw.dots(axes, x, contrasts.by_layer(results, setting, metric, feature, hidden), feature, style)
-                start = contrasts.by_layer(results, setting, metric, feature, hidden, step=0).mean(axis=1)
-                draw.floor(axes, x, start, f"{feature}, untrained", marks[0])
-                unused = contrasts.by_layer(results, setting, metric, f"twin_{feature}", hidden).mean(axis=1)
-                draw.floor(axes, x, unused, f"unused twin of {feature}", marks[1])
-            axes.set_xticks(x, [str(i + 1) for i in range(len(hidden))])
+            contrasts.layers(axes, results, setting, EASY, HARD, hidden, metric)
+            axes.set_xticks(range(len(hidden)), [str(i + 1) for i in range(len(hidden))])
             draw.label(axes, setting, "hidden layer, from the input on", y_label)
     return draw.finish(figure)

@@ -27,8 +27,8 @@ Expected after the paper: most conflicts follow easy.
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SMOKE
-from repbias_jax.config import Config, Experiment, Preset
+from experiments.base import COLUMNS, PRESETS
+from repbias_jax.config import Config, Experiment
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
@@ -47,18 +47,7 @@ EXPERIMENT = Experiment(
     settings=(("joint", ()),),
     columns=COLUMNS,
     probes=("variance", "transfer"),
-    presets=(
-        ("full", Preset(16)),
-        ("quick", Preset(12, columns=("sgd",), overrides=(("training.epochs", 64),))),
-        (
-            "smoke",
-            Preset(
-                2,
-                columns=("sgd",),
-                overrides=SMOKE,
-            ),
-        ),
-    ),
+    presets=PRESETS,
 )
 
 

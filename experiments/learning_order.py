@@ -23,7 +23,7 @@ networks for a while.)
 
 "Equal updates with both losses on": joint is read after 160 epochs, where hard_first has had both at full weight for 160.
 
-Cost and outcome of the reference run: `experiments/results/learning_order/manifest.json` and `claims.csv` beside it.
+Cost: `--only_print` says it; the settings are frozen, there is no reference run yet.
 Expected after the paper: narrower with hard first, the first learned higher.
 """
 

@@ -38,8 +38,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SMOKE
-from repbias_jax.config import Config, Experiment, Keep, Preset
+from experiments.base import COLUMNS, PRESETS
+from repbias_jax.config import Config, Experiment, Keep
 from repbias_jax.measure import Results
 from repbias_jax.probes.similarity import MEASURES, noise_ceiling
 from repbias_jax.report import contrasts
@@ -64,18 +64,7 @@ EXPERIMENT = Experiment(
     ),
     columns=COLUMNS,
     probes=("variance", "similarity"),
-    presets=(
-        ("full", Preset(16)),
-        ("quick", Preset(12, columns=("sgd",), overrides=(("training.epochs", 64),))),
-        (
-            "smoke",
-            Preset(
-                2,
-                columns=("sgd",),
-                overrides=SMOKE,
-            ),
-        ),
-    ),
+    presets=PRESETS,
 )
 
 

@@ -20,7 +20,7 @@ The primary site is the layer BEFORE the penultimate: at the penultimate layer t
 
 C24 follows nearly mechanically from the gap (C01) at one site.
 
-Cost: 32 runs of 10,240 steps, about three minutes on two cores.
+Cost and outcome of the reference run: `experiments/results/steering/manifest.json` and `claims.csv` beside it.
 Expected after the paper: both flip, the other output stays, hard flips at a smaller dose.
 """
 
@@ -31,8 +31,8 @@ Expected after the paper: both flip, the other output stays, hard flips at a sma
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SMOKE
-from repbias_jax.config import Config, Experiment, Preset
+from experiments.base import COLUMNS, PRESETS
+from repbias_jax.config import Config, Experiment
 from repbias_jax.measure import Results
 from repbias_jax.probes.steering import DOSES
 from repbias_jax.report import contrasts
@@ -52,18 +52,7 @@ EXPERIMENT = Experiment(
     settings=(("joint", ()),),
     columns=COLUMNS,
     probes=("variance", "steering"),
-    presets=(
-        ("full", Preset(16)),
-        ("quick", Preset(12, columns=("sgd",), overrides=(("training.epochs", 64),))),
-        (
-            "smoke",
-            Preset(
-                2,
-                columns=("sgd",),
-                overrides=SMOKE,
-            ),
-        ),
-    ),
+    presets=PRESETS,
 )
 
 

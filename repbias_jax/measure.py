@@ -371,7 +371,7 @@ def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[t
         for i, (setting, seed) in enumerate(block.runs):
             reason = ""
             if np.isnan(values[i]):
-                constant = "no variance there" if key.at else "constant feature"
+                constant = "undefined" if key.at else "constant feature"
                 reason = "diverged" if not sound[i] else constant if living[i] else "constant layer"
             yield (
                 setting, seed, block.step, block.site, probe, key.metric, key.feature, key.other, key.at,

@@ -146,6 +146,19 @@ def levels(axes: Axes, results: Results, settings: Mapping[Any, str], first: str
     at_levels(axes, list(settings))
 
 
+def layers(
+    axes: Axes, results: Results, setting: str, first: str, second: str, sites: Sequence[str], metric: str = "r2"
+) -> None:  # fmt: skip
+    """Draws a measure of two features over layers, with the untrained network and the unused twins as floors."""
+    x = np.arange(len(sites))
+    for feature, style, mark, twin in ((first, figures.STYLES[0], "x", "d"), (second, figures.STYLES[1], "+", "p")):
+        figures.dots(axes, x, by_layer(results, setting, metric, feature, sites), feature, style)
+        start = by_layer(results, setting, metric, feature, sites, step=0).mean(axis=1)
+        figures.floor(axes, x, start, f"{feature}, untrained", mark)
+        unused = by_layer(results, setting, metric, f"twin_{feature}", sites).mean(axis=1)
+        figures.floor(axes, x, unused, f"unused twin of {feature}", twin)
+
+
 def at_levels(axes: Axes, names: Sequence[Any]) -> None:
     """A tick for each level of a factor, at 0, 1, 2, ..."""
     axes.set_xlim(-0.5, len(names) - 0.5)
