@@ -15,7 +15,7 @@ reproduce: $(VENV)/installed
 	$(BIN)/python -m experiments.run --experiment=ALL --preset=$(PRESET) --workdir=$(REPRODUCE)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

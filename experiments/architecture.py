@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS
+from experiments.base import COLUMNS, SEEDS_OF_MAP
 from repbias_jax.config import Config, Experiment, Model, Preset
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
@@ -48,6 +48,7 @@ EXPERIMENT = Experiment(
         *((name, (("model.widths", (width,) * 4),)) for name, width in WIDTHS.items() if name not in DEPTHS),
         *((name, (("model.activation", kind),)) for name, kind in ACTIVATIONS.items() if name not in DEPTHS),
     ),
+    seed_caps=tuple((name, SEEDS_OF_MAP) for name in ("depth1", "width256", "leaky", "tanh", "gelu")),
     variant="settings not calibrated yet",
     columns=COLUMNS,
     probes=("variance",),
@@ -56,10 +57,10 @@ EXPERIMENT = Experiment(
         (
             "quick",
             Preset(
-                12,
+                8,
                 settings=("depth2", "depth4", "width64", "gelu"),
                 columns=("sgd",),
-                overrides=(("training.epochs", 80),),
+                overrides=(("training.epochs", 64),),
             ),
         ),
         (

@@ -7,6 +7,7 @@ COLUMNS: tuple[tuple[str, Overrides], ...] = (
     ("sgd", ()),
     ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4))),
 )
+SEEDS_OF_MAP = 8  # where no claim reads
 # One size, so that experiments share compiled programs.
 SMOKE: Overrides = (
     ("model.widths", (32, 16)), ("task.num_train", 512), ("task.num_test", 256), ("training.epochs", 8),

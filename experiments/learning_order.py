@@ -84,7 +84,15 @@ EXPERIMENT = Experiment(
     probes=("variance",),
     presets=(
         ("full", Preset(16)),
-        ("quick", Preset(12, columns=("sgd",), overrides=(("task.num_train", 4096), ("keep.every", 320)))),
+        (
+            "quick",
+            Preset(
+                12,
+                settings=("joint", "hard_first", "first_a", "first_b"),
+                columns=("sgd",),
+                overrides=(("task.num_train", 4096), ("training.epochs", 296), ("keep.every", 256)),
+            ),
+        ),
         (
             "smoke",
             Preset(

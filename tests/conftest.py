@@ -1,10 +1,14 @@
-"""Strict JAX, four virtual devices, and one smoke run of each experiment for all tests that only read its files."""
+"""Strict JAX, four virtual devices, and one smoke run of each experiment for all tests and workers."""
 
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -49,9 +53,16 @@ def call(capsys):
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Path:
+    """A folder of this session, the same one for all of its workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def cache(shared) -> Path:
     """A compilation cache of this session's own, which its subprocesses share."""
-    return tmp_path_factory.mktemp("compilation_cache")
+    return shared / "compilation_cache"
 
 
 def line_of(cache: Path, *arguments: str) -> list[str]:
@@ -71,36 +82,56 @@ def command(cache):
     return run
 
 
-@pytest.fixture(scope="session")
-def smoke(tmp_path_factory, command) -> Path:
-    """The experiment's folder after one smoke run."""
-    workdir = tmp_path_factory.mktemp("smoke")
-    done = command("--experiment=complexity", "--preset=smoke", f"--workdir={workdir}", f"--devices={DEVICES}")
-    (workdir / "printed.txt").write_text(done.stdout)
-    return workdir / "complexity"
-
-
-@pytest.fixture(scope="session")
-def begun(smoke, cache, tmp_path_factory) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """Every experiment in smoke size, by the command for all, which goes on from `smoke`; beside the first tests."""
-    workdir = Path(shutil.copytree(smoke.parent, tmp_path_factory.mktemp("smokes") / "workdir"))
-    line = line_of(cache, "--experiment=ALL", "--preset=smoke", f"--workdir={workdir}", f"--devices={DEVICES}")
-    with open(workdir / "printed.txt", "w") as printed, open(workdir / "complained.txt", "w") as complained:
-        process = subprocess.Popen(line, cwd=ROOT, stdout=printed, stderr=complained)
-    yield process, workdir
-    process.kill()
-    process.wait()
-
-
 @pytest.fixture(scope="session", autouse=True)
-def _begin_early(request):
-    if any("smokes" in item.fixturenames for item in request.session.items):
-        request.getfixturevalue("begun")
+def begun(request, shared, cache) -> Iterator[Path]:
+    """The folder of all smoke runs, which the worker that comes first makes, beside the first tests."""
+    folder = shared / "smokes"
+    if not {"smoke", "smokes"} & {name for item in request.session.items for name in item.fixturenames}:
+        yield folder
+        return
+    with ThreadPoolExecutor(1) as pool:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            pool.submit(_make, folder, cache)
+        yield folder
+
+
+def _make(folder: Path, cache: Path) -> None:
+    """One experiment, and in a copy that goes on from it, by the command for all, every one."""
+    for name in ("complexity", "ALL"):
+        workdir = folder / name
+        workdir.mkdir(exist_ok=True)
+        asked = (f"--experiment={name}", "--preset=smoke", f"--workdir={workdir}", f"--devices={DEVICES}")
+        done = subprocess.run(line_of(cache, *asked), cwd=ROOT, capture_output=True, text=True)
+        (workdir / "printed.txt").write_text(done.stdout)
+        if name == "complexity":
+            shutil.copytree(workdir, folder / "ALL")
+        (folder / f"{name}.writing").write_text(str(done.returncode) + done.stderr)
+        (folder / f"{name}.writing").rename(folder / f"{name}.ended")
+
+
+def _made(folder: Path, name: str) -> Path:
+    """Its workdir, once it is there."""
+    limit = time.monotonic() + 900
+    while not (folder / f"{name}.ended").exists():
+        assert time.monotonic() < limit, f"{name}: not done after 15 minutes"
+        time.sleep(0.1)
+    ended = (folder / f"{name}.ended").read_text()
+    assert ended.startswith("0"), ended
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def smoke(begun, tmp_path_factory) -> Path:
+    """The experiment's folder after one smoke run: a copy, since commands are tried on it."""
+    made = _made(begun, "complexity")
+    workdir = Path(shutil.copytree(made, tmp_path_factory.mktemp("smoke") / "workdir"))
+    printed = workdir / "printed.txt"
+    printed.write_text(printed.read_text().replace(str(made), str(workdir)))
+    return workdir / "complexity"
 
 
 @pytest.fixture(scope="session")
 def smokes(begun) -> Path:
     """The workdir after every experiment in smoke size."""
-    process, workdir = begun
-    assert process.wait(timeout=900) == 0, (workdir / "complained.txt").read_text()
-    return workdir
+    return _made(begun, "ALL")
