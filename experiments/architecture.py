@@ -49,7 +49,6 @@ EXPERIMENT = Experiment(
         *((name, (("model.activation", kind),)) for name, kind in ACTIVATIONS.items() if name not in DEPTHS),
     ),
     seed_caps=tuple((name, SEEDS_OF_MAP) for name in ("depth1", "width256", "leaky", "tanh", "gelu")),
-    variant="settings not calibrated yet",
     columns=COLUMNS,
     probes=("variance",),
     presets=(

@@ -99,7 +99,6 @@ EXPERIMENT = Experiment(
     config=Config(),
     settings=SETTINGS,
     seed_caps=tuple((name, SEEDS_OF_MAP) for name, _ in SETTINGS if name not in (*SHRINKS, *REVERSES)),
-    variant="settings not calibrated yet",
     columns=(("all", ()),),
     probes=("variance",),
     presets=(

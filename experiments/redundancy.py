@@ -70,7 +70,6 @@ EXPERIMENT = Experiment(
         ("shortcut", (("task.outputs", (HARD,)), ("task.predictivity", (0.8, 1.0)), *ALONG)),
         *((name, _redundant(p)) for name, p in LADDER.items()),
     ),
-    variant="settings not calibrated yet",
     columns=COLUMNS,
     probes=("decode", "decode_nonlinear", "reliance"),
     presets=(
