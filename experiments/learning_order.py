@@ -23,7 +23,7 @@ networks for a while.)
 
 "Equal updates with both losses on": joint is read after 160 epochs, where hard_first has had both at full weight for 160.
 
-Cost: `--only_print` says it; the settings are frozen, there is no reference run yet.
+Cost and outcome of the reference run: `experiments/results/learning_order/manifest.json` and `claims.csv` beside it.
 Expected after the paper: narrower with hard first, the first learned higher.
 """
 
@@ -254,6 +254,7 @@ def _draw_along(results: Results, names: tuple[str, ...], features: tuple[str, s
         return None
     figure, panels = draw.grid(2, len(settings), 3.6, 2.7)
     for top, bottom, setting in zip(panels[0], panels[1], settings, strict=True):
+        top.sharey(panels[0][0])
         for feature, style, twin in zip(features, STYLES, STYLES[4:], strict=False):
             draw.band(top, contrasts.curve(results, setting, "r2", feature), feature, style)
             unused = contrasts.curve(results, setting, "r2", f"twin_{feature}")
