@@ -69,7 +69,7 @@ def repeats_at_most_a_segment(reached, lines):
 def test_kill_at_random_moments(cache, smoke, tmp_path):
     """SIGKILL after the n-th progress line and a random delay, again and again; then to the end."""
     rng, kills, resumed, reached = random.Random(5), 0, 0, {}
-    while kills < 4:
+    while kills < 3:
         run = Started(cache, tmp_path, "--stage=train")
         if not run.progress(rng.randint(1, 4)):
             break
@@ -79,7 +79,7 @@ def test_kill_at_random_moments(cache, smoke, tmp_path):
         kills += 1
         resumed += any("resumed at step" in line for line in run.lines)
         repeats_at_most_a_segment(reached, run.lines)
-    assert kills >= 3
+    assert kills == 3
     last = Started(cache, tmp_path)
     assert last.end() == 0, "".join(last.lines)
     repeats_at_most_a_segment(reached, last.lines)
@@ -140,12 +140,14 @@ def test_more_seeds_extend_a_workdir(command, smoke, tmp_path):
     assert ours == theirs
 
 
-def test_done_already_changes_nothing_and_is_quick(command, smoke):
+def test_done_already_changes_nothing_and_is_quick(cache, smoke):
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in smoke.rglob("*") if p.is_file()}
-    begun = time.monotonic()
-    done = command(*ARGUMENTS, f"--workdir={smoke.parent}")
-    assert time.monotonic() - begun < 10  # 3 s on an idle machine; 5 s are promised
-    assert "C01" in done.stdout
+    line = line_of(cache, *ARGUMENTS, f"--workdir={smoke.parent}")
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as again:
+        assert "C01" in again.stdout.read()
+        _, status, used = os.wait4(again.pid, 0)
+    assert status == 0
+    assert used.ru_utime + used.ru_stime < 10  # of CPU, since other tests are at work; 5 s are promised, and 3 found
     after = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in smoke.rglob("*") if p.is_file()}
     changed = {p.name for p in before if before[p] != after.get(p)}
     assert changed <= {"lock", "manifest.lock"}
