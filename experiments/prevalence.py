@@ -21,7 +21,7 @@ taught half of the networks, so exposure ends at 10 %.
 
 Settings: p50, p25, p10, p05, p02; e50, e25, e10; n25, n05.
 
-Cost: `--only_print` says it; there is no reference run yet.
+Cost and outcome of the reference run: `experiments/results/prevalence/manifest.json` and `claims.csv` beside it.
 Expected after the paper: a gap that grows with rarity.
 """
 
@@ -165,7 +165,8 @@ def _draw_natural(axes: Axes, results: Results, column: str) -> None:
     natural = pd.DataFrame({name: results.values(f"{column}.{name}", "r2", RARE) for name in rungs}).T
     draw.dots(axes, list(x), crossed, "crossed set", STYLES[1] | {"linestyle": "none"}, shift=-0.15)
     draw.dots(axes, list(x), natural, "natural set", STYLES[2] | {"linestyle": "none"}, shift=0.15)
-    predicted = natural_r2(crossed.mean(axis=1).to_numpy(), np.array(list(rungs.values())))
+    same = crossed[natural.columns.intersection(crossed.columns)]  # predicted from the same networks
+    predicted = natural_r2(same.mean(axis=1).to_numpy(), np.array(list(rungs.values())))
     draw.floor(axes, x + 0.3, predicted, "natural set, predicted", "o")
     start = [results.values(f"{column}.{name}", "r2", RARE, step=0).mean() for name in rungs]
     draw.floor(axes, x + 0.35, start, "untrained network", "x")
