@@ -13,7 +13,7 @@ Identity (easy) and parity-4 (hard), in networks that differ in one thing at a t
 
 C10 is the slope of the gap at the penultimate layer over depth 2 to 6, C11 an equivalence: gap(512) - gap(64) within 0.05.
 
-Cost: `--only_print` says it; there is no reference run yet.
+Cost: `--only_print` says it; the settings are frozen, there is no reference run yet.
 Expected after the paper: a gap that grows with depth and not with width.
 """
 
