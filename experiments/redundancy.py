@@ -29,7 +29,7 @@ Decided here, where the list of claims is silent:
   the first left out, at which the mean of the OTHER half of the seeds peaks. Chance is one half.
 - C34: the suppressed feature is easy in target_hard (hard is not decodable before training either; it is in the figure).
 
-Cost: `--only_print` says it; there is no reference run yet.
+Cost and outcome of the reference run: `experiments/results/redundancy/manifest.json` and `claims.csv` beside it.
 Expected after the paper: easy above hard; target up, others down but not to chance; easy relied on at 80 against 90 %.
 """
 
