@@ -259,6 +259,9 @@ CAPTIONS = {
     "are independent. Means over seeds with 95 % bands.",
 }
 
+# The figure that shows a claim or a part of it; the first one, where none is named.
+FIGURES = {"C30": "reliance", "C33": "along", "C34": "decoders"}
+
 
 def _run(results: Results, column: str, names: dict[str, float]) -> dict[str, float]:
     return {f"{column}.{name}": p for name, p in names.items() if results.has(f"{column}.{name}")}
