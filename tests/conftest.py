@@ -86,19 +86,18 @@ def command(cache):
 def begun(request, shared, cache) -> Iterator[Path]:
     """The folder of all smoke runs, which the worker that comes first makes, beside the first tests."""
     folder = shared / "smokes"
-    if not {"smoke", "smokes"} & {name for item in request.session.items for name in item.fixturenames}:
-        yield folder
-        return
+    asked = {name for item in request.session.items for name in item.fixturenames}
+    names = ["complexity"] * bool({"smoke", "smokes"} & asked) + ["ALL"] * ("smokes" in asked)
     with ThreadPoolExecutor(1) as pool:
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
-            pool.submit(_make, folder, cache)
+            pool.submit(_make, folder, cache, names)
         yield folder
 
 
-def _make(folder: Path, cache: Path) -> None:
+def _make(folder: Path, cache: Path, names: list[str]) -> None:
     """One experiment, and in a copy that goes on from it, by the command for all, every one."""
-    for name in ("complexity", "ALL"):
+    for name in names:
         workdir = folder / name
         workdir.mkdir(exist_ok=True)
         asked = (f"--experiment={name}", "--preset=smoke", f"--workdir={workdir}", f"--devices={DEVICES}")
