@@ -199,7 +199,8 @@ CAPTIONS = {
     "dropout rate, a panel a learning rate. Dots are all seeds, also those that did not learn the hard feature; marks are "
     "their mean with a 95 % interval, grey marks floors.",
     "init_scale": "Easy and hard, and the gap between them, by the scale of the initial weights (1: LeCun-normal), SGD 0.1 "
-    "without dropout. Dots are all seeds, marks their mean with a 95 % interval; grey marks are floors.",
+    "without dropout. Dots are all seeds, marks their mean with a 95 % interval; grey marks are floors. "
+    "No value: the outputs of all networks at that scale stopped being finite.",
 }
 
 
@@ -257,6 +258,6 @@ def _draw_init_scale(results: Results, column: str) -> Figure | None:
     for name, pairs, mark in (("gap, untrained", start, "x"), ("gap of the unused twins", unused, "d")):
         draw.floor(panels[1], range(len(own)), [(easy - hard).mean() for easy, hard in pairs], name, mark)
     panels[1].axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    contrasts.at_levels(panels[1], list(own))
+    contrasts.at_levels(panels[1], contrasts.level_names(results, own, EASY))
     draw.label(panels[1], "Gap", "init scale (factor)", GAP)
     return draw.finish(figure)

@@ -162,6 +162,9 @@ def test_hatched_is_what_was_not_learned():
         if r["setting"] == "sgd.adamw_1e-3_d25" and r["feature"] == optimizer.EASY:
             r["value"] = 9.0 if r["seed"] == 2 else 0.1
     made.learn("adamw_1e-3_d25", optimizer.HARD, [END], 0.9, seeds=[2])
+    for r in made.records:
+        if r["setting"] == "sgd.init_4" and r["metric"] == "r2" and r["step"] == END:
+            r["value"] = np.nan
     drawn = {d.name: d.figure for d in optimizer.figures(made.done())}
     assert set(drawn) == set(optimizer.CAPTIONS)
     for figure in drawn.values():
@@ -176,6 +179,8 @@ def test_hatched_is_what_was_not_learned():
     assert texts["adam", 1, 2] == "+0.20\n3 of 4"
     assert texts["adamw", 2, 2] == "-0.10\n3 of 4"
     red, _, blue, _ = next(p for p in panels["adamw"].patches if p.get_xy() == (1.5, 1.5)).get_facecolor()
+    for axes in drawn["init_scale"].axes:
+        assert [t.get_text() for t in axes.get_xticklabels()] == ["0.25", "0.5", "1", "2", "4\n(no value)"]
     assert blue > red  # purple below zero, orange above
     red, _, blue, _ = next(p for p in panels["sgd"].patches if p.get_xy() == (1.5, 1.5)).get_facecolor()
     assert red > blue

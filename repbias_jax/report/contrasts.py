@@ -143,7 +143,13 @@ def levels(axes: Axes, results: Results, settings: Mapping[Any, str], first: str
         unused = [results.values(s, "r2", f"twin_{feature}").mean() for s in settings.values()]
         figures.floor(axes, x, unused, f"unused twin of {feature}", twin)
     null_band(axes, results, next(iter(settings.values())), second)
-    at_levels(axes, list(settings))
+    at_levels(axes, level_names(results, settings, first))
+
+
+def level_names(results: Results, settings: Mapping[Any, str], feature: str) -> list[str]:
+    """The levels of a factor, for the axis; one at which no network has a value says so."""
+    none = {level: results.values(s, "r2", feature).isna().all() for level, s in settings.items()}
+    return [f"{level}\n(no value)" if none[level] else str(level) for level in settings]
 
 
 def layers(
