@@ -13,7 +13,7 @@ Identity (easy) and parity-4 (hard), in networks that differ in one thing at a t
 
 C10 is the slope of the gap at the penultimate layer over depth 2 to 6, C11 an equivalence: gap(512) - gap(64) within 0.05.
 
-Cost: `--only_print` says it; the settings are frozen, there is no reference run yet.
+Cost and outcome of the reference run: `experiments/results/architecture/manifest.json` and `claims.csv` beside it.
 Expected after the paper: a gap that grows with depth and not with width.
 """
 
@@ -143,7 +143,7 @@ CAPTIONS = {
 
 def _draw_factors(results: Results, columns: list[str]) -> Figure:
     factors = (("hidden layers", DEPTHS), ("units a layer", WIDTHS), ("activation function", ACTIVATIONS))
-    figure, panels = draw.grid(len(columns), len(factors), 3.6, 3.0)
+    figure, panels = draw.grid(len(columns), len(factors), 3.6, 3.0, one_scale=True)
     for row, column in zip(panels, columns, strict=True):
         for axes, (name, levels) in zip(row, factors, strict=True):
             own = {level: f"{column}.{s}" for s, level in levels.items() if results.has(f"{column}.{s}")}
@@ -160,13 +160,13 @@ def _draw_every_layer(results: Results, column: str) -> Figure | None:
     if not deep:
         return None
     rows = -(-len(deep) // 3)
-    figure, panels = draw.grid(rows, min(3, len(deep)), 3.6, 2.8)
+    figure, panels = draw.grid(rows, min(3, len(deep)), 3.6, 2.8, one_scale=True)
     for axes in list(panels.flat)[len(deep) :]:
         axes.set_axis_off()
     for axes, setting in zip(panels.flat, deep, strict=False):
         hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
         contrasts.layers(axes, results, setting, EASY, HARD, hidden)
         contrasts.null_band(axes, results, setting, HARD)
-        axes.set_xticks(range(len(hidden)), [str(i + 1) for i in range(len(hidden))])
+        contrasts.at_levels(axes, range(1, len(hidden) + 1))
         draw.label(axes, setting, "hidden layer, from the input on", draw.VARIANCE)
     return draw.finish(figure)

@@ -232,10 +232,8 @@ def _draw_dropout(results: Results, column: str) -> Figure | None:
     if not run:
         return None
     rates = list(dict.fromkeys(c.rate for c in run))
-    figure, panels = draw.grid(1, len(rates), 3.6, 3.4)
+    figure, panels = draw.grid(1, len(rates), 3.6, 3.4, one_scale=True)
     for axes, rate in zip(panels[0], rates, strict=True):
-        if axes is not panels[0, 0]:
-            axes.sharey(panels[0, 0])
         own = {f"{DROPOUTS[c.dropout]:g}": f"{column}.{c.setting}" for c in run if c.rate == rate}
         contrasts.levels(axes, results, own, EASY, HARD)
         title = f"Adam {rate} ({contrasts.passing(results, list(own.values()))})"

@@ -50,12 +50,14 @@ class Drawn(NamedTuple):
     caption: str
 
 
-def grid(rows: int, columns: int, width: float = 3.5, height: float = 2.7) -> tuple[Figure, np.ndarray]:
-    """A figure with panels `[rows, columns]`, laid out so that nothing overlaps."""
+def grid(
+    rows: int, columns: int, width: float = 3.5, height: float = 2.7, *, one_scale: bool = False
+) -> tuple[Figure, np.ndarray]:
+    """A figure with panels `[rows, columns]`, laid out so that nothing overlaps. Args: one_scale, of y, for all panels."""
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
-        return figure, figure.subplots(rows, columns, squeeze=False)
+        return figure, figure.subplots(rows, columns, squeeze=False, sharey=one_scale)
 
 
 def label(axes: Axes, title: str, x: str, y: str) -> None:
