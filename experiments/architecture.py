@@ -21,10 +21,7 @@ Expected after the paper: a gap that grows with depth and not with width.
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
-from collections.abc import Sequence
-
 import numpy as np
-import pandas as pd
 
 from experiments.base import COLUMNS, SEEDS_OF_MAP
 from repbias_jax.config import Config, Experiment, Model, Preset
@@ -91,35 +88,24 @@ def claims(results: Results, column: str) -> list[Claim]:
     ]
 
 
-def _gaps(results: Results, settings: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The gap and the contrast: a row a seed, a column a setting."""
-    pairs = {s: contrasts.pair(results, s, "r2", EASY, HARD) for s in settings}
-    gaps = {s: easy - hard for s, (easy, hard) in pairs.items()}
-    return pd.DataFrame(gaps), pd.DataFrame({s: contrasts.contrast(*found) for s, found in pairs.items()})
-
-
 def _grows(results: Results, deep: dict[str, int]) -> tuple[Part, ...]:
     depths = np.array(list(deep.values()), float)
-    gaps, shares = _gaps(results, list(deep))
+    gaps, shares, accuracy = contrasts.gaps(results, list(deep), EASY, HARD)
     text = "slope of the gap at the penultimate layer, depth 2 to 6 at width 128, a layer"
     return (
         Part(
             "", text, contrasts.slope(gaps, depths), contrasts.all_at_end(results, list(deep)), +1, 0.02,
-            secondary=contrasts.slope(shares, depths), accuracy=_accuracy(results, list(deep)),
+            secondary=contrasts.slope(shares, depths), accuracy=accuracy.mean(axis=1),
         ),
     )  # fmt: skip
 
 
 def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
-    change, in_shares = (found[widest] - found[narrowest] for found in _gaps(results, [widest, narrowest]))
+    gaps, shares, accuracy = contrasts.gaps(results, [widest, narrowest], EASY, HARD)
+    change, in_shares = (found[widest] - found[narrowest] for found in (gaps, shares))
     passed = contrasts.all_at_end(results, [widest, narrowest])
-    text, accuracy = "gap(width 512) - gap(width 64), four layers", _accuracy(results, [widest, narrowest])
-    return (Part("", text, change, passed, 0, 0.05, secondary=in_shares, accuracy=accuracy),)
-
-
-def _accuracy(results: Results, settings: Sequence[str]) -> pd.Series:
-    """Accuracy of easy minus accuracy of hard, the mean over settings."""
-    return pd.DataFrame({s: contrasts.accuracy_gap(results, s, EASY, HARD) for s in settings}).mean(axis=1)
+    text = "gap(width 512) - gap(width 64), four layers"
+    return (Part("", text, change, passed, 0, 0.05, secondary=in_shares, accuracy=accuracy.mean(axis=1)),)
 
 
 def figures(results: Results) -> list[Drawn]:

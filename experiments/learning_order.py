@@ -9,7 +9,8 @@ Paper: Lampinen, Chan and Hermann 2024 (learning order); phases, ramp and all si
 
 Phases are weights of each output's loss. A switch is a ramp: the second output's weight grows from .003 to 1 over 50
 epochs, since at once it would wipe out what was learned first; the curves are dense there, and whether the first
-feature stays over 95 % throughout is part of the gate. (In the third column networks that switch nothing are reset, too.)
+feature stays over 95 % throughout is part of the gate of what is read at the end (C05, C06, C07a). (In the third column
+networks that switch nothing are reset, too.)
 
 Settings, in three columns (SGD 0.1, which carries the verdicts; Adam 3e-4; Adam with its memory made anew at the switch):
   joint         identity (easy) and parity-4 (hard), both from the start
@@ -230,6 +231,7 @@ def _draw_order(results: Results) -> Figure | None:
 
 
 def _draw_bars(axes: Axes, results: Results, column: str, names: tuple[str, ...], features: tuple[str, str]) -> None:
+    names = tuple(name for name in names if results.has(f"{column}.{name}"))
     settings = [f"{column}.{name}" for name in names]
     x = np.arange(len(settings))
     steps = {

@@ -51,7 +51,7 @@ from repbias_jax.statistics import MIN_PASS_RATE, Claim, Part
 
 EASY, HARD = "parity1", "parity4"
 GAP = "gap: easy - hard (share of variance)"
-SEEDS, SEEDS_OF_MAP = 32, 4  # 16 to choose a cell by, 16 to test it on
+SEEDS, SEEDS_ELSEWHERE = 32, 4  # 16 to choose a cell by, 16 to test it on
 RATES = {
     "sgd": ("3e-2", "1e-1", "3e-1"),
     "momentum": ("3e-3", "1e-2", "3e-2"),
@@ -97,7 +97,7 @@ EXPERIMENT = Experiment(
     title="Optimizer, learning rate, dropout and init scale: where the gap shrinks and where it turns around",
     config=Config(),
     settings=SETTINGS,
-    seed_caps=tuple((name, SEEDS_OF_MAP) for name, _ in SETTINGS if name not in (*SHRINKS, *REVERSES)),
+    seed_caps=tuple((name, SEEDS_ELSEWHERE) for name, _ in SETTINGS if name not in (*SHRINKS, *REVERSES)),
     columns=(("all", ()),),
     probes=("variance",),
     presets=(
@@ -125,16 +125,8 @@ def claims(results: Results, column: str) -> list[Claim]:
     return [Claim("C12", "Dropout with Adam shrinks the gap, and can reverse it", "shrinks, can reverse", parts)]
 
 
-def _gaps(results: Results, settings: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Gap, contrast and the difference in accuracy of easy and hard: a row a seed, a column a setting."""
-    pairs = {s: contrasts.pair(results, s, "r2", EASY, HARD) for s in settings}
-    gaps = pd.DataFrame({s: easy - hard for s, (easy, hard) in pairs.items()})
-    shares = pd.DataFrame({s: contrasts.contrast(*found) for s, found in pairs.items()})
-    return gaps, shares, pd.DataFrame({s: contrasts.accuracy_gap(results, s, EASY, HARD) for s in settings})
-
-
 def _shrinks(results: Results, with_dropout: str, without: str) -> Part:
-    gaps, shares, accuracy = _gaps(results, [with_dropout, without])
+    gaps, shares, accuracy = contrasts.gaps(results, [with_dropout, without], EASY, HARD)
     change, in_shares = (found[with_dropout] - found[without] for found in (gaps, shares))
     passed = contrasts.all_at_end(results, [with_dropout, without])
     return Part(
@@ -145,7 +137,7 @@ def _shrinks(results: Results, with_dropout: str, without: str) -> Part:
 
 def _reverses(results: Results, cells: Sequence[str]) -> Part:
     """Part b over the cells given; none given or none able to learn: a part without values."""
-    gaps, shares, accuracy = _gaps(results, cells)
+    gaps, shares, accuracy = contrasts.gaps(results, cells, EASY, HARD)
     passed = contrasts.all_at_end(results, cells)
     learned = passed.set_axis(cells, axis=1)
     cell = chosen(gaps, learned)
@@ -209,7 +201,7 @@ def _draw_map(results: Results, column: str) -> Figure | None:
     if not run:
         return None
     passed = {c: contrasts.all_at_end(results, [s]).all(axis=1) for c, s in run.items()}
-    gaps = _gaps(results, list(run.values()))[0]
+    gaps = contrasts.gaps(results, list(run.values()), EASY, HARD)[0]
     means = {c: gaps[s][passed[c].index[passed[c]]].mean() for c, s in run.items() if passed[c].mean() >= MIN_PASS_RATE}
     widest = max((abs(v) for v in means.values()), default=0.1)
     rules = list(dict.fromkeys(c.rule for c in run))
@@ -249,7 +241,7 @@ def _draw_init_scale(results: Results, column: str) -> Figure | None:
     figure, (panels,) = draw.grid(1, 2, 4.2, 3.4)
     contrasts.levels(panels[0], results, own, EASY, HARD)
     draw.label(panels[0], f"SGD 0.1 ({contrasts.passing(results, settings)})", "init scale (factor)", draw.VARIANCE)
-    draw.dots(panels[1], range(len(own)), _gaps(results, settings)[0].T, "gap", STYLES[2])
+    draw.dots(panels[1], range(len(own)), contrasts.gaps(results, settings, EASY, HARD)[0].T, "gap", STYLES[2])
     start = [contrasts.pair(results, s, "r2", EASY, HARD, step=0) for s in settings]
     unused = [contrasts.pair(results, s, "r2", f"twin_{EASY}", f"twin_{HARD}") for s in settings]
     for name, pairs, mark in (("gap, untrained", start, "x"), ("gap of the unused twins", unused, "d")):

@@ -87,15 +87,12 @@ def claims(results: Results, column: str) -> list[Claim]:
     text, paper = "The more prevalent feature is represented more strongly", "the more prevalent"
     if len(rungs) < 2:
         return [Claim("C08", text, paper, ())]
-    pairs = {s: contrasts.pair(results, s, "r2", FREQUENT, RARE) for s in rungs}
-    gaps = pd.DataFrame({s: frequent - rare for s, (frequent, rare) in pairs.items()})
-    shares = pd.DataFrame({s: contrasts.contrast(*found) for s, found in pairs.items()})
+    gaps, shares, accuracy = contrasts.gaps(results, list(rungs), FREQUENT, RARE)
     passed = contrasts.all_at_end(results, list(rungs))
     rarity = -np.log(list(rungs.values()))
     statistic = "slope of r2(frequent) - r2(rare), on the crossed set, over -log prevalence of the rare one (natural log)"
-    accuracy = pd.DataFrame({s: contrasts.accuracy_gap(results, s, FREQUENT, RARE) for s in rungs}).mean(axis=1)
     slopes = [contrasts.slope(values, rarity) for values in (gaps, shares)]
-    part = Part("", statistic, slopes[0], passed, +1, 0.02, secondary=slopes[1], accuracy=accuracy)
+    part = Part("", statistic, slopes[0], passed, +1, 0.02, secondary=slopes[1], accuracy=accuracy.mean(axis=1))
     return [Claim("C08", text, paper, (part,))]
 
 

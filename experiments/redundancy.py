@@ -17,7 +17,7 @@ Decided here, where the list of claims is silent:
 - C28 is read in the untrained networks of target_easy. Nothing is learned, so that no gate applies; a seed passes where
   both decoders' fits converged.
 - C29 is the mean over the two single-target networks (easy the target and hard the other, and the reverse), so that
-  neither feature's own level enters. A seed passes where both networks learned their targets.
+  no feature is the target in all of them. A seed passes where both networks learned their targets.
 - C30: a label that is noise given the features cannot be tested at 95 %. What replaces the gate is part b: whether
   accuracy on the training distribution is what its labels allow. Accuracy there follows from the agreements on the
   crossed set (`accuracy_of`), which is that distribution given both features. The labels allow .9 to a network that
@@ -213,12 +213,12 @@ def at_peak(curve: pd.DataFrame) -> pd.Series:
     """Each seed's value where the mean of the other half of the seeds peaks, step 0 left out.
 
     Args:
-      curve: a row a snapshot, a column a seed; the halves are every other column.
+      curve: a row a snapshot, a column a seed; the halves are every other column. NaN where a half is empty.
     """
     later = curve[curve.index > 0]
     halves = later.iloc[:, ::2], later.iloc[:, 1::2]
-    found = [own.loc[other.mean(axis=1).idxmax()] for own, other in (halves, halves[::-1])]
-    return pd.concat(found).sort_index().astype(float)
+    found = [own.loc[other.mean(axis=1).idxmax()] for own, other in (halves, halves[::-1]) if other.size]
+    return pd.concat([*found, pd.Series(dtype=float)]).reindex(curve.columns).astype(float)
 
 
 def _recovered(results: Results, setting: str) -> tuple[Part, ...]:

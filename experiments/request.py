@@ -73,6 +73,11 @@ def _change(experiment: Experiment, preset: Preset, settings: Sequence, argument
     if not sign:
         raise ConfigError(f"{argument}: expected {argument}=VALUE")
     override(experiment.config, name, text)
+    if name in ("task.features", "task.outputs"):
+        raise ConfigError(
+            f"--config.{name}: the claims of {experiment.name} name the features they are about; other features need an "
+            "experiment of their own (BUILD.md)"
+        )
     sweeping = [s for s, own in settings if name in dict(own) and name not in dict(preset.overrides)]
     if sweeping:
         raise ConfigError(f"--config.{name}: swept by the settings {', '.join(sweeping)}, and cannot be overridden")

@@ -237,6 +237,7 @@ def figures(results: Results) -> list[Drawn]:
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
 
+FIGURES = {"C35": "spread"}  # the figure that shows a claim
 CAPTIONS = {
     "matrix": "Similarity of every two models at the penultimate layer, by setting and within it by seed; grey: two models "
     "of one seed, which are not compared. Left the primary measure (RSA: Euclidean distances, Pearson), right debiased "

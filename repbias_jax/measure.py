@@ -369,13 +369,13 @@ def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[t
     living = spread > 1e-6 * size
     for key, values in jax.device_get(found).items():
         for i, (setting, seed) in enumerate(block.runs):
-            reason = ""
-            if np.isnan(values[i]):
+            value, reason = values[i] if sound[i] else np.nan, ""
+            if np.isnan(value):
                 constant = "undefined" if key.at else "constant feature"
                 reason = "diverged" if not sound[i] else constant if living[i] else "constant layer"
             yield (
                 setting, seed, block.step, block.site, probe, key.metric, key.feature, key.other, key.at,
-                "score", store.number(values[i]), reason,
+                "score", store.number(value), reason,
             )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ nowhere else:
   not measured       fewer than 12 seeds, or a compared cell in which under 75 % of the seeds learned their features
 
 An equivalence part is `reproduced` when its 90 % interval lies within the margin and `opposite` when its 95 % interval
-lies outside. A claim with several parts has the verdict of its least favourable part, in the order of `ORDER`.
+lies outside; its p is that of two one-sided tests against the margin, that of all others is two-sided against zero. A
+claim with several parts has the verdict of its least favourable part, in the order of `ORDER`.
 
 Source: ours.
 """
@@ -146,14 +147,26 @@ def pseudo_values(statistic: Callable[[list[int]], float], seeds: Sequence[int])
     return pd.Series({s: k * whole - (k - 1) * value for s, value in left.items()}, dtype=float)
 
 
-def sign_flips(values: np.ndarray) -> float:
-    """Two-sided p of the mean under random signs: all 2^K of them up to K = 16, else 100,000 drawn with a fixed seed."""
+def sign_flips(values: np.ndarray, side: int = 0) -> float:
+    """p of the mean under random signs: all 2^K of them up to K = 16, else 100,000 drawn with a fixed seed.
+
+    Args:
+      values: one number a seed, `[K]`.
+      side: +1 or -1: of a mean that is larger or smaller than zero; 0: of one that differs from it.
+    """
     k = len(values)
     if k <= 16:
         signs = 1 - 2 * (np.arange(2**k)[:, None] >> np.arange(k) & 1)
-        return float(np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-12))
-    signs = np.random.default_rng(0).choice([-1, 1], (100_000, k))
-    return float((1 + np.sum(np.abs(signs @ values) >= abs(values.sum()) - 1e-12)) / (1 + len(signs)))
+    else:
+        signs = np.random.default_rng(0).choice([-1, 1], (100_000, k))
+    flipped, own = (np.abs(x) if side == 0 else side * x for x in (signs @ values, values.sum()))
+    drawn = int(k > 16)  # what was found is one of all signs, but not of those drawn
+    return float((drawn + np.sum(flipped >= own - 1e-12)) / (drawn + len(signs)))
+
+
+def equivalence_p(values: np.ndarray, sesoi: float) -> float:
+    """p of a mean within the margin, by two one-sided tests: that it is not below `sesoi`, and not above its negative."""
+    return max(sign_flips(values - sesoi, -1), sign_flips(values + sesoi, +1))
 
 
 def verdict(found: Summary, side: int, sesoi: float) -> str:
@@ -261,6 +274,7 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
     all_seeds = values if part.everyone is None else part.everyone
     everyone = summarise(all_seeds[np.isfinite(all_seeds)].to_numpy())
     decided = verdict(used, part.side, part.sesoi)
+    p = used.p if part.side else equivalence_p(values[passed].to_numpy(), part.sesoi)
     notes = []
     if used.runs < MIN_SEEDS or not rate >= MIN_PASS_RATE:
         decided = "not measured"
@@ -290,7 +304,7 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
         "left_out": len(values) - used.runs,
         "pass_rate": rate,
         "accuracy_difference": equal,
-        "p": math.nan if decided == "not measured" else used.p,
+        "p": math.nan if decided == "not measured" else p,
         "paper": claim.paper,
         "verdict": decided,
         "verdict_all_seeds": verdict(everyone, part.side, part.sesoi) if everyone.runs >= MIN_SEEDS else "not measured",

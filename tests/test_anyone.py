@@ -467,6 +467,7 @@ def test_arrays_that_do_not_fit_are_refused():
     good = np.random.default_rng(8).normal(size=(30, 2))
     for activations, features in (
         (good[:29], f), (good * np.nan, f), (good.astype(object), f), ({}, f), ({"a b": good}, f),
+        ({"a": good[:29].tolist()}, f),
         (good, {"f": [None] * 30}), (good, {**f, "g": [1, 2]}), (good, {}), (np.zeros((30, 0)), f), (np.float64(3), f),
     ):  # fmt: skip
         with pytest.raises(ConfigError):

@@ -50,6 +50,7 @@ BAD = {
     "prevalence of one": (("--config.task.prevalence=1.0,0.5",), "config.task.prevalence=1.0: expected a finite"),
     "phase that does not end": (("--config.training.phase_ends=0.5",), "expected 1 rising shares of training, the last 1"),
     "unknown site": (("--config.keep.along=hidden_9",), "unknown site; known: last_hidden, input, hidden_0"),
+    "other features": (("--config.task.features=parity2,parity3",), "config.task.features: the claims of complexity name"),
     "swept field": (("--config.training.loss=squared",), "config.training.loss: swept by the settings squared"),
 }  # fmt: skip
 

@@ -84,6 +84,30 @@ def test_phases_are_the_ramp_they_say():
         assert round(steps * learning_order.BOTH / learning_order.TOTAL) % every == 0, preset  # a snapshot is there
 
 
+class Chosen(Results):
+    """Results of which only some settings are there."""
+
+    def __init__(self, folder, names):
+        super().__init__(folder)
+        kept = [s for s in self.settings.index if s.split(".", 1)[1] in names]
+        self.settings = self.settings.loc[kept]
+        self.rows = self.rows[self.rows["setting"].isin(kept)].reset_index(drop=True)
+        self.curves = self.curves[self.curves["setting"].isin(kept)].reset_index(drop=True)
+
+
+@pytest.mark.parametrize("name", [n for n, m in EXPERIMENTS.items() if dict(m.EXPERIMENT.presets)["quick"].settings])
+def test_a_preset_of_some_settings_is_reported(name, smokes):
+    """Quick runs are too long for a test: what smoke has of their settings is judged and drawn."""
+    module = EXPERIMENTS[name]
+    chosen = Chosen(smokes / name, dict(module.EXPERIMENT.presets)["quick"].settings)
+    assert len(chosen.settings) > 0
+    assert judge(module.claims(chosen, chosen.settings["column"].iloc[0]), "", False)
+    drawn = module.figures(chosen)
+    assert {d.name for d in drawn} <= set(module.CAPTIONS)
+    for d in drawn:
+        assert_readable(d.figure)
+
+
 def test_prevalence_by_hand():
     rungs = dict.fromkeys(prevalence.PREVALENCES, f"{prevalence.FREQUENT} {prevalence.RARE}")
     made = Made(rungs, 100)

@@ -89,8 +89,12 @@ def test_truncation_keeps_what_the_first_components_hold():
     np.testing.assert_allclose(kept["a"], [0.5, 1, 1, 1, 1, 1], atol=0.08)
     np.testing.assert_allclose(kept["b"], [0.5, 0.5, 1, 1, 1, 1], atol=0.08)
     for name in "ab":
-        area = np.trapezoid(kept[name], np.log2([1, 2, 3, 4, 6, 8])) / 3
+        area, log_area = (
+            np.trapezoid(kept[name], [1, 2, 3, 4, 6, 8]) / 7,
+            np.trapezoid(kept[name], np.log2([1, 2, 3, 4, 6, 8])) / 3,
+        )
         assert found[Measured("kept_area", name)] == pytest.approx(area, abs=1e-5)
+        assert found[Measured("kept_area_log2", name)] == pytest.approx(log_area, abs=1e-5)
     assert found[Measured("kept_area", "a")] > found[Measured("kept_area", "b")]
     assert set(SIZES) >= {1, 2, 3, 4, 6}
 
@@ -185,14 +189,15 @@ def joint():
 def test_components_and_units_by_hand():
     made = joint()
     for metric, at, easy, hard in (
-        ("top_r2", "2", 0.6, 0.2), ("kept_area", "", 0.9, 0.8), ("selective_share", "", 0.5, 0.1),
-        ("participation", "", 0.6, 0.3),
+        ("top_r2", "2", 0.6, 0.2), ("kept_area", "", 0.9, 0.8), ("kept_area_log2", "", 0.9, 0.7),
+        ("selective_share", "", 0.5, 0.1), ("participation", "", 0.6, 0.3),
     ):  # fmt: skip
         made.put("joint", metric, "parity1", easy, at=at)
         made.put("joint", metric, "parity4", [hard] * 16, at=at)
     found = parts_of(components_experiment, made.done())
     assert values(found) == pytest.approx({"C19": 0.4, "C20": 0.1, "C21a": 0.4, "C21b": 0.3}, abs=1e-6)
     assert found["C19"].secondary.mean() == pytest.approx(0.5, abs=1e-3)
+    assert found["C20"].secondary.mean() == pytest.approx(0.2, abs=1e-3)
     assert found["C21b"].secondary.mean() == pytest.approx(np.log(2), abs=1e-3)
     assert [p.sesoi for p in found.values()] == [0.02, 0.05, 0.05, 0.05]
     assert {r["verdict"] for r in judge(components_experiment.claims(made, "sgd"), "sgd", False)} == {"reproduced"}

@@ -146,7 +146,7 @@ def test_the_grid_is_four_rules_three_rates_three_dropouts_and_a_line():
     assert dataclasses.replace(base, model=scaled.model) == scaled
     assert (base.model.init_scale, scaled.model.init_scale) == (1.0, 0.25)
     plan = planned(assemble(optimizer, "full", None, 0, []))
-    assert planning.estimate(plan)["runs"] == 7 * optimizer.SEEDS + 33 * optimizer.SEEDS_OF_MAP
+    assert planning.estimate(plan)["runs"] == 7 * optimizer.SEEDS + 33 * optimizer.SEEDS_ELSEWHERE
     read = set(configs) - set(plan.layout.caps)
     assert read == {f"all.{name}" for name in (*optimizer.SHRINKS, *optimizer.REVERSES)}
     assert "at most 4 seeds: sgd_3e-2_d0, " in help_text()

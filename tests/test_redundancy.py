@@ -1,5 +1,6 @@
 """What is read from and relied on: the claims of two experiments on frames whose right answers are known."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 from made import SEEDS, Made
 
 from experiments import downstream, redundancy
+from repbias_jax import pipeline, planning
+from repbias_jax.measure import Results
 from repbias_jax.statistics import judge
+from tests.faults import tiny
 
 EASY, HARD = "parity1", "parity4"
 END, SNAPSHOTS = 100, (0, 20, 40, 60, 80, 100)
@@ -130,6 +134,20 @@ def test_the_peak_is_that_of_the_other_half():
     noise.loc[50] += 0.1
     noise.loc[0] += 0.5  # the untrained network is no peak of training
     assert redundancy.at_peak(noise).mean() == pytest.approx(0.9, abs=0.004)
+    assert redundancy.at_peak(noise[[7]]).isna().tolist() == [True]  # one seed has no other half
+
+
+def test_a_diverged_network_decodes_nothing_and_relies_on_nothing(tmp_path):
+    """A readout of what is not finite would say one half, and an argmax of such logits would agree with something."""
+    settings = (("slow", ()), ("burst", (("optimizer.learning_rate", 1e30),)))
+    experiment = dataclasses.replace(tiny.EXPERIMENT, settings=settings, num_seeds=2, probes=("decode", "reliance"))
+    plan = planning.place(experiment, planning.check(experiment, "cpu"), tmp_path, 2)
+    pipeline.run(plan, tiny, tmp_path, ("train", "measure"), lambda: False, {"commit": ""}, 0.0)
+    rows = Results(tmp_path).rows
+    last = rows[(rows["step"] == rows["step"].max()) & (rows["site"] == "hidden_1")].groupby("setting")
+    assert {name: found["value"].notna().any() for name, found in last} == {"base.burst": False, "base.slow": True}
+    assert set(last.get_group("base.burst")["reason"]) == {"diverged"}
+    assert {"decode", "agreement"} <= set(last.get_group("base.burst")["metric"])
 
 
 def test_crossover():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from repbias_jax import statistics
-from repbias_jax.statistics import Claim, Part, holm, judge, sign_flips, summarise, verdict
+from repbias_jax.statistics import Claim, Part, equivalence_p, holm, judge, sign_flips, summarise, verdict
 
 
 def seeds(mean, sd, k=16):
@@ -77,6 +77,18 @@ def test_sign_flips_are_exact_and_symmetric():
         sign_flips(np.concatenate([x, x]))
     )  # drawn with a fixed seed
     assert sign_flips(np.full(20, 1.0)) < 1e-3
+    assert sign_flips(np.asarray([1.0, 1.0, 1.0]), +1) == pytest.approx(1 / 8)
+    assert sign_flips(np.asarray([1.0, 1.0, 1.0]), -1) == 1
+
+
+def test_p_of_an_equivalence_part_is_small_where_the_mean_is_within_the_margin():
+    """Against zero it would be small where a mean inside the margin differs from zero, and large where it is zero."""
+    for mean, within in ((0.0, True), (0.01, True), (0.05, False), (-0.05, False)):
+        row = one(part(seeds(mean, 0.01), side=0))[0]
+        assert (row["p"] < 0.05) == within == (row["verdict"] == "reproduced")
+    x = seeds(0.015, 0.01)
+    assert equivalence_p(x, 0.02) == pytest.approx(equivalence_p(-x, 0.02))
+    assert equivalence_p(x, 0.02) == pytest.approx(sign_flips(x - 0.02) / 2)  # the nearer margin decides
 
 
 @settings(deadline=None, max_examples=40)

@@ -64,7 +64,8 @@ def probe_activations(
 
     Source: the probes'; halves, intervals and limits are ours.
     """
-    sites = dict(activations) if isinstance(activations, Mapping) else {"activations": np.asarray(activations)}
+    several = activations if isinstance(activations, Mapping) else {"activations": activations}
+    sites = {str(name): np.asarray(array) for name, array in several.items()}
     text = {str(name): ["" if value is None else str(value) for value in values] for name, values in features.items()}
     for name, values in text.items():
         if gone := [i for i, value in enumerate(values) if value.strip().lower() in MISSING]:

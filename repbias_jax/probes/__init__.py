@@ -26,7 +26,7 @@ PROBES: dict[str, Probe] = {
     "walsh": Probe(variance.walsh, "representation"),
     "partition": Probe(variance.partition, "representation"),
     "components": Probe(components.components, "representation", sites=("last_hidden",)),
-    "units": Probe(units.units, "representation"),
+    "units": Probe(units.units, "representation", padded=False),  # counts units that never vary
     "truncation": Probe(components.truncation, "intervention", sites=("last_hidden",)),
     "steering": Probe(steering.steering, "intervention", sites=("before_last", "last_hidden")),
     "readout": Probe(readout.readout, "intervention", sites=("last_hidden",)),

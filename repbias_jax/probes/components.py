@@ -59,8 +59,9 @@ def truncation(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array
 
     The representation's other components are set to the fit set's mean. `kept_accuracy` of k (`at`): balanced accuracy,
     range 0 to 1; direction: higher survives better; perfect, with all components of a network that has learned: 1; with
-    components that say nothing, as of a random representation: about 1 / C. `kept_area`: area under it over log2 k from 1
-    to D, divided by log2 D; the same range. Both are invariant to a rotation that the readout follows.
+    components that say nothing, as of a random representation: about 1 / C. `kept_area`: area under it over k from 1 to D,
+    divided by D - 1, and `kept_area_log2`: over log2 k, divided by log2 D, in which the first few components count; the
+    same range. All are invariant to a rotation that the readout follows.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take axes from.
@@ -68,9 +69,9 @@ def truncation(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array
       finish: from activations `[N, D]` to logits `[N, C]` by the name of the factor that an output reports.
 
     Returns:
-      `kept_accuracy` of each output for k in SIZES below D and for D, and `kept_area`.
+      `kept_accuracy` of each output for k in SIZES below D and for D, and both areas.
 
-    Source: Lampinen et al. 2024 (truncation); the area over log2 k is ours.
+    Source: Lampinen et al. 2024 (truncation); how the areas are taken is ours.
     """
     middle, units = fit[0].mean(0, keepdims=True), fit[0].shape[1]
     axes = principal_axes(centred(fit, score)[0])
@@ -85,8 +86,9 @@ def truncation(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array
     out: dict[Measured, Array] = {}
     for name, curve in jax.lax.map(accuracies, jnp.asarray(masks)).items():
         out |= {Measured("kept_accuracy", name, at=str(k)): curve[i] for i, k in enumerate(sizes)}
-        width = np.diff(np.log2(sizes)).astype(np.float32) / max(np.log2(units), 1e-9)
-        out[Measured("kept_area", name)] = jnp.sum((curve[1:] + curve[:-1]) / 2 * width) if units > 1 else curve[0]
+        for metric, at in (("kept_area", sizes), ("kept_area_log2", np.log2(sizes))):
+            width = np.diff(at).astype(np.float32) / max(at[-1] - at[0], 1e-9)
+            out[Measured(metric, name)] = jnp.sum((curve[1:] + curve[:-1]) / 2 * width) if units > 1 else curve[0]
     return out
 
 

@@ -69,6 +69,16 @@ def accuracy_gap(results: Results, setting: str, first: str, second: str, step: 
     return one - other
 
 
+def gaps(
+    results: Results, settings: Sequence[str], first: str, second: str
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """r2 of one feature minus r2 of another, the contrast, and the gap in accuracy: a row a seed, a column a setting."""
+    pairs = {s: pair(results, s, "r2", first, second) for s in settings}
+    apart = pd.DataFrame({s: one - other for s, (one, other) in pairs.items()})
+    shares = pd.DataFrame({s: contrast(*found) for s, found in pairs.items()})
+    return apart, shares, pd.DataFrame({s: accuracy_gap(results, s, first, second) for s in settings})
+
+
 def difference(results: Results, setting: str, label: str, name: str, features: tuple[str, str], sesoi: float) -> Part:
     """r2 of one feature minus r2 of another, with the contrast beside it, where both are learned equally well."""
     first, second = pair(results, setting, "r2", *features)
