@@ -14,7 +14,7 @@ the time. Regularisation is chosen by cross-validation; the strongest and the we
 Setting: joint.
 
 C25's statistic stands at 256 examples with cross-validated regularisation, its second measure at 64 (ours). It follows
-nearly mechanically from C01 at one site: the figure `gap` shows it against the gap in variance explained, by seed.
+in part from C01 at one site: the figure `gap` shows it against the gap in variance explained, by seed.
 
 Cost and outcome of the reference run: `experiments/results/downstream/manifest.json` and `claims.csv` beside it.
 Expected after the paper: most conflicts follow easy.

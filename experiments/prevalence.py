@@ -4,7 +4,7 @@ Claim: of two equally complex features the more prevalent is represented more st
 Paper: Lampinen, Chan and Hermann 2024 (feature prevalence); ladder, exposure and all sizes are ours.
 
   python -m experiments.run --experiment=prevalence --workdir=DIR                   full: 16 seeds, two optimizers
-  python -m experiments.run --experiment=prevalence --workdir=DIR --preset=quick    SGD only, four rungs
+  python -m experiments.run --experiment=prevalence --workdir=DIR --preset=quick    SGD only, three rungs and one exposure
 
 Two xor features in one model. One is present in half of the examples; its equal in a share p of them (`p50` to `p02`), or
 in half of them but with a label that enters the loss in a share e of them only (`e50`, `e25`, `e10`). Labels are drawn
