@@ -9,8 +9,8 @@ Paper: Lampinen, Chan and Hermann 2024 (principal components, units), and its fo
 
 One setting, joint: identity (easy) and parity-4 (hard) in the base network, at the end of training, penultimate layer.
   C19   share of the top 2 components explained by easy minus hard; the contrast beside it
-  C20   area under accuracy against the number of components kept, k on a log2 axis from 1 to all: easy minus hard. The
-        network's own readout reports both outputs from them.
+  C20   area under accuracy against the number of components kept, from 1 to all: easy minus hard; over log2 of that number
+        beside it. The network's own readout reports both outputs from them.
   C21   a share of living units with r2 over .1, easy minus hard; b participation ratio of the difference vector over the
         number of living units, easy minus hard; the log of their ratio beside it
 
@@ -123,8 +123,9 @@ CAPTIONS = {
     "steps). Dots are all seeds, marks their mean with a 95 % interval.",
     "truncation": "What the network's own readout still reports when only the first k principal components are kept and "
     "the others are set to their mean. Bands are 95 % intervals over seeds.",
-    "units": "Single units by layer: share of living units with r2 over .1 for the feature (top), and over what share of "
-    "units the difference vector is spread (bottom). Dots are all seeds, grey marks floors.",
+    "units": "Single units by layer: share of living units with r2 over .1 for the feature (top), over what share of "
+    "living units the difference vector is spread (middle), and how sparse the units are, whatever they respond to "
+    "(bottom). Dots are all seeds, grey marks floors.",
 }
 
 
@@ -160,7 +161,8 @@ def _draw_shares(axes: Axes, results: Results, setting: str) -> None:
         draw.floor(axes, x, start, f"{feature}, untrained", marks[0])
         unused = _by_component(results, setting, f"twin_{feature}", x).mean(axis=1)
         draw.floor(axes, x, unused, f"unused twin of {feature}", marks[1])
-    axes.axhline(0, linestyle=(0, (1, 2)), label="null level", **draw.FLOOR)
+    level = -2 / int(results.settings.loc[setting, "task.num_probe"])  # -(C - 1) / N_fit, half of the probe set
+    axes.axhline(level, linestyle=(0, (1, 2)), label="null level", **draw.FLOOR)
     axes.set_xticks(x)
     title = f"{setting} ({contrasts.passing(results, [setting])})"
     draw.label(axes, title, "principal component", "share of the component, r2")
@@ -177,6 +179,7 @@ def _draw_truncation(axes: Axes, results: Results, setting: str) -> None:
         draw.band(axes, curve, feature, style, marks=len(curve))
     axes.axhline(0.5, linestyle=(0, (1, 2)), label="chance", **draw.FLOOR)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(top=1.03)
     title = f"{setting} ({contrasts.passing(results, [setting])})"
     draw.label(axes, title, "components kept, k", "balanced accuracy of the\nnetwork's own readout (share)")
@@ -185,15 +188,23 @@ def _draw_truncation(axes: Axes, results: Results, setting: str) -> None:
 def _draw_units(results: Results, settings: list[str]) -> Figure | None:
     if not settings:
         return None
-    figure, panels = draw.grid(2, len(settings), 4.4, 2.9)
+    figure, panels = draw.grid(3, len(settings), 4.4, 2.7)
     rows = (
         ("selective_share", "selective units\n(share of living units)"),
-        ("participation", "participation ratio\n(share of units)"),
+        ("participation", "participation ratio\n(share of living units)"),
     )
-    for row, (metric, y_label) in zip(panels, rows, strict=True):
-        for axes, setting in zip(row, settings, strict=True):
-            hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+    for column, setting in zip(panels.T, settings, strict=True):
+        hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+        for axes, (metric, y_label) in zip(column, rows, strict=False):
             contrasts.layers(axes, results, setting, EASY, HARD, hidden, metric)
-            axes.set_xticks(range(len(hidden)), [str(i + 1) for i in range(len(hidden))])
             draw.label(axes, setting, "hidden layer, from the input on", y_label)
+        for (metric, name), style in zip(
+            (("sparsity", "lifetime sparsity"), ("living_share", "living units")), STYLES[2:], strict=False
+        ):
+            draw.dots(column[2], range(len(hidden)), contrasts.by_layer(results, setting, metric, "", hidden), name, style)
+            start = contrasts.by_layer(results, setting, metric, "", hidden, step=0).mean(axis=1)
+            draw.floor(column[2], range(len(hidden)), start, f"{name}, untrained", style["marker"])
+        draw.label(column[2], setting, "hidden layer, from the input on", "sparsity; living units\n(share)")
+        for axes in column:
+            axes.set_xticks(range(len(hidden)), [str(i + 1) for i in range(len(hidden))])
     return draw.finish(figure)

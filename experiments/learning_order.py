@@ -149,9 +149,14 @@ def _gap_at_mastery(results: Results, setting: str, first: str, second: str) -> 
 
 def _both_mastered(results: Results, setting: str, first: str, second: str) -> pd.Series:
     """For each seed the first snapshot at which both features are mastered."""
-    regular = results.settings.loc[setting, "training.observe_every"]
+    regular = _regular(results, setting)
     mastered = np.maximum(*(results.mastery(setting, feature, every=regular) for feature in (first, second)))
     return contrasts.next_snapshot(contrasts.curve(results, setting, "r2", first).index, mastered)
+
+
+def _regular(results: Results, setting: str) -> int:
+    """Steps between the evaluations that all orders have, also where those after the switch are closer together."""
+    return int(results.settings.loc[setting, "training.observe_every"])
 
 
 def _still(results: Results, hard_first: str) -> tuple[Part, ...]:
@@ -198,6 +203,7 @@ def figures(results: Results) -> list[Drawn]:
     """All figures, for the columns and settings that were run."""
     drawn = [
         ("order", _draw_order(results)),
+        ("mastery", _draw_mastery(results)),
         ("along_orders", _draw_along(results, ("joint", "hard_first", "easy_first"), (EASY, HARD))),
         ("along_equals", _draw_along(results, ("both_at_once", "first_a", "first_b"), (A, B))),
     ]
@@ -209,34 +215,87 @@ CAPTIONS = {
     "trained; dots are all seeds, marks their mean with a 95 % interval. Joint training is read after as many updates with "
     "both losses on as the staged ones have had at their end. Left: an easy and a hard feature; right: two of equal "
     "complexity. Grey marks are floors.",
+    "mastery": "Left: updates until a feature is mastered (the first of three evaluations in a row in which each of its "
+    "classes is over 95 % correct). Right: the gap, r2 of the first feature less that of the second, at the first snapshot "
+    "at which both are mastered, and where `order` is read. Dots are all seeds, marks their mean with a 95 % interval; "
+    "grey marks are the gap of the unused twins there.",
     "along_orders": "Above: variance explained along training; the vertical line is the switch, from which the second "
     "feature's loss is ramped up. Below: accuracy, looked at every few updates after the switch. Means over seeds with "
     "95 % bands.",
     "along_equals": "The same for two features of equal complexity: both at once, a first, b first.",
 }
 
+# The figure that shows a claim or a part of it; the first one, where none is named.
+FIGURES = {"C07b": "mastery"}
+ORDERS = ((("joint", "hard_first", "easy_first"), (EASY, HARD)), (("both_at_once", "first_a", "first_b"), (A, B)))
+
 
 def _draw_order(results: Results) -> Figure | None:
-    columns = [c for c in dict.fromkeys(results.settings["column"]) if results.has(f"{c}.joint", f"{c}.first_a")]
+    columns = _columns(results)
     if not columns:
         return None
     figure, panels = draw.grid(len(columns), 2, 4.4, 3.4)
-    for (left, right), column in zip(panels, columns, strict=True):
-        for axes, names, features in (
-            (left, ("joint", "hard_first", "easy_first"), (EASY, HARD)),
-            (right, ("both_at_once", "first_a", "first_b"), (A, B)),
-        ):
+    for row, column in zip(panels, columns, strict=True):
+        for axes, (names, features) in zip(row, ORDERS, strict=True):
             _draw_bars(axes, results, column, names, features)
     return draw.finish(figure)
+
+
+def _columns(results: Results) -> list[str]:
+    """The columns in which both kinds of pairs were run."""
+    return [c for c in dict.fromkeys(results.settings["column"]) if results.has(f"{c}.joint", f"{c}.first_a")]
+
+
+def _read_at(results: Results, setting: str) -> int:
+    """The step at which an order is read: after equal updates with both losses on."""
+    return _steps(results, setting)[2 if setting.split(".")[1] in STAGED else 0]
+
+
+def _draw_mastery(results: Results) -> Figure | None:
+    columns = _columns(results)
+    if not columns:
+        return None
+    figure, panels = draw.grid(len(columns), 2, 5.2, 3.4)
+    for (left, right), column in zip(panels, columns, strict=True):
+        orders = {f"{column}.{n}": pair for names, pair in ORDERS for n in names if results.has(f"{column}.{n}")}
+        _draw_times(left, results, orders)
+        _draw_gaps(right, results, orders)
+        for axes, y in ((left, "updates until mastery (steps)"), (right, "gap (share of variance)")):
+            axes.set_xticks(range(len(orders)), [s.split(".")[1].replace("_", "\n", 1).replace("_", " ") for s in orders])
+            axes.set_xlim(-0.5, len(orders) - 0.5)
+            draw.label(axes, column, "order of training", y)
+    return draw.finish(figure)
+
+
+def _draw_times(axes: Axes, results: Results, orders: dict[str, tuple[str, str]]) -> None:
+    for i, name in enumerate(("easy, or a", "hard, or b")):
+        steps = {s: results.mastery(s, pair[i], every=_regular(results, s)) for s, pair in orders.items()}
+        style = STYLES[i] | {"linestyle": "none"}
+        draw.dots(axes, range(len(orders)), pd.DataFrame(steps).T, name, style, shift=0.2 * i - 0.1)
+    axes.set_ylim(bottom=0)
+
+
+def _draw_gaps(axes: Axes, results: Results, orders: dict[str, tuple[str, str]]) -> None:
+    def late(setting: str, prefix: str = "") -> pd.Series:
+        features = (prefix + feature for feature in orders[setting])
+        one, other = contrasts.pair(results, setting, "r2", *features, step=_read_at(results, setting))
+        return one - other
+
+    x, early = np.arange(len(orders)), {s: _gap_at_mastery(results, s, *pair) for s, pair in orders.items()}
+    for gaps, name, style, shift in (
+        (early, "gap when both are mastered", STYLES[2], -0.1),
+        ({s: late(s) for s in orders}, "gap after equal updates", STYLES[3], 0.1),
+    ):
+        draw.dots(axes, x, pd.DataFrame(gaps).T, name, style | {"linestyle": "none"}, shift=shift)
+    draw.floor(axes, x + 0.25, [late(s, "twin_").mean() for s in orders], "gap of the unused twins", "d")
+    axes.axhline(0, linestyle=(0, (1, 2)), label="no gap", **draw.FLOOR)
 
 
 def _draw_bars(axes: Axes, results: Results, column: str, names: tuple[str, ...], features: tuple[str, str]) -> None:
     names = tuple(name for name in names if results.has(f"{column}.{name}"))
     settings = [f"{column}.{name}" for name in names]
     x = np.arange(len(settings))
-    steps = {
-        s: _steps(results, s)[0 if n in ("joint", "both_at_once") else 2] for s, n in zip(settings, names, strict=True)
-    }
+    steps = {s: _read_at(results, s) for s in settings}
     for feature, side, style in zip(features, (-1, +1), STYLES, strict=False):
         r2 = pd.DataFrame({s: results.values(s, "r2", feature, step=steps[s]) for s in settings}).T
         draw.dots(axes, list(x), r2, feature, style | {"linestyle": "none"}, shift=0.12 * side)

@@ -14,8 +14,8 @@ Settings:
   p50 ... p90  asked for a latent target, which hard equals in 90 % of the examples and easy in 50, 60, 70, 80, 90 %
 
 Decided here, where the list of claims is silent:
-- C28 is read in the untrained networks of target_easy. Nothing is learned, so that no gate applies; a seed passes where
-  both decoders' fits converged.
+- A seed passes where the fits of the decoders that a claim reads converged. C28 is read in the untrained networks of
+  target_easy: nothing is learned, so that nothing else is asked for.
 - C29 is the mean over the two single-target networks (easy the target and hard the other, and the reverse), so that
   no feature is the target in all of them. A seed passes where both networks learned their targets.
 - C30: a label that is noise given the features cannot be tested at 95 %. What replaces the gate is part b: whether
@@ -49,7 +49,7 @@ from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
-from repbias_jax.statistics import Claim, Part
+from repbias_jax.statistics import Claim, Part, Summary, pseudo_values, summarise
 
 EASY, HARD = "parity1", "parity4"
 LADDER = {"p50": 0.5, "p60": 0.6, "p70": 0.7, "p80": 0.8, "p90": 0.9}  # easy's predictivity; p: against the same hard
@@ -124,14 +124,21 @@ def claims(results: Results, column: str) -> list[Claim]:
 
 def _untrained(results: Results, setting: str) -> tuple[Part, ...]:
     easy, hard = contrasts.pair(results, setting, "decode", EASY, HARD, step=0)
-    converged = {f: results.values(setting, "decode_converged", f, step=0) == 1 for f in (EASY, HARD)}
-    passed = pd.DataFrame({f"{setting}, untrained ({f} converged)": c for f, c in converged.items()})
+    passed = pd.concat([_converged(results, setting, feature, 0) for feature in (EASY, HARD)], axis=1)
     text = "held-out accuracy of decoding easy minus hard, penultimate layer, untrained network"
     return (Part("", text, easy - hard, passed, +1, 0.05),)
 
 
+def _converged(results: Results, setting: str, feature: str, step: int | None, metric: str = "decode") -> pd.Series:
+    """For each seed whether the fits that led to a decoding accuracy reached their minimum, a column of the gate."""
+    found = results.values(setting, f"{metric}_converged", feature, step=step) == 1
+    return found.rename(f"{setting}, step {'last' if step is None else step} ({metric} of {feature} converged)")
+
+
 def _enhanced(results: Results, target_easy: str, target_hard: str) -> tuple[Part, ...]:
     passed = contrasts.all_at_end(results, (target_easy, target_hard))
+    for setting in (target_easy, target_hard):
+        passed = passed.join([_converged(results, setting, f, step) for f in (EASY, HARD) for step in (0, None)])
     asked = _changes(results, ((target_easy, EASY), (target_hard, HARD)))
     other = _changes(results, ((target_easy, HARD), (target_hard, EASY)))
     both = "mean over networks asked for easy and for hard"
@@ -200,7 +207,8 @@ def _relied(results: Results, setting: str) -> tuple[Part, ...]:
 
 def _falls(results: Results, setting: str) -> tuple[Part, ...]:
     curve = contrasts.curve(results, setting, "decode", EASY)
-    passed = contrasts.all_at_end(results, [setting])
+    every = [_converged(results, setting, EASY, step) for step in curve.index[curve.index > 0]]
+    passed = contrasts.all_at_end(results, [setting]).join(every)
     text = "decoding accuracy of easy at its peak (that of the other half of the seeds) minus at the end"
     end = curve.loc[results.last_step(setting)]
     return (
@@ -224,7 +232,9 @@ def at_peak(curve: pd.DataFrame) -> pd.Series:
 def _recovered(results: Results, setting: str) -> tuple[Part, ...]:
     more = results.values(setting, "decode_nonlinear", EASY) - results.values(setting, "decode", EASY)
     text = "accuracy of a nonlinear minus a linear decoder of easy, in a network asked for hard alone"
-    return (Part("", text, more, contrasts.all_at_end(results, [setting]), 0, 0.05),)
+    passed = contrasts.all_at_end(results, [setting])
+    passed = passed.join([_converged(results, setting, EASY, None, metric) for metric in ("decode", "decode_nonlinear")])
+    return (Part("", text, more, passed, 0, 0.05),)
 
 
 # What is claimed, what the paper says of it, the settings it reads, and its parts.
@@ -267,8 +277,8 @@ CAPTIONS = {
     "decoders": "A linear and a nonlinear readout of the penultimate layer, before and after training.",
     "reliance": "Networks asked for a label that both features predict, hard in 90 % of the examples. Left: how often the "
     "output says what a feature says, on examples on which the two are independent; where the lines cross neither is "
-    "preferred. Right: accuracy on the distribution trained on, with what its labels allow, and what they allow to "
-    "networks that follow one feature.",
+    "preferred (band: 95 % interval over seeds, by the jackknife). Right: accuracy on the distribution "
+    "trained on, with what its labels allow, and what they allow to networks that follow one feature.",
     "along": "Above: accuracy of a linear readout of each feature along training in networks asked for hard; in `shortcut` "
     "easy equals hard in 80 % of the training examples. Below: accuracy of the output on test data on which the features "
     "are independent. Means over seeds with 95 % bands.",
@@ -311,8 +321,9 @@ def _draw_decoders(axes: Axes, results: Results, setting: str) -> None:
     ):
         values = pd.DataFrame({cell: results.values(setting, metric, cell[0], step=cell[1]) for cell in cells}).T
         draw.dots(axes, x, values, name, style | {"linestyle": "none"}, shift=shift)
-        shuffled = [results.values(setting, f"{metric}_shuffled", f, step=step).mean() for f, step in cells]
-        draw.floor(axes, x + 2.2 * shift, shuffled, f"{name}, permuted labels", "x" if shift < 0 else "+")
+        for prefix, end, floor, marks in (("", "_shuffled", "permuted labels", "x+"), ("twin_", "", "unused twin", "dp")):
+            level = [results.values(setting, metric + end, prefix + f, step=step).mean() for f, step in cells]
+            draw.floor(axes, x + (2.2 if end else 3.2) * shift, level, f"{name}, {floor}", marks[shift > 0])
     axes.set_xticks(x, [f"{feature}\n{'after' if step else 'before'}" for feature, step in cells])
     axes.set_xlim(-0.6, len(cells) - 0.4)
     axes.set_ylim(top=1.03)
@@ -329,9 +340,12 @@ def _draw_reliance(results: Results, columns: list[str]) -> Figure | None:
         shares = {f: pd.DataFrame({s: results.values(s, "agreement", f) for s in settings}).T for f in (EASY, HARD)}
         for (feature, values), style in zip(shares.items(), STYLES, strict=False):
             draw.dots(left, x, values, f"says {feature}", style, shift=0.0)
-        crossed = crossover(np.array(x), (shares[EASY] - shares[HARD]).mean(axis=1).to_numpy())
-        if np.isfinite(crossed):
-            left.axvline(crossed, linestyle=(0, (4, 3)), label="neither is preferred", **draw.FLOOR)
+        found = crossing(shares[EASY] - shares[HARD])
+        if np.isfinite(found.effect):
+            left.axvline(found.effect, linestyle=(0, (4, 3)), label="neither is preferred", **draw.FLOOR)
+            left.axvspan(found.ci_low, found.ci_high, color="0.75", alpha=0.6, linewidth=0, zorder=0)
+            said = f"{found.effect:.3f}\n[{found.ci_low:.3f}, {found.ci_high:.3f}]"
+            left.text(found.ci_low, 0.55, f"{said} ", ha="right", va="bottom", fontsize=7.5)
         left.axhline(CHANCE, linestyle=(0, (1, 2)), label="independent", **draw.FLOOR)
         untrained = [results.values(s, "agreement", f"twin_{EASY}").mean() for s in settings]
         draw.floor(left, x, untrained, f"says unused twin of {EASY}", "d")
@@ -353,6 +367,20 @@ def _draw_allowed(axes: Axes, results: Results, settings: dict[str, float]) -> N
         draw.floor(axes, x, [float(allowed(p, HARD_PREDICTS, conflict)) for p in x], name, marker)
 
 
+def crossing(preference: pd.DataFrame) -> Summary:
+    """The predictivity of easy at which neither is preferred, with an interval over seeds by the jackknife.
+
+    Args:
+      preference: agreement with easy minus with hard: a row a rung, named by its full setting, and a column a seed.
+    """
+    x = np.array([LADDER[name.split(".")[1]] for name in preference.index])
+
+    def of(seeds: list[int]) -> float:
+        return crossover(x, preference[seeds].mean(axis=1).to_numpy())
+
+    return summarise(pseudo_values(of, list(preference.columns)).dropna().to_numpy())
+
+
 def crossover(x: np.ndarray, preference: np.ndarray) -> float:
     """Where a preference first changes its sign along x, by linear interpolation; NaN where it does not."""
     for i in range(len(x) - 1):
@@ -371,6 +399,8 @@ def _draw_along(results: Results, settings: list[str]) -> Figure | None:
             draw.band(top, contrasts.curve(results, setting, "decode", feature), feature, style)
             unused = contrasts.curve(results, setting, "decode", f"twin_{feature}")
             draw.band(top, unused, f"unused twin of {feature}", twin | {"marker": ""})
+        shuffled = contrasts.curve(results, setting, "decode_shuffled", EASY).mean(axis=1)
+        draw.floor(top, shuffled.index, shuffled, "permuted labels", "1")
         draw.band(bottom, results.accuracy(setting, HARD, "accuracy"), "the output, asked for hard", STYLES[1])
         bottom.axhline(0.95, linestyle=(0, (4, 3)), label="95 %", **draw.FLOOR)
         for axes in (top, bottom):

@@ -141,15 +141,17 @@ def figures(results: Results) -> list[Drawn]:
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
 
+DASHES = ((0, (1, 2)), (0, (4, 2)))  # of random directions, by output
 NOTES = {"C24": "follows nearly mechanically from C01"}  # on the score card
 FIGURES = {"C22": "matrix", "C23": "doses", "C24": "half"}  # the figure that shows a claim
 CAPTIONS = {
     "doses": "Share of examples whose output flips, by the size of the push. Solid: the output of the feature whose vector "
-    "is pushed along; thin: the other output; grey: random directions of equal norm. Bands are 95 % intervals over seeds.",
+    "is pushed along; thin: the other output; grey: random directions of equal norm, with the signs "
+    "of either feature's pushes. Bands are 95 % intervals over seeds.",
     "matrix": "Flips by each feature's vector at its own length: rows are directions, columns outputs, mean over seeds. "
     "Below them random directions of the same length, with the signs of that feature's pushes.",
     "half": "The push that flips half of the examples, by feature and layer. Dots are all seeds; those at the dotted line "
-    "do not reach half with the largest dose.",
+    "do not reach half with the largest dose. Grey: the mean over random directions.",
 }
 
 
@@ -167,9 +169,9 @@ def _draw_doses(results: Results, settings: list[str]) -> Figure | None:
                 draw.band(
                     axes, flips(results, setting, "flips", feature, other, site), f"{feature}'s vector, {other}", thin
                 )
-                random = flips(results, setting, "random_flips", feature, feature, site).mean(axis=1)
-                dash = (0, (1, 2)) if feature == EASY else (0, (4, 2))
-                axes.plot(random, linestyle=dash, label=f"random direction, {feature}", **draw.FLOOR)
+                for output, dash in zip((feature, other), (DASHES if feature == EASY else DASHES[::-1]), strict=True):
+                    random = flips(results, setting, "random_flips", feature, output, site).mean(axis=1)
+                    axes.plot(random, linestyle=dash, label=f"random directions, {output}", **draw.FLOOR)
             axes.set_xscale("log")
             axes.set_ylim(-0.03, 1.03)
             passed = contrasts.passing(results, [setting])
@@ -202,6 +204,9 @@ def _draw_half(axes: Axes, results: Results, setting: str) -> None:
         doses = {s: dose_reaching(flips(results, setting, "flips", feature, feature, s), 0.5) for s in SITES}
         shown = pd.DataFrame(doses).T.fillna(max(DOSES))
         draw.dots(axes, x, shown, feature, style | {"linestyle": "none"}, shift=shift)
+        random = [flips(results, setting, "random_flips", feature, feature, s).mean(axis=1).to_frame() for s in SITES]
+        reached = [dose_reaching(curve, 0.5).fillna(max(DOSES)).item() for curve in random]
+        draw.floor(axes, x + 2.5 * shift, reached, f"random directions, {feature}", "x" if shift < 0 else "+")
     axes.axhline(max(DOSES), linestyle=(0, (1, 2)), label="largest dose", **draw.FLOOR)
     axes.set_yscale("log")
     axes.set_xlim(-0.5, len(SITES) - 0.5)

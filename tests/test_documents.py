@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 from conftest import DEVICES, ROOT, line_of
 
-from experiments import scorecard, targets
+from experiments import EXPERIMENTS, scorecard, targets
+from repbias_jax import store
 from repbias_jax.report import card, tables
+from repbias_jax.statistics import summarise
 
 README, BUILD = ((ROOT / name).read_text() for name in ("README.md", "BUILD.md"))
-REFERENCE = ROOT / "experiments" / "results" / "complexity"
+RESULTS = ROOT / "experiments" / "results"
 
 
 def fenced(text, language=""):
@@ -135,33 +137,42 @@ def test_targets_are_judged_from_their_rows():
         targets.targets(rows[1:])
 
 
-def test_reference_claims_follow_from_its_seeds():
-    """The committed effects are the means of the committed seeds."""
-    seeds = pd.read_csv(REFERENCE / "seeds.csv")
-    values = pd.read_csv(REFERENCE / "claim_values.csv").query("column == 'sgd'")
-    claims = {row["id"]: row for row in tables.read_claims(REFERENCE) if row["exploratory"] == "False"}
-
-    def r2(setting, feature):
-        chosen = (seeds["setting"] == setting) & (seeds["feature"] == feature) & (seeds["metric"] == "r2")
-        return seeds[chosen & (seeds["probe"] == "variance")].set_index("seed")["value"]
-
+def test_reference_gaps_are_those_of_its_measures():
+    """The committed values of C01 are differences of the committed r2, of at least 16 seeds."""
+    folder = RESULTS / "complexity"
+    seeds = pd.read_csv(folder / "seeds.csv").query("metric == 'r2' and probe == 'variance'")
+    values = pd.read_csv(folder / "claim_values.csv").query("column == 'sgd' and passed")
     for id_, setting in (("C01a", "sgd.joint"), ("C01b", "sgd.squared")):
-        gap = r2(setting, "parity1") - r2(setting, "parity4")
-        assert len(gap) >= 16
-        kept = values[(values["id"] == id_) & values["passed"]].set_index("seed")["value"]
-        np.testing.assert_allclose(gap[kept.index], kept, atol=1e-4)
-    for id_, row in claims.items():
-        own = values[(values["id"] == id_) & values["passed"]]["value"].dropna()
+        r2 = seeds[seeds["setting"] == setting].pivot(index="seed", columns="feature", values="value")
+        assert len(r2) >= 16
+        kept = values[values["id"] == id_].set_index("seed")["value"]
+        np.testing.assert_allclose((r2["parity1"] - r2["parity4"])[kept.index], kept, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_reference_claims_follow_from_their_seeds(name):
+    """The committed effects and intervals are those of the committed values, one a seed, in every column."""
+    values = pd.read_csv(RESULTS / name / "claim_values.csv").set_index(["id", "column"]).sort_index()
+    for row in tables.read_claims(RESULTS / name):
+        assert int(row["runs"]) + int(row["left_out"]) >= 16, row["id"]
         if row["effect"]:
-            assert float(row["effect"]) == pytest.approx(own.mean(), rel=1e-4)
-            assert int(row["runs"]) == len(own)
+            own = values.loc[[(row["id"], row["column"])]]
+            found = summarise(own[own["passed"]]["value"].dropna().to_numpy())
+            assert int(row["runs"]) == found.runs
+            for bound in ("effect", "ci_low", "ci_high"):
+                assert float(row[bound]) == pytest.approx(getattr(found, bound), rel=1e-3, abs=1e-4), (row["id"], bound)
 
 
-def test_reference_is_small_and_has_its_manifest():
-    files = [p for p in REFERENCE.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 3e6
-    for name in ("manifest.json", "frozen.json", "tried.csv", "claims.csv", "figures/gap.png"):
-        assert (REFERENCE / name).exists()
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_reference_is_small_and_says_where_it_comes_from(name):
+    folder = RESULTS / name
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 3e6
+    entry = store.read_json(folder / "manifest.json", "train")
+    for stage in ("train", "measure", "report"):
+        assert re.fullmatch(r"[0-9a-f]{7,40}", entry["stages"][stage]["commit"]), stage  # a clean checkout of it
+    assert entry["record"]["variant"] == ""
+    for file in ("frozen.json", "claims.csv", *(f"figures/{figure}.png" for figure in EXPERIMENTS[name].CAPTIONS)):
+        assert (folder / file).exists(), file
 
 
 def test_links_lead_somewhere():

@@ -32,6 +32,7 @@ def test_downstream_by_hand():
     for at, share in (("64", 0.7), ("256", 0.9), ("256 strong", 0.2), ("256 weak", 0.3)):
         made.put("joint", "follow", EASY, share, at=at)
         made.put("joint", "follow", EASY, 0.4, step=0, at=at)
+    made.put("joint", "follow_converged", EASY, [0.0 if k == 7 else 1.0 for k in SEEDS], at="256")
     for output in (EASY, HARD):
         made.learn("joint", output, [END])
     part = parts_of(downstream, made.done())["C25"]
@@ -41,7 +42,7 @@ def test_downstream_by_hand():
     assert verdicts(downstream, made) == {"C25": "reproduced"}
     made.learn("joint", HARD, [END], 0.9, seeds=[5])
     part = parts_of(downstream, made.done())["C25"]
-    assert list(part.passed.index[~part.passed.all(axis=1)]) == [5]
+    assert list(part.passed.index[~part.passed.all(axis=1)]) == [5, 7]
 
 
 def outputs_of(experiment):
@@ -55,11 +56,14 @@ def frames(follow_easy=0.8):
         for feature, after, before in ((EASY, easy, 0.9), (HARD, hard, 0.5)):
             made.put(setting, "decode", feature, after)
             made.put(setting, "decode", feature, before, step=0)
-            made.put(setting, "decode_converged", feature, [1.0] * 16, step=0)
+            for step in (0, END):
+                made.put(setting, "decode_converged", feature, [1.0] * 16, step=step)
         made.put(setting, "decode_nonlinear", EASY, easy + 0.01)
+        made.put(setting, "decode_nonlinear_converged", EASY, [1.0] * 16)
         made.learn(setting, output, [END])
     for step, value in zip(SNAPSHOTS, (0.9, 0.95, 1.0, 0.9, 0.8, 0.7), strict=True):
         made.put("shortcut", "decode", EASY, value, step=step)
+        made.put("shortcut", "decode_converged", EASY, [1.0] * 16, step=step)
     made.learn("shortcut", HARD, [END])
     agree = 0.99
     for name in redundancy.LADDER:
@@ -85,7 +89,12 @@ def test_redundancy_by_hand():
 
 def test_what_replaces_the_gate():
     made = frames()
-    made.put("target_easy", "decode_converged", EASY, [0.0] + [1.0] * 15, step=0)
+    for setting, metric, seed, step in (
+        ("target_easy", "decode_converged", 0, 0),
+        ("target_hard", "decode_nonlinear_converged", 4, END),
+        ("shortcut", "decode_converged", 5, SNAPSHOTS[2]),
+    ):
+        made.put(setting, metric, EASY, [float(k != seed) for k in SEEDS], step=step)
     made.learn("target_hard", HARD, [END], 0.9, seeds=[1])
     made.learn("shortcut", HARD, [END], 0.9, seeds=[2])
     made.put("p80", "agreement", EASY, [0.85 if k == 3 else 0.895 for k in SEEDS])
@@ -93,7 +102,8 @@ def test_what_replaces_the_gate():
     found = parts_of(redundancy, made.done())
     failed = {name: list(p.passed.index[~p.passed.all(axis=1)]) for name, p in found.items()}
     assert failed == {
-        "C28": [0], "C29a": [1], "C29b": [1], "C29c": [1], "C30a": [3], "C30b": [], "C33a": [2], "C33b": [2], "C34": [1],
+        "C28": [0], "C29a": [0, 1], "C29b": [0, 1], "C29c": [0, 1], "C30a": [3], "C30b": [], "C33a": [2, 5],
+        "C33b": [2, 5], "C34": [1, 4],
     }  # fmt: skip
 
 
@@ -154,6 +164,14 @@ def test_crossover():
     x = np.array([0.5, 0.6, 0.8])
     assert redundancy.crossover(x, np.array([-0.3, -0.1, 0.1])) == pytest.approx(0.7)
     assert np.isnan(redundancy.crossover(x, np.array([0.1, 0.2, 0.3])))
+    # Each seed crosses at a place of its own; all have one slope, so that the crossing of means is the mean of crossings.
+    places = np.linspace(0.55, 0.75, 9)
+    preference = pd.DataFrame({k: np.array(list(redundancy.LADDER.values())) - at for k, at in enumerate(places)})
+    found = redundancy.crossing(preference.set_axis([f"sgd.{name}" for name in redundancy.LADDER]))
+    assert found.effect == pytest.approx(0.65)
+    assert found.runs == 9
+    half = 0.025 * np.sqrt(7.5) * 2.306 / 3  # standard deviation, t of 8 degrees of freedom, root of 9
+    assert (found.ci_low, found.ci_high) == pytest.approx((0.65 - half, 0.65 + half), abs=1e-4)
 
 
 def test_settings_are_what_they_say():

@@ -22,6 +22,7 @@ from repbias_jax.probes.moments import Measured
 
 EVEN = 0.95  # below, a feature is called unbalanced: of two classes, where the rarer has under .39
 DEPENDENT = 0.1  # a correlation above, and above what chance gives, is called dependent
+KINDS = {"decode": "linear", "decode_nonlinear": "nonlinear"}  # readouts, by metric
 FEW = 10  # examples of a class in a half, below which that is said
 
 
@@ -54,7 +55,7 @@ def describe(features: Sequence[Feature], rows: Rows) -> Iterator[tuple[Measured
 
 
 def notes(rows: pd.DataFrame) -> list[str]:
-    """What a reader has to know of the features, a sentence each. Args: rows of `probe`, with numbers."""
+    """What a reader has to know of features and readouts, a sentence each. Args: rows of `probe`, with numbers."""
     said, pairs = [], []
     by = rows[rows["probe"] == "balance"].set_index(["metric", "feature", "other", "at"])["value"].to_dict()
     constant = rows[(rows["metric"] == "r2") & (rows["reason"] == "constant feature")]["feature"]
@@ -76,6 +77,10 @@ def notes(rows: pd.DataFrame) -> list[str]:
     if pairs:
         why = "each one's r2 counts what they share, and the unique and shared parts tell them apart"
         said.append(f"dependent, with their canonical correlation: {', '.join(pairs)}; {why}")
+    late = rows[rows["metric"].isin([f"{metric}_converged" for metric in KINDS]) & (rows["value"] == 0)]
+    for site, metric, feature in late[["site", "metric", "feature"]].itertuples(index=False):
+        kind = KINDS[metric.removesuffix("_converged")]
+        said.append(f"{site}: the {kind} readout of {feature} has not converged, and may decode it better than it says")
     return said
 
 
@@ -85,7 +90,7 @@ def dissociated(rows: pd.DataFrame) -> list[str]:
     found = rows.set_index(["site", "metric", "feature", "at"])["value"].sort_index()
     chosen = rows[(rows["metric"] == "decodable_but_small") & (rows["value"] > 0)]
     for site, feature, at in chosen[["site", "feature", "at"]].itertuples(index=False):
-        accuracy = found[site, "decode" if at == "linear" else "decode_nonlinear", feature, ""]
+        accuracy = found[site, next(metric for metric, kind in KINDS.items() if kind == at), feature, ""]
         r2 = found[site, "r2", feature, ""]
         said.append(
             f"{site}: {feature} is decodable ({at}, balanced accuracy {accuracy:.3f}) but explains {r2:.4f} of variance"

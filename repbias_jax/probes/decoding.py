@@ -6,19 +6,22 @@ is chosen within the fit set. Beside every accuracy stands that of the same proc
 Source: Hermann and Lampinen 2020 (decoding), Lampinen et al. 2024 (conflicts); solvers, controls and sizes are ours.
 """
 
+import functools
 from collections.abc import Callable
 from itertools import combinations
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from repbias_jax.probes import logistic
 from repbias_jax.probes.moments import Measured, Side, centred, dot, is_constant, orders, whole_factors
 from repbias_jax.probes.readout import balanced_accuracy
 
-SIZES = (64, 256)  # examples that a downstream readout is trained on
+SIZES = (64, 128, 256, 512)  # examples that a downstream readout is trained on
+NUM_CONTROLS = 16  # labelings that no feature predicts, for each of them
 RIDGES = (0.01, 0.1, 1.0, 10.0)  # added to the kernel matrix, whose diagonal is 1
 STRONG, WEAK = logistic.GRID[0], logistic.GRID[-1]
 
@@ -109,7 +112,7 @@ def transfer(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
     the values of a) given the value of a; direction: higher relies more on a; perfect reliance on a: 1, on b: 0; a random
     representation, or one that holds both alike: 1/2 for two values. `follow_accuracy` is the balanced accuracy on other
     examples that agree (perfect 1, random 1 / C); `follow_shuffled` is `follow` for shuffled training labels, which neither
-    feature predicts: by luck near 0 or 1 in one run, 1 / C on average. `follow_converged` is 1 where every fit reached its
+    feature predicts, the mean over NUM_CONTROLS of them: about 1 / C. `follow_converged` is 1 where every fit reached its
     minimum, else 0.
 
     Args:
@@ -119,7 +122,7 @@ def transfer(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
 
     Returns:
       For each pair, `feature` a and `other` b, and each n of SIZES that a balanced fit set of this length can supply (at =
-      "64", "256"): the four, with l2 by cross-validation; `follow` and `follow_accuracy` also with the strongest and the
+      "64" to "512"): the four, with l2 by cross-validation; `follow` and `follow_accuracy` also with the strongest and the
       weakest l2 (at = "256 strong", "256 weak"). NaN where the layer is constant or examples are missing.
 
     Source: the question is that of Lampinen et al. 2024; sizes and solver are ours.
@@ -170,25 +173,40 @@ def reliance(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]
 def _downstream(x: Array, y: Array, score: Side, pair: tuple[str, str], num_values: int) -> dict[tuple[str, str], Array]:
     """A label's readouts, by metric and what is added to the size. Args: x `[n, D]`, y `[n]`, as `_agreeing` has them."""
     first, second = (score[1][name] for name in pair)
-    # The rows are in random order but for the label, which is each value in turn. One permutation of it, the same for every
-    # run, would resemble it a little in all of them; this control holds every value equally often for each value.
-    control = (jnp.arange(len(y)) // num_values % num_values).astype(y.dtype)
-    labels = jnp.stack([y, control])
+    labels = jnp.concatenate([y[None], jnp.asarray(_controls(len(y), num_values), y.dtype)])
     targets = logistic.columns(labels, num_values)
     l2, converged = logistic.cross_validated(x, targets)
     # Real and control labels with the l2 they chose, and the real ones with the two that are fixed.
     targets = jnp.concatenate([targets, targets[:1], targets[:1]])
     readout = logistic.readouts(x, targets, jnp.concatenate([l2, jnp.asarray([STRONG, WEAK])]))
-    said = logistic.predict(readout, score[0], jnp.ones((4, num_values), bool))
+    said = logistic.predict(readout, score[0], jnp.ones((len(targets), num_values), bool))
     codes = jnp.broadcast_to(first[None], said.shape)
     follow, right = (
         balanced_accuracy(said, codes, num_values, jnp.broadcast_to(kept[None], said.shape))
         for kept in (first != second, first == second)
     )
-    out = {("follow_shuffled", ""): follow[1], ("follow_converged", ""): jnp.minimum(converged, readout.converged[:2])[0]}
-    for i, at in ((0, ""), (2, " strong"), (3, " weak")):
+    out = {
+        ("follow_shuffled", ""): follow[1:-2].mean(),
+        ("follow_converged", ""): jnp.minimum(converged[0], readout.converged[0]),
+    }
+    for i, at in ((0, ""), (-2, " strong"), (-1, " weak")):
         out |= {("follow", at): follow[i], ("follow_accuracy", at): right[i]}
     return out
+
+
+@functools.cache
+def _controls(size: int, num_values: int) -> np.ndarray:
+    """Labels that those of `_agreeing`, each value in turn, do not predict: `[NUM_CONTROLS, n]`, the same for every run.
+
+    Each holds every value equally often for each value of the label. Several, since one and the same pattern of few
+    examples resembles, in every run, some function of the bits that are crossed.
+    """
+    generator = np.random.default_rng(size)
+    control = np.empty((NUM_CONTROLS, size), np.int32)
+    for value in range(num_values):
+        own = np.arange(len(range(value, size, num_values))) % num_values
+        control[:, value::num_values] = generator.permuted(np.tile(own, (NUM_CONTROLS, 1)), axis=1)
+    return control
 
 
 def _agreeing(a: Array, b: Array, size: int, num_values: int) -> tuple[Array, Array]:

@@ -25,9 +25,11 @@ def steering(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]
     """How often a push along one feature's vector flips what the network reports, for every output and dose.
 
     `flips` of direction f (`feature`) and output g (`other`): share of examples whose report of g changes; range 0 to 1;
-    direction: higher is steered more; none at dose 0; a perfect handle flips all of f at some dose and none of another
-    output. `random_flips`: the same, with the same signs, for random directions, the mean over five: what a direction
-    without meaning does. `at` is the dose, or `own` for the vector's own length. `own_dose`: |v_f| / rms. Only features of
+    direction: higher is steered more; none at dose 0; perfect, a handle of f: all of f at some dose and none of another
+    output; random, a vector without meaning: as `random_flips`, the same, with the same signs, for random directions, the
+    mean over five, whose own null is 0 at small doses and has no known value at large ones. `at` is the dose, or `own` for
+    the vector's own length. `own_dose`: |v_f| / rms, 0 to 2; direction: higher is a longer vector; perfect, a
+    representation that is the feature and nothing else: 2 for balanced values; random: about 2 / sqrt(N). Only features of
     two values have a vector. `flips` is invariant to a rotation, shift and scale of the representation that the rest of
     the network follows.
 

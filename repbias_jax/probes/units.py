@@ -20,8 +20,11 @@ def units(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
     `participation`: participation ratio of the feature's code over the number n of living units,
     (sum_i b_i)^2 / (n sum_i b_i^2), b_i the variance between the class means of unit i on the fit set (for two classes
     proportional to d_i^2, d the difference vector); 1 / n to 1; direction: higher is denser; one unit: 1 / n; all alike: 1;
-    mere noise of two classes, or a random Gaussian d: about 1/3. `living_share`: units that vary at all. `sparsity`: Treves
-    and Rolls' lifetime sparsity 1 - mean(|a|)^2 / mean(a^2), the mean over living units; 0 (always the same size) to 1.
+    mere noise of two classes, or a random Gaussian d: about 1/3. `living_share`: units that vary at all; 0 to 1; direction:
+    higher has fewer dead units; perfect and random: 1. `sparsity`: Treves and Rolls' lifetime sparsity
+    1 - mean(|a|)^2 / mean(a^2), the mean over living units; 0 (always the same size) to 1; direction: higher is active for
+    fewer examples; perfect, a unit active for one of N examples: 1 - 1 / N; random: 1 - 2 / pi = .36 for Gaussian
+    activations, 1 - 1 / pi = .68 for those rectified at their mean.
     All are invariant to the order and to a common scale of units, `selective_share` to each unit's own scale and shift; a
     rotation changes them.
 

@@ -82,9 +82,10 @@ def dots(axes: Axes, x: ArrayLike, by_seed: pd.DataFrame, name: str, style: Mapp
     place = np.asarray(x, float) + shift
     mean, k = by_seed.mean(axis=1), np.maximum(by_seed.count(axis=1), 1)
     half = np.nan_to_num(stats.t.ppf(0.975, np.maximum(k - 1, 1)) * by_seed.std(axis=1) / np.sqrt(k))
+    spread = 0.05 * np.diff(np.sort(place)).min(initial=1)  # dots of neighbours stay apart
     for i, at in enumerate(place):
         own = by_seed.iloc[i].dropna()  # levels may differ in their seeds
-        axes.plot(at + np.linspace(-0.05, 0.05, len(own)), own, ".", color=style["color"], alpha=0.45, markersize=3)
+        axes.plot(at + np.linspace(-spread, spread, len(own)), own, ".", color=style["color"], alpha=0.45, markersize=3)
     axes.errorbar(place, mean, half, capsize=2, markersize=5, linewidth=1.4, label=name, **style)
 
 

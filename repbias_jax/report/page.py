@@ -34,6 +34,7 @@ def write(
         seeds=_seeds(results),
         variant=experiment.variant,
         readouts=readouts(results),
+        unconverged=unconverged(results),
         columns=[_column(name, rows) for name, _ in experiment.columns],
         figures=[figure(folder, item) for item in drawn],
         left_out=left_out(results),
@@ -86,6 +87,17 @@ def readouts(results: Results) -> list[dict[str, Any]]:
             if np.isfinite(norm):
                 rows.append({"setting": setting, "output": output, "norm": f"{norm:.2f}", "margin": f"{margin:.2f}"})
     return rows
+
+
+def unconverged(results: Results) -> list[str]:
+    """Which readouts of which networks did not reach their minimum, a line for each measure, setting and site."""
+    rows = results.rows
+    rows = rows[rows["metric"].str.endswith("_converged") & (rows["value"] == 0)]
+    return [
+        f"{metric.removesuffix('_converged')}, {setting}, {site}: {len(own)} fits, of seeds "
+        f"{', '.join(map(str, sorted(own['seed'].unique())))}"
+        for (metric, setting, site), own in rows.groupby(["metric", "setting", "site"])
+    ]
 
 
 def left_out(results: Results) -> list[dict[str, Any]]:
