@@ -1,5 +1,7 @@
 """Components, truncation, single units and steering: scikit-learn and slow twins, planted codes, invariances."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,6 +161,70 @@ def test_steering_flips_its_own_output_at_the_dose_that_crosses_the_boundary():
             elif 1.3 * half < dose * rms < 8 * half:
                 assert share > 0.98
     assert found[Measured("own_dose", "a")] > found[Measured("own_dose", "b")]
+
+
+@pytest.fixture(scope="module", params=["random", "trained"])
+def representation(request, smoke):
+    """Random activations, or those of a trained network, with two binary factors; and a linear head for each factor."""
+    rng = np.random.default_rng(10)
+    if request.param == "trained":
+        _, activations, factors = next(repbias_jax.load(smoke).activations("sgd.joint"))
+        phi, codes = activations[-1], {n: factors[n].astype(np.int32) for n in ("parity1", "parity4")}
+    else:
+        phi, codes = planted(n=512, d=12, rng=rng)
+        codes = dict(list(codes.items())[:2])
+    return phi, codes, {n: rng.normal(size=(phi.shape[1], 2)).astype(np.float32) for n in codes}
+
+
+def finished(weights):
+    return lambda x: {n: jnp.matmul(x, w, precision="highest") for n, w in weights.items()}
+
+
+def test_truncation_equals_scikit_learns_components(representation):
+    phi, codes, weights = representation
+    found = jax.jit(lambda f, s: truncation(f, s, finished(weights)))(*sides(phi, codes))
+    half = len(phi) // 2
+    for k in (1, 2, 4):
+        model = PCA(n_components=k, svd_solver="full").fit(phi[:half].astype(np.float64))
+        kept = model.inverse_transform(model.transform(phi[half:].astype(np.float64)))
+        for name, w in weights.items():
+            expected = balanced_accuracy_score(codes[name][half:], (kept @ w).argmax(1))
+            assert found[Measured("kept_accuracy", name, at=str(k))] == pytest.approx(expected, abs=2 / half), (name, k)
+
+
+def test_units_equal_a_slow_twin(representation):
+    phi, codes, _ = representation
+    found, half, x = run_units(*sides(phi, codes), 2), len(phi) // 2, phi.astype(np.float64)
+    total = np.square(x[half:] - x[:half].mean(0)).sum(0)
+    living = total > 1e-6 * total.max()
+    assert found[Measured("living_share")] == pytest.approx(living.mean())
+    size = [np.abs(c).mean() ** 2 / np.square(c).mean() for c in x[half:, living].T]
+    assert found[Measured("sparsity")] == pytest.approx(1 - np.mean(size), abs=1e-5)
+    for name, code in codes.items():
+        left = LinearRegression().fit(code[:half, None], x[:half]).predict(code[half:, None])
+        r2 = 1 - np.square(x[half:] - left).sum(0)[living] / total[living]
+        assert found[Measured("selective_share", name)] == pytest.approx(np.mean(r2 > 0.1), abs=1e-6)
+        d = (x[:half][code[:half] == 1].mean(0) - x[:half][code[:half] == 0].mean(0))[living]
+        assert found[Measured("participation", name)] == pytest.approx(
+            np.square(np.square(d).sum()) / np.sum(d**4) / living.sum(), rel=2e-3
+        )
+
+
+def test_steering_equals_a_slow_twin(representation):
+    phi, codes, weights = representation
+    found = jax.jit(lambda f, s: steering(f, s, finished(weights)))(*sides(phi, codes))
+    half, x = len(phi) // 2, phi.astype(np.float64)
+    rms = np.sqrt(np.square(x[half:] - x[:half].mean(0)).sum(1).mean())
+    reported = {n: (x[half:] @ w).argmax(1) for n, w in weights.items()}
+    for name, code in codes.items():
+        vector = x[:half][code[:half] == 1].mean(0) - x[:half][code[:half] == 0].mean(0)
+        assert found[Measured("own_dose", name)] == pytest.approx(np.linalg.norm(vector) / rms, rel=1e-3)
+        ways = {"flips": [vector / np.linalg.norm(vector)], "random_flips": random_directions(phi.shape[1])}
+        for (metric, directions), dose in itertools.product(ways.items(), (DOSES[5], DOSES[15])):
+            for other, w in weights.items():
+                pushes = [dose * rms * (1 - 2 * reported[name])[:, None] * way for way in directions]
+                share = np.mean([((x[half:] + push) @ w).argmax(1) != reported[other] for push in pushes])
+                assert found[Measured(metric, name, other, str(dose))] == pytest.approx(share, abs=2 / half), (metric, dose)
 
 
 def test_steering_is_invariant_to_rotation_and_scale_and_random_directions_are_fixed():
