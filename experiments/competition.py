@@ -14,7 +14,7 @@ ask for the target itself five times: as many outputs, and nothing new to learn.
 
 Settings: <target>_alone, <target>_<others><number> with others easy, xor or par4, <target>_same.
 
-Cost: `--only_print` says it; the settings are frozen, there is no reference run yet.
+Cost and outcome of the reference run: `experiments/results/competition/manifest.json` and `claims.csv` beside it.
 Expected after the paper: less variance among others.
 """
 

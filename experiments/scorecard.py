@@ -1,6 +1,6 @@
-"""The score card of the reference runs: `experiments/results/scorecard.csv`, and the table in README.
+"""The score card of the reference runs: `experiments/results/scorecard.csv`, and the tables of two READMEs.
 
-python -m experiments.scorecard          after a reference run; a test fails where either is not up to date
+python -m experiments.scorecard          after a reference run; a test fails where one of them is not up to date
 """
 
 import re
@@ -21,13 +21,17 @@ def sources() -> list[card.Source]:
     return [source for source in found if source is not None]
 
 
-def section() -> str:
-    """What stands in README between the markers."""
-    return card.markdown(card.rows_of(sources()), str(RESULTS))
+def sections() -> dict[Path, str]:
+    """What stands between the markers: the claims in README, their exploratory columns beside the results."""
+    rows = card.rows_of(sources())
+    return {
+        ROOT / "README.md": card.markdown(rows, str(RESULTS)),
+        ROOT / RESULTS / "README.md": card.markdown(rows, ".", exploratory=True),
+    }
 
 
 if __name__ == "__main__":
     card.write_table(ROOT / RESULTS, sources())
-    readme = ROOT / "README.md"
-    written = BLOCK.sub(lambda _: section(), readme.read_text(encoding="utf-8"))
-    store.write_bytes(readme, written.encode())
+    for path, section in sections().items():
+        written = BLOCK.sub(lambda _, new=section: new, path.read_text(encoding="utf-8"))
+        store.write_bytes(path, written.encode())

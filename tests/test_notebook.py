@@ -67,7 +67,9 @@ def test_notebook_runs(notebook, smoke, tmp_path, monkeypatch):
     assert "C01" in printed
     here, table, there = notebook.cells[run + 1 : -2], notebook.cells[-2], notebook.cells[-1]
     assert len(shown(here, "image/png")) == len(EXPERIMENTS["complexity"].CAPTIONS)
-    assert shown([table], "text/markdown") == [scorecard.section().replace(f"({scorecard.RESULTS}/", "(../results/")]
+    assert shown([table], "text/markdown") == [
+        scorecard.sections()[ROOT / "README.md"].replace(f"({scorecard.RESULTS}/", "(../results/")
+    ]
     names = [name for name in EXPERIMENTS if (ROOT / scorecard.RESULTS / name / "claims.csv").exists()]
     captions = [caption for name in names for caption in EXPERIMENTS[name].CAPTIONS.values()]
     assert [text for text in shown([there], "text/markdown") if not text.startswith("### ")] == captions

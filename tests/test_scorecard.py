@@ -101,6 +101,8 @@ def test_table_for_readme():
     assert lines[4] == "| [C02](results/x/figures/gap%20one.png) | a \\| b |  |  | 15 of 16 | **reproduced** |"
     assert lines[5].startswith("| C02a | s | +0.300")
     assert sum("adam" in line for line in lines) == 0
+    (explored,) = card.markdown(rows, ".", exploratory=True).splitlines()[2:]
+    assert explored.startswith("| C01 adam | text<br>s | +0.300")
     assert sum("C01" in line for line in lines) == 2
 
 

@@ -128,21 +128,23 @@ def _effect(row: Mapping[str, Any]) -> str:
     return tables.effect_text(row) if row["margin"] else ""
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], place: str) -> str:
-    """The card as README shows it: a line a claim, a line a part below it; exploratory columns are left out.
+def markdown(rows: Sequence[Mapping[str, Any]], place: str, exploratory: bool = False) -> str:
+    """The card as README shows it: a line a claim, a line a part below it.
 
     Args:
       rows: of the card.
-      place: folder of the card, as README's links need it.
+      place: folder of the card, as links need it.
+      exploratory: whether to show the exploratory columns, each line with its column, instead of all others.
     """
     lines = ["| claim | | effect [95 % interval] | margin | seeds | verdict |", "|---|---|---|---|---|---|"]
     linked = ""
     for row in rows:
-        if row["exploratory"] == "True":
+        if (row["exploratory"] == "True") != exploratory:
             continue
         new = row["figure"] if not row["part"] or row["figure"] != linked else ""  # once for a claim and its parts
         linked = row["figure"]
         name = f"[{row['id']}]({place}/{quote(new)})" if new else row["id"]
+        name += f" {row['column']}" if exploratory else ""
         said = [] if row["part"] else [row["claim"]]
         said += [row["statistic"]] if row["margin"] else []
         seeds = f"{row['runs']} of {int(row['runs']) + int(row['left_out'])}"
