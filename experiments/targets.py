@@ -86,7 +86,8 @@ def sentence(rows: Sequence[Row]) -> str:
         return float(find(rows, part, name, quantity)["median"])
 
     return (
-        f"An update of the base network with Adam, the training loop alone, takes {median('speed', 'ours'):.0f} us a run on two cores: "
+        "An update of the base network with Adam, the training loop alone, takes "
+        f"{median('speed', 'ours'):.0f} us a run on two cores: "
         f"{median('ratio', 'ours / PyTorch loop'):.2f} of the time of a plain PyTorch loop, "
         f"{median('ratio', 'ours / PyTorch tuned'):.2f} of the same loop tuned and pinned, "
         f"{median('ratio', 'ours / PyTorch ensemble'):.2f} of the fastest PyTorch ensemble we could make.\n"
