@@ -124,8 +124,8 @@ CAPTIONS = {
     "truncation": "What the network's own readout still reports when only the first k principal components are kept and "
     "the others are set to their mean. Bands are 95 % intervals over seeds.",
     "units": "Single units by layer: share of living units with r2 over .1 for the feature (top), over what share of "
-    "living units the difference vector is spread (middle), and how sparse the units are, whatever they respond to "
-    "(bottom). Dots are all seeds, grey marks floors.",
+    "living units the difference vector is spread (middle), and how sparse the units are, whatever they respond to, "
+    "and how many live (bottom). Dots are all seeds, grey marks floors.",
 }
 
 
@@ -161,8 +161,7 @@ def _draw_shares(axes: Axes, results: Results, setting: str) -> None:
         draw.floor(axes, x, start, f"{feature}, untrained", marks[0])
         unused = _by_component(results, setting, f"twin_{feature}", x).mean(axis=1)
         draw.floor(axes, x, unused, f"unused twin of {feature}", marks[1])
-    level = -2 / int(results.settings.loc[setting, "task.num_probe"])  # -(C - 1) / N_fit, half of the probe set
-    axes.axhline(level, linestyle=(0, (1, 2)), label="null level", **draw.FLOOR)
+    axes.axhline(results.values(setting, "null", EASY).mean(), linestyle=(0, (1, 2)), label="null level", **draw.FLOOR)
     axes.set_xticks(x)
     title = f"{setting} ({contrasts.passing(results, [setting])})"
     draw.label(axes, title, "principal component", "share of the component, r2")
@@ -195,16 +194,17 @@ def _draw_units(results: Results, settings: list[str]) -> Figure | None:
     )
     for column, setting in zip(panels.T, settings, strict=True):
         hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+        title, x_label = f"{setting} ({contrasts.passing(results, [setting])})", "hidden layer, from the input on"
         for axes, (metric, y_label) in zip(column, rows, strict=False):
             contrasts.layers(axes, results, setting, EASY, HARD, hidden, metric)
-            draw.label(axes, setting, "hidden layer, from the input on", y_label)
+            draw.label(axes, title, x_label, y_label)
         for (metric, name), style in zip(
             (("sparsity", "lifetime sparsity"), ("living_share", "living units")), STYLES[2:], strict=False
         ):
             draw.dots(column[2], range(len(hidden)), contrasts.by_layer(results, setting, metric, "", hidden), name, style)
             start = contrasts.by_layer(results, setting, metric, "", hidden, step=0).mean(axis=1)
             draw.floor(column[2], range(len(hidden)), start, f"{name}, untrained", style["marker"])
-        draw.label(column[2], setting, "hidden layer, from the input on", "sparsity; living units\n(share)")
+        draw.label(column[2], title, x_label, "sparsity; living units\n(share)")
         for axes in column:
             axes.set_xticks(range(len(hidden)), [str(i + 1) for i in range(len(hidden))])
     return draw.finish(figure)

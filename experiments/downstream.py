@@ -59,7 +59,8 @@ def claims(results: Results, column: str) -> list[Claim]:
 def _relies(results: Results, joint: str) -> tuple[Part, ...]:
     few, many = (_follow(results, joint, size) - 0.5 for size in ("64", "256"))
     passed = contrasts.at_end(results, joint, (EASY, HARD))
-    passed[f"{joint} (readout converged)"] = _follow(results, joint, "256", "follow_converged") == 1
+    for size in ("64", "256"):
+        passed[f"{joint} (readout of {size} converged)"] = _follow(results, joint, size, "follow_converged") == 1
     text = "share of conflict examples that follow easy minus .5, 256 training examples, cross-validated l2"
     return (
         Part(
@@ -95,8 +96,8 @@ NOTES = {"C25": "follows in part from C01"}  # on the score card
 CAPTIONS = {
     "sizes": "A readout of the frozen penultimate layer, trained on examples on which easy and hard agree and asked about "
     "examples on which they do not: share that follows easy, by the number of training examples and by regularisation. "
-    "Dots are all seeds, marks their mean with a 95 % interval; one half is reliance on both alike, and what "
-    "shuffled training labels come to.",
+    "Dots are all seeds, marks their mean with a 95 % interval; one half is reliance on both alike. Grey: the "
+    "untrained network, and shuffled training labels.",
     "layers": "The same by hidden layer, 256 training examples, cross-validated; beside it accuracy on held-out examples "
     "on which both features agree.",
     "gap": "The same at the penultimate layer against the gap in variance explained, a dot a seed: where the gap is wide "

@@ -55,6 +55,7 @@ RAMPED = (0.0, *(float(w) for w in np.geomspace(0.003, 1.0, RUNGS + 1)[:-1].roun
 FIRST, SECOND = (tuple((1.0, w) for w in RAMPED), tuple((w, 1.0) for w in RAMPED))
 TWO = ("task.features", ("parity2", "parity2"))
 STAGED = ("hard_first", "easy_first", "first_a", "first_b")
+ORDERS = ((("joint", "hard_first", "easy_first"), (EASY, HARD)), (("both_at_once", "first_a", "first_b"), (A, B)))
 
 EXPERIMENT = Experiment(
     name="learning_order",
@@ -204,8 +205,8 @@ def figures(results: Results) -> list[Drawn]:
     drawn = [
         ("order", _draw_order(results)),
         ("mastery", _draw_mastery(results)),
-        ("along_orders", _draw_along(results, ("joint", "hard_first", "easy_first"), (EASY, HARD))),
-        ("along_equals", _draw_along(results, ("both_at_once", "first_a", "first_b"), (A, B))),
+        ("along_orders", _draw_along(results, *ORDERS[0])),
+        ("along_equals", _draw_along(results, *ORDERS[1])),
     ]
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
@@ -216,9 +217,9 @@ CAPTIONS = {
     "both losses on as the staged ones have had at their end. Left: an easy and a hard feature; right: two of equal "
     "complexity. Grey marks are floors.",
     "mastery": "Left: updates until a feature is mastered (the first of three evaluations in a row in which each of its "
-    "classes is over 95 % correct). Right: the gap, r2 of the first feature less that of the second, at the first snapshot "
-    "at which both are mastered, and where `order` is read. Dots are all seeds, marks their mean with a 95 % interval; "
-    "grey marks are the gap of the unused twins there.",
+    "classes is over 95 % correct). Right: the gap, r2(easy) - r2(hard) or r2(a) - r2(b), at the first snapshot at which "
+    "both are mastered, and where `order` is read; in `first b` a gap below zero favours the one learned first. "
+    "Dots are all seeds, marks their mean with a 95 % interval; grey marks are the gap of the unused twins there.",
     "along_orders": "Above: variance explained along training; the vertical line is the switch, from which the second "
     "feature's loss is ramped up. Below: accuracy, looked at every few updates after the switch. Means over seeds with "
     "95 % bands.",
@@ -227,7 +228,6 @@ CAPTIONS = {
 
 # The figure that shows a claim or a part of it; the first one, where none is named.
 FIGURES = {"C07b": "mastery"}
-ORDERS = ((("joint", "hard_first", "easy_first"), (EASY, HARD)), (("both_at_once", "first_a", "first_b"), (A, B)))
 
 
 def _draw_order(results: Results) -> Figure | None:
@@ -260,10 +260,13 @@ def _draw_mastery(results: Results) -> Figure | None:
         orders = {f"{column}.{n}": pair for names, pair in ORDERS for n in names if results.has(f"{column}.{n}")}
         _draw_times(left, results, orders)
         _draw_gaps(right, results, orders)
-        for axes, y in ((left, "updates until mastery (steps)"), (right, "gap (share of variance)")):
+        for axes, y in (
+            (left, "updates until mastery (steps)"),
+            (right, "gap: easy - hard, or a - b\n(share of variance)"),
+        ):
             axes.set_xticks(range(len(orders)), [s.split(".")[1].replace("_", "\n", 1).replace("_", " ") for s in orders])
             axes.set_xlim(-0.5, len(orders) - 0.5)
-            draw.label(axes, column, "order of training", y)
+            draw.label(axes, f"{column} ({contrasts.passing(results, list(orders))})", "order of training", y)
     return draw.finish(figure)
 
 

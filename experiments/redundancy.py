@@ -274,10 +274,12 @@ CAPTIONS = {
     "layers": "Accuracy of a linear readout of each feature by hidden layer, on held-out examples, in networks asked for "
     "one of them; dots are all seeds, marks their mean with a 95 % interval. Grey marks are floors: the untrained network, "
     "a twin that nobody asks for, permuted labels.",
-    "decoders": "A linear and a nonlinear readout of the penultimate layer, before and after training.",
+    "decoders": "Accuracy of a linear and of a nonlinear readout of the penultimate layer, before and after training; dots "
+    "are all seeds, marks their mean with a 95 % interval. Grey marks are floors: permuted labels and the twin that "
+    "nobody asks for.",
     "reliance": "Networks asked for a label that both features predict, hard in 90 % of the examples. Left: how often the "
-    "output says what a feature says, on examples on which the two are independent; where the lines cross neither is "
-    "preferred (band: 95 % interval over seeds, by the jackknife). Right: accuracy on the distribution "
+    "output says what a feature says, on examples on which the two are independent; in the grey band neither is "
+    "preferred (95 % interval over seeds, by the jackknife). Right: accuracy on the distribution "
     "trained on, with what its labels allow, and what they allow to networks that follow one feature.",
     "along": "Above: accuracy of a linear readout of each feature along training in networks asked for hard; in `shortcut` "
     "easy equals hard in 80 % of the training examples. Below: accuracy of the output on test data on which the features "
@@ -368,17 +370,22 @@ def _draw_allowed(axes: Axes, results: Results, settings: dict[str, float]) -> N
 
 
 def crossing(preference: pd.DataFrame) -> Summary:
-    """The predictivity of easy at which neither is preferred, with an interval over seeds by the jackknife.
+    """The predictivity of easy at which the mean over seeds prefers neither, by the jackknife.
 
     Args:
-      preference: agreement with easy minus with hard: a row a rung, named by its full setting, and a column a seed.
+      preference: agreement with easy minus with hard, -1 to 1: a row a rung, by its full setting; a column a seed.
+
+    Returns:
+      A predictivity between those of the ladder, with its interval over seeds; NaN where it, or that without some seed, has
+      no crossing.
     """
     x = np.array([LADDER[name.split(".")[1]] for name in preference.index])
 
     def of(seeds: list[int]) -> float:
         return crossover(x, preference[seeds].mean(axis=1).to_numpy())
 
-    return summarise(pseudo_values(of, list(preference.columns)).dropna().to_numpy())
+    values = pseudo_values(of, list(preference.columns)).to_numpy()
+    return summarise(values if np.isfinite(values).all() else [])
 
 
 def crossover(x: np.ndarray, preference: np.ndarray) -> float:

@@ -141,17 +141,17 @@ def figures(results: Results) -> list[Drawn]:
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
 
-DASHES = ((0, (1, 2)), (0, (4, 2)))  # of random directions, by output
 NOTES = {"C24": "follows nearly mechanically from C01"}  # on the score card
 FIGURES = {"C22": "matrix", "C23": "doses", "C24": "half"}  # the figure that shows a claim
 CAPTIONS = {
     "doses": "Share of examples whose output flips, by the size of the push. Solid: the output of the feature whose vector "
-    "is pushed along; thin: the other output; grey: random directions of equal norm, with the signs "
-    "of either feature's pushes. Bands are 95 % intervals over seeds.",
+    "is pushed along; thin: the other output; grey: an output along random directions of equal norm, the "
+    "mean over the signs of both features' pushes. Bands are 95 % intervals over seeds.",
     "matrix": "Flips by each feature's vector at its own length: rows are directions, columns outputs, mean over seeds. "
     "Below them random directions of the same length, with the signs of that feature's pushes.",
     "half": "The push that flips half of the examples, by feature and layer. Dots are all seeds; those at the dotted line "
-    "do not reach half with the largest dose. Grey: the mean over random directions.",
+    "do not reach half with the largest dose. Grey: the push at which random directions flip "
+    "half on average.",
 }
 
 
@@ -169,9 +169,9 @@ def _draw_doses(results: Results, settings: list[str]) -> Figure | None:
                 draw.band(
                     axes, flips(results, setting, "flips", feature, other, site), f"{feature}'s vector, {other}", thin
                 )
-                for output, dash in zip((feature, other), (DASHES if feature == EASY else DASHES[::-1]), strict=True):
-                    random = flips(results, setting, "random_flips", feature, output, site).mean(axis=1)
-                    axes.plot(random, linestyle=dash, label=f"random directions, {output}", **draw.FLOOR)
+                pushed = [flips(results, setting, "random_flips", f, feature, site).mean(axis=1) for f in (EASY, HARD)]
+                dash = (0, (1, 2)) if feature == EASY else (0, (4, 2))
+                axes.plot(sum(pushed) / 2, linestyle=dash, label=f"random directions, {feature}", **draw.FLOOR)
             axes.set_xscale("log")
             axes.set_ylim(-0.03, 1.03)
             passed = contrasts.passing(results, [setting])

@@ -11,6 +11,7 @@ from made import SEEDS, Made
 from experiments import downstream, redundancy
 from repbias_jax import pipeline, planning
 from repbias_jax.measure import Results
+from repbias_jax.report import page
 from repbias_jax.statistics import judge
 from tests.faults import tiny
 
@@ -32,7 +33,8 @@ def test_downstream_by_hand():
     for at, share in (("64", 0.7), ("256", 0.9), ("256 strong", 0.2), ("256 weak", 0.3)):
         made.put("joint", "follow", EASY, share, at=at)
         made.put("joint", "follow", EASY, 0.4, step=0, at=at)
-    made.put("joint", "follow_converged", EASY, [0.0 if k == 7 else 1.0 for k in SEEDS], at="256")
+    for at, seed in (("64", 6), ("256", 7)):
+        made.put("joint", "follow_converged", EASY, [float(k != seed) for k in SEEDS], at=at)
     for output in (EASY, HARD):
         made.learn("joint", output, [END])
     part = parts_of(downstream, made.done())["C25"]
@@ -42,7 +44,7 @@ def test_downstream_by_hand():
     assert verdicts(downstream, made) == {"C25": "reproduced"}
     made.learn("joint", HARD, [END], 0.9, seeds=[5])
     part = parts_of(downstream, made.done())["C25"]
-    assert list(part.passed.index[~part.passed.all(axis=1)]) == [5, 7]
+    assert list(part.passed.index[~part.passed.all(axis=1)]) == [5, 6, 7]
 
 
 def outputs_of(experiment):
@@ -107,6 +109,14 @@ def test_what_replaces_the_gate():
     }  # fmt: skip
 
 
+def test_the_page_names_readouts_that_did_not_converge():
+    made = frames()
+    assert page.unconverged(made.done()) == []
+    for feature in (EASY, f"twin_{EASY}"):  # nobody reads the twin's
+        made.put("shortcut", "decode_converged", feature, [float(k not in (2, 9)) for k in SEEDS], step=SNAPSHOTS[1])
+    assert page.unconverged(made.done()) == ["decode, sgd.shortcut, hidden_1: 2 values, of seeds 2, 9"]
+
+
 @pytest.mark.parametrize(("easy", "hard"), [(0.8, 0.9), (0.9, 0.9), (0.5, 0.9), (1.0, 0.7)])
 def test_what_labels_allow_by_enumeration(easy, hard):
     """Every rule from the two features to an output, over all eight cases of target and features."""
@@ -164,7 +174,7 @@ def test_crossover():
     x = np.array([0.5, 0.6, 0.8])
     assert redundancy.crossover(x, np.array([-0.3, -0.1, 0.1])) == pytest.approx(0.7)
     assert np.isnan(redundancy.crossover(x, np.array([0.1, 0.2, 0.3])))
-    # Each seed crosses at a place of its own; all have one slope, so that the crossing of means is the mean of crossings.
+    # Each seed crosses at a place of its own; where all have one slope the crossing of means is the mean of crossings.
     places = np.linspace(0.55, 0.75, 9)
     preference = pd.DataFrame({k: np.array(list(redundancy.LADDER.values())) - at for k, at in enumerate(places)})
     found = redundancy.crossing(preference.set_axis([f"sgd.{name}" for name in redundancy.LADDER]))
@@ -172,6 +182,15 @@ def test_crossover():
     assert found.runs == 9
     half = 0.025 * np.sqrt(7.5) * 2.306 / 3  # standard deviation, t of 8 degrees of freedom, root of 9
     assert (found.ci_low, found.ci_high) == pytest.approx((0.65 - half, 0.65 + half), abs=1e-4)
+    steep = preference * np.array([9.0] + [1.0] * 8)  # what crosses is the mean, to which the first seed then gives most
+    pooled = np.average(places, weights=[9] + [1] * 8)
+    whole = redundancy.crossover(np.array(list(redundancy.LADDER.values())), steep.mean(axis=1).to_numpy())
+    assert whole == pytest.approx(pooled)
+    left = [np.average(np.delete(places, k), weights=np.delete([9] + [1] * 8, k)) for k in range(9)]
+    found = redundancy.crossing(steep.set_axis([f"sgd.{name}" for name in redundancy.LADDER]))
+    assert found.effect == pytest.approx(9 * pooled - 8 * np.mean(left))
+    never = preference.assign(**{"8": 1.0})[[0, "8"]].set_axis([f"sgd.{name}" for name in redundancy.LADDER])
+    assert np.isnan(redundancy.crossing(never).effect)  # without seed 0 nothing crosses
 
 
 def test_settings_are_what_they_say():

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 
 from repbias_jax.anyone.prepared import Rows, columns_of, varies
+from repbias_jax.anyone.readouts import KINDS
 from repbias_jax.external_features import Feature
 from repbias_jax.probes.balance import dependence, evenness
 from repbias_jax.probes.moments import Measured
 
 EVEN = 0.95  # below, a feature is called unbalanced: of two classes, where the rarer has under .39
 DEPENDENT = 0.1  # a correlation above, and above what chance gives, is called dependent
-KINDS = {"decode": "linear", "decode_nonlinear": "nonlinear"}  # readouts, by metric
 FEW = 10  # examples of a class in a half, below which that is said
 
 
@@ -77,10 +77,10 @@ def notes(rows: pd.DataFrame) -> list[str]:
     if pairs:
         why = "each one's r2 counts what they share, and the unique and shared parts tell them apart"
         said.append(f"dependent, with their canonical correlation: {', '.join(pairs)}; {why}")
-    late = rows[rows["metric"].isin([f"{metric}_converged" for metric in KINDS]) & (rows["value"] == 0)]
-    for site, metric, feature in late[["site", "metric", "feature"]].itertuples(index=False):
-        kind = KINDS[metric.removesuffix("_converged")]
-        said.append(f"{site}: the {kind} readout of {feature} has not converged, and may decode it better than it says")
+    for kind, metric in KINDS.items():
+        late = rows[(rows["metric"] == f"{metric}_converged") & (rows["value"] == 0)]
+        for site, feature in late[["site", "feature"]].itertuples(index=False):
+            said.append(f"{site}: the {kind} readout of {feature} has not converged, and may decode it better than it says")
     return said
 
 
@@ -90,7 +90,7 @@ def dissociated(rows: pd.DataFrame) -> list[str]:
     found = rows.set_index(["site", "metric", "feature", "at"])["value"].sort_index()
     chosen = rows[(rows["metric"] == "decodable_but_small") & (rows["value"] > 0)]
     for site, feature, at in chosen[["site", "feature", "at"]].itertuples(index=False):
-        accuracy = found[site, next(metric for metric, kind in KINDS.items() if kind == at), feature, ""]
+        accuracy = found[site, KINDS[at], feature, ""]
         r2 = found[site, "r2", feature, ""]
         said.append(
             f"{site}: {feature} is decodable ({at}, balanced accuracy {accuracy:.3f}) but explains {r2:.4f} of variance"

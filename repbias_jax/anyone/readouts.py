@@ -20,6 +20,7 @@ from repbias_jax.probes import decoding
 from repbias_jax.probes.moments import Measured
 
 MAX_FIT, MAX_SCORE = 2048, 8192
+KINDS = {"linear": "decode", "nonlinear": "decode_nonlinear"}  # metrics of the two readouts
 
 
 def readouts(
@@ -65,7 +66,7 @@ def dissociations(values: dict[Measured, float], decodable: float, small: float)
       small: r2, as a share, below which it explains little.
     """
     for name in [m.feature for m, value in values.items() if m.metric == "r2" and np.isfinite(value)]:
-        for at, metric in (("linear", "decode"), ("nonlinear", "decode_nonlinear")):
+        for at, metric in KINDS.items():
             accuracy, r2 = values.get(Measured(metric, name), np.nan), values[Measured("r2", name)]
             found = np.nan if np.isnan(accuracy + r2) else float(accuracy >= decodable and r2 < small)
             yield "decode", Measured("decodable_but_small", name, at=at), found

@@ -112,8 +112,8 @@ def transfer(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
     the values of a) given the value of a; direction: higher relies more on a; perfect reliance on a: 1, on b: 0; a random
     representation, or one that holds both alike: 1/2 for two values. `follow_accuracy` is the balanced accuracy on other
     examples that agree (perfect 1, random 1 / C); `follow_shuffled` is `follow` for shuffled training labels, which neither
-    feature predicts, the mean over NUM_CONTROLS of them: about 1 / C. `follow_converged` is 1 where every fit reached its
-    minimum, else 0.
+    feature predicts, the mean over NUM_CONTROLS of them: about 1 / C. `follow_converged` is 1 where every fit that led
+    to the cross-validated `follow` reached its minimum, else 0.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]`.

@@ -28,10 +28,10 @@ def steering(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]
     direction: higher is steered more; none at dose 0; perfect, a handle of f: all of f at some dose and none of another
     output; random, a vector without meaning: as `random_flips`, the same, with the same signs, for random directions, the
     mean over five, whose own null is 0 at small doses and has no known value at large ones. `at` is the dose, or `own` for
-    the vector's own length. `own_dose`: |v_f| / rms, 0 to 2; direction: higher is a longer vector; perfect, a
-    representation that is the feature and nothing else: 2 for balanced values; random: about 2 / sqrt(N). Only features of
-    two values have a vector. `flips` is invariant to a rotation, shift and scale of the representation that the rest of
-    the network follows.
+    the vector's own length. `own_dose`: |v_f| / rms, 0 to 1 / sqrt(p (1 - p)) at prevalence p; direction: higher is a
+    longer vector; perfect, a representation that is the feature and nothing else: the upper end; random: about
+    2 / sqrt(N). Only features of two values have a vector. `flips` is invariant to a rotation, shift and scale of the
+    representation that the rest of the network follows.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take vectors from.

@@ -90,11 +90,12 @@ def readouts(results: Results) -> list[dict[str, Any]]:
 
 
 def unconverged(results: Results) -> list[str]:
-    """Which readouts of which networks did not reach their minimum, a line for each measure, setting and site."""
+    """Which readouts of features did not reach their minimum, a line for each measure, setting and site; not of twins."""
     rows = results.rows
-    rows = rows[rows["metric"].str.endswith("_converged") & (rows["value"] == 0)]
+    late = rows["metric"].str.endswith("_converged") & (rows["value"] == 0) & ~rows["feature"].str.startswith("twin_")
+    rows = rows[late]
     return [
-        f"{metric.removesuffix('_converged')}, {setting}, {site}: {len(own)} fits, of seeds "
+        f"{metric.removesuffix('_converged')}, {setting}, {site}: {len(own)} values, of seeds "
         f"{', '.join(map(str, sorted(own['seed'].unique())))}"
         for (metric, setting, site), own in rows.groupby(["metric", "setting", "site"])
     ]
