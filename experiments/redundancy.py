@@ -346,7 +346,7 @@ def _draw_reliance(results: Results, columns: list[str]) -> Figure | None:
         if np.isfinite(found.effect):
             left.axvline(found.effect, linestyle=(0, (4, 3)), label="neither is preferred", **draw.FLOOR)
             left.axvspan(found.ci_low, found.ci_high, color="0.75", alpha=0.6, linewidth=0, zorder=0)
-            said = f"{found.effect:.3f}\n[{found.ci_low:.3f}, {found.ci_high:.3f}]"
+            said = f"{found.effect:.3f} \n[{found.ci_low:.3f}, {found.ci_high:.3f}]"
             left.text(found.ci_low, 0.55, f"{said} ", ha="right", va="bottom", fontsize=7.5)
         left.axhline(CHANCE, linestyle=(0, (1, 2)), label="independent", **draw.FLOOR)
         untrained = [results.values(s, "agreement", f"twin_{EASY}").mean() for s in settings]
