@@ -21,20 +21,24 @@ Expected after the paper: a gap that grows with depth and not with width.
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
+from collections.abc import Callable
+
 import numpy as np
+import pandas as pd
 
 from experiments.base import COLUMNS, SEEDS_OF_MAP
 from repbias_jax.config import Config, Experiment, Model, Preset
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
-from repbias_jax.report.figures import Drawn, Figure
+from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
 from repbias_jax.statistics import Claim, Part
 
 EASY, HARD = "parity1", "parity4"
 DEPTHS = {f"depth{n}": n for n in range(1, 7)}
 WIDTHS = {"width64": 64, "depth4": 128, "width256": 256, "width512": 512}
 ACTIVATIONS = {"depth4": "relu", "leaky": "leaky_relu", "tanh": "tanh", "gelu": "gelu"}
+FACTORS = (("hidden layers", DEPTHS), ("units a layer", WIDTHS), ("activation function", ACTIVATIONS))
 
 EXPERIMENT = Experiment(
     name="architecture",
@@ -113,6 +117,7 @@ def figures(results: Results) -> list[Drawn]:
     columns = list(dict.fromkeys(results.settings["column"]))
     drawn = [
         ("factors", _draw_factors(results, columns)),
+        ("gaps", _draw_gaps(results, columns)),
         ("every_layer", _draw_every_layer(results, columns[0])),
     ]
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
@@ -122,22 +127,57 @@ CAPTIONS = {
     "factors": "Share of the penultimate layer's variance explained by an easy and a hard feature, one factor at a time: "
     "number of hidden layers at width 128, width at four layers, activation function. Dots are all seeds, marks their mean "
     "with a 95 % interval; grey marks are floors.",
+    "gaps": "The gap, r2(easy) - r2(hard), at every hidden layer, one factor at a time; the last layer of a line is the "
+    "penultimate one, at which networks are compared. Means over seeds with 95 % bands; grey marks are the gap of "
+    "untrained networks and of the unused twins, the mean over all networks of a panel.",
     "every_layer": "Easy and hard at every hidden layer of networks of each depth. The last mark of a panel is the "
     "penultimate layer, at which networks are compared.",
 }
 
 
 def _draw_factors(results: Results, columns: list[str]) -> Figure:
-    factors = (("hidden layers", DEPTHS), ("units a layer", WIDTHS), ("activation function", ACTIVATIONS))
-    figure, panels = draw.grid(len(columns), len(factors), 3.6, 3.0, one_scale=True)
+    def panel(axes: Axes, column: str, name: str, own: dict[object, str]) -> None:
+        contrasts.levels(axes, results, own, EASY, HARD)
+        draw.label(axes, f"{column} ({contrasts.passing(results, list(own.values()))})", name, draw.VARIANCE)
+
+    return _by_factor(results, columns, panel)
+
+
+def _draw_gaps(results: Results, columns: list[str]) -> Figure:
+    def panel(axes: Axes, column: str, name: str, own: dict[object, str]) -> None:
+        for (level, setting), style in zip(own.items(), STYLES, strict=False):
+            draw.band(axes, _gap(results, setting), f"{name}: {level}", style)
+        untrained, unused = (
+            pd.concat([_gap(results, s, **more) for s in own.values()], axis=1).mean(axis=1)
+            for more in ({"step": 0}, {"prefix": "twin_"})
+        )
+        draw.floor(axes, untrained.index, untrained, "gap, untrained", "x")
+        draw.floor(axes, unused.index, unused, "gap, unused twins", "d")
+        axes.axhline(0, linestyle=(0, (1, 2)), label="no gap", **draw.FLOOR)
+        axes.set_xticks(untrained.index)
+        learned = contrasts.passing(results, list(own.values()))
+        draw.label(axes, f"{column} ({learned})", "hidden layer, from the input on", "gap (share of variance)")
+
+    return _by_factor(results, columns, panel)
+
+
+def _gap(results: Results, setting: str, prefix: str = "", **more: int) -> pd.DataFrame:
+    """The gap by hidden layer, from 1 on: a row a layer, a column a seed."""
+    hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+    easy, hard = (contrasts.by_layer(results, setting, "r2", prefix + feature, hidden, **more) for feature in (EASY, HARD))
+    return (easy - hard).set_axis(range(1, len(hidden) + 1))
+
+
+def _by_factor(results: Results, columns: list[str], panel: Callable[[Axes, str, str, dict[object, str]], None]) -> Figure:
+    """A panel for each column and each factor of which there are levels."""
+    figure, panels = draw.grid(len(columns), len(FACTORS), 3.6, 3.0, one_scale=True)
     for row, column in zip(panels, columns, strict=True):
-        for axes, (name, levels) in zip(row, factors, strict=True):
+        for axes, (name, levels) in zip(row, FACTORS, strict=True):
             own = {level: f"{column}.{s}" for s, level in levels.items() if results.has(f"{column}.{s}")}
-            if not own:
+            if own:
+                panel(axes, column, name, own)
+            else:
                 axes.set_axis_off()
-                continue
-            contrasts.levels(axes, results, own, EASY, HARD)
-            draw.label(axes, f"{column} ({contrasts.passing(results, list(own.values()))})", name, draw.VARIANCE)
     return draw.finish(figure)
 
 
