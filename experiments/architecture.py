@@ -114,7 +114,7 @@ def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
 
 def figures(results: Results) -> list[Drawn]:
     """All figures, for the columns and settings that were run."""
-    columns = list(dict.fromkeys(results.settings["column"]))
+    columns = contrasts.columns(results)
     drawn = [
         ("factors", _draw_factors(results, columns)),
         ("gaps", _draw_gaps(results, columns)),
@@ -163,7 +163,7 @@ def _draw_gaps(results: Results, columns: list[str]) -> Figure:
 
 def _gap(results: Results, setting: str, prefix: str = "", **more: int) -> pd.DataFrame:
     """The gap by hidden layer, from 1 on: a row a layer, a column a seed."""
-    hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+    hidden = contrasts.hidden(results, setting)
     easy, hard = (contrasts.by_layer(results, setting, "r2", prefix + feature, hidden, **more) for feature in (EASY, HARD))
     return (easy - hard).set_axis(range(1, len(hidden) + 1))
 
@@ -190,7 +190,7 @@ def _draw_every_layer(results: Results, column: str) -> Figure | None:
     for axes in list(panels.flat)[len(deep) :]:
         axes.set_axis_off()
     for axes, setting in zip(panels.flat, deep, strict=False):
-        hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+        hidden = contrasts.hidden(results, setting)
         contrasts.layers(axes, results, setting, EASY, HARD, hidden)
         contrasts.null_band(axes, results, setting, HARD)
         contrasts.at_levels(axes, range(1, len(hidden) + 1))

@@ -129,6 +129,12 @@ def target_of(results: Results, setting: str) -> str:
     return results.outputs(setting)[0]
 
 
+def copy_of(target: str, other: str, number: int) -> str:
+    """Name of the factor that is the copy of the target which no output reports, the last one of its kind."""
+    alike = bool(other) and OTHERS[other][0] == TARGETS[target]
+    return f"{TARGETS[target]}_{2 + number * alike}"
+
+
 def _over_unexplained(results: Results, setting: str, name: str) -> pd.Series:
     """r2 of a feature over the share that no feature explains; NaN where it explains nothing, which has no ratio."""
     ratio = results.values(setting, "r2", name) / (1 - results.values(setting, "joint_r2"))
@@ -137,7 +143,7 @@ def _over_unexplained(results: Results, setting: str, name: str) -> pd.Series:
 
 def figures(results: Results) -> list[Drawn]:
     """All figures, for the columns and settings that were run."""
-    columns = list(dict.fromkeys(results.settings["column"]))
+    columns = contrasts.columns(results)
     drawn = [
         (name, _draw_numbers(results, columns, metric, label))
         for name, metric, label in (
@@ -180,17 +186,18 @@ def _draw_target(axes: Axes, results: Results, column: str, target: str, metric:
         settings += [s for _, s in own]
         values = pd.DataFrame({n: results.values(s, metric, target_of(results, s)) for n, s in own}).T
         x = [places[n] for n, _ in own]
-        draw.dots(axes, x, values, f"others: {feature}", STYLES[i], shift=0.08 * (i - 1))
+        shift = 0.08 * (i - 1)
+        draw.dots(axes, x, values, f"others: {feature}", STYLES[i], shift=shift)
+        untrained = [results.values(s, metric, target_of(results, s), step=0).mean() for _, s in own]
+        unused = [results.values(s, metric, copy_of(target, other if n else "", n)).mean() for n, s in own]
+        draw.floor(axes, np.add(x, shift), untrained, "target, untrained network", "x")
+        draw.floor(axes, np.add(x, shift), unused, "its copy that nobody asks for", "d")
     alone, same = f"{column}.{target}_alone", f"{column}.{target}_same"
     if results.has(same):
         control = pd.DataFrame({0: results.values(same, metric, target_of(results, same))}).T
         draw.dots(axes, [places[4]], control, "control: itself, five times", STYLES[3] | {"linestyle": "none"}, shift=0.3)
-    name = target_of(results, alone)
-    copy = name.removesuffix("1") + "2"
-    draw.floor(axes, [0], [results.values(alone, metric, name, step=0).mean()], "target, untrained network", "x")
-    draw.floor(axes, [0], [results.values(alone, metric, copy).mean()], "its copy that nobody asks for", "d")
     if metric == "r2":
-        contrasts.null_band(axes, results, alone, name)
+        contrasts.null_band(axes, results, alone, target_of(results, alone))
     axes.set_xlim(-0.5, max(places.values()) + 0.5)
     axes.set_xticks(list(places.values()), [str(n) for n in places])
     title = f"{target} target, {column} ({contrasts.passing(results, list(dict.fromkeys(settings)))})"

@@ -305,7 +305,7 @@ def _draw_rungs(axes: Axes, results: Results, setting: str) -> None:
 
 
 def _draw_walsh(axes: Axes, results: Results, setting: str) -> None:
-    hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+    hidden = contrasts.hidden(results, setting)
     x = list(range(len(hidden)))
     for degree in range(1, 5):
         name = f"degree {degree}" + (" (the feature)" if degree == 4 else "")
@@ -326,7 +326,7 @@ def _draw_walsh(axes: Axes, results: Results, setting: str) -> None:
 
 
 def _draw_parts(axes: Axes, results: Results, setting: str) -> None:
-    hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+    hidden = contrasts.hidden(results, setting)
     x = list(range(len(hidden)))
     a, b = (contrasts.by_layer(results, setting, "r2", f"{COMPOSED}.majority_{k}", hidden) for k in "ab")
     draw.dots(axes, x, a + b, "its two majorities together", STYLES[2], shift=-0.06)

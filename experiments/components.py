@@ -193,7 +193,7 @@ def _draw_units(results: Results, settings: list[str]) -> Figure | None:
         ("participation", "participation ratio\n(share of living units)"),
     )
     for column, setting in zip(panels.T, settings, strict=True):
-        hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+        hidden = contrasts.hidden(results, setting)
         title, x_label = f"{setting} ({contrasts.passing(results, [setting])})", "hidden layer, from the input on"
         for axes, (metric, y_label) in zip(column, rows, strict=False):
             contrasts.layers(axes, results, setting, EASY, HARD, hidden, metric)

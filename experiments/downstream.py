@@ -37,6 +37,7 @@ from repbias_jax.statistics import Claim, Part
 
 EASY, HARD = "parity1", "parity4"
 SIZES = ("64", "128", "256", "512")
+READ = ("64", "256")  # by C25's second measure, and by its first
 REGULARISED = {"": "cross-validated", " strong": "strong (C = .001)", " weak": "weak (C = 1)"}
 FOLLOW = "conflicts that follow easy (share)"
 
@@ -57,9 +58,9 @@ def claims(results: Results, column: str) -> list[Claim]:
 
 
 def _relies(results: Results, joint: str) -> tuple[Part, ...]:
-    few, many = (_follow(results, joint, size) - 0.5 for size in ("64", "256"))
+    few, many = (_follow(results, joint, size) - 0.5 for size in READ)
     passed = contrasts.at_end(results, joint, (EASY, HARD))
-    for size in ("64", "256"):
+    for size in READ:
         passed[f"{joint} (readout of {size} converged)"] = _follow(results, joint, size, "follow_converged") == 1
     text = "share of conflict examples that follow easy minus .5, 256 training examples, cross-validated l2"
     return (
@@ -119,7 +120,7 @@ def _draw_sizes(axes: Axes, results: Results, setting: str) -> None:
 
 
 def _draw_layers(axes: Axes, results: Results, setting: str) -> None:
-    hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+    hidden = contrasts.hidden(results, setting)
     x = np.arange(len(hidden))
     for metric, name, style in (
         ("follow", "conflicts that follow easy", STYLES[0]),

@@ -231,7 +231,7 @@ FIGURES = {"C07b": "mastery"}
 
 
 def _draw_order(results: Results) -> Figure | None:
-    columns = _columns(results)
+    columns = contrasts.columns(results, "joint", "first_a")
     if not columns:
         return None
     figure, panels = draw.grid(len(columns), 2, 4.4, 3.4)
@@ -241,18 +241,13 @@ def _draw_order(results: Results) -> Figure | None:
     return draw.finish(figure)
 
 
-def _columns(results: Results) -> list[str]:
-    """The columns in which both kinds of pairs were run."""
-    return [c for c in dict.fromkeys(results.settings["column"]) if results.has(f"{c}.joint", f"{c}.first_a")]
-
-
 def _read_at(results: Results, setting: str) -> int:
     """The step at which an order is read: after equal updates with both losses on."""
     return _steps(results, setting)[2 if setting.split(".")[1] in STAGED else 0]
 
 
 def _draw_mastery(results: Results) -> Figure | None:
-    columns = _columns(results)
+    columns = contrasts.columns(results, "joint", "first_a")
     if not columns:
         return None
     figure, panels = draw.grid(len(columns), 2, 5.2, 3.4)

@@ -98,7 +98,7 @@ def claims(results: Results, column: str) -> list[Claim]:
 
 def figures(results: Results) -> list[Drawn]:
     """All figures, for the columns and settings that were run."""
-    columns = [c for c in dict.fromkeys(results.settings["column"]) if results.has(f"{c}.p50")]
+    columns = contrasts.columns(results, "p50")
     drawn = [
         ("ladder", contrasts.by_column(results, columns, _draw_ladder)),
         ("exposure", contrasts.by_column(results, columns, _draw_exposure)),

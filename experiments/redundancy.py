@@ -257,7 +257,7 @@ CLAIMS = {
 
 def figures(results: Results) -> list[Drawn]:
     """All figures, for the columns and settings that were run."""
-    columns = list(dict.fromkeys(results.settings["column"]))
+    columns = contrasts.columns(results)
     ladders = [c for c in columns if _run(results, c, LADDER)]
     single = [s for name in ("target_easy", "target_hard") for s in contrasts.run_in(results, name)]
     along = [s for name in ("target_hard", "shortcut") for s in contrasts.run_in(results, name)]
@@ -299,7 +299,7 @@ def _title(results: Results, setting: str) -> str:
 
 
 def _draw_layers(axes: Axes, results: Results, setting: str) -> None:
-    hidden = [s for s in results.sites(setting) if s.startswith("hidden")]
+    hidden = contrasts.hidden(results, setting)
     x = np.arange(len(hidden))
     for feature, style, untrained, twin in ((EASY, STYLES[0], "x", "d"), (HARD, STYLES[1], "+", "p")):
         draw.dots(axes, x, contrasts.by_layer(results, setting, "decode", feature, hidden), feature, style)

@@ -226,7 +226,7 @@ CLAIMS = {
 
 def figures(results: Results) -> list[Drawn]:
     """All figures, for the columns and settings that were run."""
-    run = [c for c in dict.fromkeys(results.settings["column"]) if results.has(*(f"{c}.{kind}" for kind in _ALL))]
+    run = contrasts.columns(results, *_ALL)
     columns = [c for c in run if len(contrasts.similarities(results, c, PRIMARY))]  # one seed has no pairs
     drawn = [
         ("matrix", _draw_matrices(results, columns)),

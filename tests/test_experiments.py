@@ -170,6 +170,8 @@ def test_competition_has_the_target_first_and_a_copy_that_nobody_asks_for():
         assert len(set(outputs)) == len(features) - 1
         unused = f"{target}_{features.count(target)}"
         assert unused not in outputs
+        if name in competition.cells():
+            assert competition.copy_of(*competition.cells()[name]) == unused
     assert len(OUTPUTS["easy_same"].split()) == competition.COPIES
 
 

@@ -193,5 +193,14 @@ def by_column(results: Results, settings: list[str], panel: Callable[[Axes, Resu
 
 def run_in(results: Results, setting: str) -> list[str]:
     """Full names of a setting, in every column in which it was run."""
-    columns = dict.fromkeys(results.settings["column"])
-    return [f"{c}.{setting}" for c in columns if results.has(f"{c}.{setting}")]
+    return [f"{c}.{setting}" for c in columns(results, setting)]
+
+
+def columns(results: Results, *settings: str) -> list[str]:
+    """The columns of settings, in order; of those given, the columns in which all of them were run."""
+    return [c for c in dict.fromkeys(results.settings["column"]) if results.has(*(f"{c}.{s}" for s in settings))]
+
+
+def hidden(results: Results, setting: str) -> list[str]:
+    """The sites of the hidden layers, from the input on."""
+    return [s for s in results.sites(setting) if s.startswith("hidden")]
