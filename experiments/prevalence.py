@@ -119,22 +119,10 @@ CAPTIONS = {
 
 
 def _draw_pair(axes: Axes, results: Results, column: str, rungs: dict[str, float], title: str, x_label: str) -> None:
-    """Frequent and rare over a ladder, on a logarithmic axis in even steps."""
-    found = {name: value for name, value in rungs.items() if results.has(f"{column}.{name}")}
-    settings, x = [f"{column}.{name}" for name in found], np.arange(len(found))
-    for feature, name, style, shift in (
-        (FREQUENT, "the frequent feature", STYLES[0], -0.06),
-        (RARE, "its equal", STYLES[1], 0.06),
-    ):
-        r2 = pd.DataFrame({s: results.values(s, "r2", feature) for s in settings}).T
-        draw.dots(axes, list(x), r2, name, style, shift=shift)
-    for feature, marker in ((FREQUENT, "x"), (RARE, "+")):
-        start = [results.values(s, "r2", feature, step=0).mean() for s in settings]
-        draw.floor(axes, x, start, "untrained network", marker)
-    draw.floor(axes, x, [results.values(s, "r2", f"twin_{RARE}").mean() for s in settings], "unused twin of its equal", "d")
-    contrasts.null_band(axes, results, settings[0], RARE)
-    axes.set_xticks(x, [f"{value:g}" for value in found.values()])
-    draw.label(axes, f"{title}, {column} ({contrasts.passing(results, settings)})", x_label, draw.VARIANCE)
+    """Frequent and rare over a ladder, in even steps."""
+    own = {f"{value:g}": f"{column}.{name}" for name, value in rungs.items() if results.has(f"{column}.{name}")}
+    contrasts.levels(axes, results, own, FREQUENT, RARE, ("the frequent feature", "its equal"))
+    draw.label(axes, f"{title}, {column} ({contrasts.passing(results, list(own.values()))})", x_label, draw.VARIANCE)
 
 
 def _draw_ladder(axes: Axes, results: Results, column: str) -> None:

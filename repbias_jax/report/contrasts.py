@@ -139,19 +139,30 @@ def null_band(axes: Axes, results: Results, setting: str, feature: str) -> None:
     figures.null(axes, low, high)
 
 
-def levels(axes: Axes, results: Results, settings: Mapping[Any, str], first: str, second: str) -> None:
-    """Draws r2 of two features over the levels of a factor, with all floors. Args: settings, full names by level."""
+def levels(
+    axes: Axes, results: Results, settings: Mapping[Any, str], first: str, second: str, names: Sequence[str] = ()
+) -> None:  # fmt: skip
+    """Draws r2 of two features over the levels of a factor, with all floors.
+
+    Args:
+      axes: to draw on.
+      results: of the experiment.
+      settings: full names by level.
+      first: a feature.
+      second: another one.
+      names: what the legend calls them; their own, if not given.
+    """
     x = np.arange(len(settings))
-    for feature, style, shift, mark, twin in (
-        (first, figures.STYLES[0], -0.06, "x", "d"),
-        (second, figures.STYLES[1], 0.06, "+", "p"),
+    for feature, name, style, shift, mark, twin in (
+        (first, (names or (first,))[0], figures.STYLES[0], -0.06, "x", "d"),
+        (second, (names or (second,))[-1], figures.STYLES[1], 0.06, "+", "p"),
     ):
         r2 = pd.DataFrame({s: results.values(s, "r2", feature) for s in settings.values()}).T
-        figures.dots(axes, list(x), r2, feature, style, shift=shift)
+        figures.dots(axes, list(x), r2, name, style, shift=shift)
         start = [results.values(s, "r2", feature, step=0).mean() for s in settings.values()]
-        figures.floor(axes, x, start, f"{feature}, untrained", mark)
+        figures.floor(axes, x, start, f"{name}, untrained", mark)
         unused = [results.values(s, "r2", f"twin_{feature}").mean() for s in settings.values()]
-        figures.floor(axes, x, unused, f"unused twin of {feature}", twin)
+        figures.floor(axes, x, unused, f"unused twin of {name}", twin)
     null_band(axes, results, next(iter(settings.values())), second)
     at_levels(axes, level_names(results, settings, first))
 
