@@ -22,7 +22,7 @@ from experiments.process import DONE, FAILED, INTERRUPTED, catch_signals, compla
 from experiments.run_all import Job, run_all, write_card
 from repbias_jax import pipeline, planning, store
 from repbias_jax.config import ConfigError, Experiment, describe_type, fields_of
-from repbias_jax.measure import Results
+from repbias_jax.results import Results
 from repbias_jax.population import Interrupted
 from repbias_jax.report import tables
 

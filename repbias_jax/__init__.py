@@ -1,7 +1,7 @@
 """Representation biases in networks that learn several features equally well: train many, measure, decide."""
 
 from repbias_jax.anyone import probe_activations
-from repbias_jax.measure import Results, load
+from repbias_jax.results import Results, load
 from repbias_jax.probes.variance import variance_explained
 
 __all__ = ["Results", "load", "probe_activations", "variance_explained"]

@@ -146,6 +146,11 @@ def verify(folder: Path, files: Mapping[str, str], stage: str) -> None:
             raise StoreError(f"{path}: {state}; delete {place} and rerun --stage={stage}")
 
 
+def verify_chunk(chunk: Path) -> None:
+    """Raises StoreError when a chunk is not done or one of its small files is damaged."""
+    verify(chunk, read_json(chunk / "done.json", "train")["files"], "train")
+
+
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Holds a lock file; it goes with the process. Held by another: waits, or raises StoreError naming the owner."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from repbias_jax.measure import COLUMNS, Results
+from repbias_jax.results import COLUMNS, Results
 
 SEEDS = range(16)
 

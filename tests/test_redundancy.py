@@ -10,7 +10,7 @@ from made import SEEDS, Made
 
 from experiments import downstream, redundancy
 from repbias_jax import pipeline, planning
-from repbias_jax.measure import Results
+from repbias_jax.results import Results
 from repbias_jax.report import page
 from repbias_jax.statistics import judge
 from tests.faults import tiny

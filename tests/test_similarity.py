@@ -23,7 +23,7 @@ from experiments import similarity as experiment
 from repbias_jax import measure, pairs, planning, training
 from repbias_jax.config import Config, ConfigError, Keep, Model, Runtime, Task, dials_of, static_half
 from repbias_jax.data import DATA
-from repbias_jax.measure import COLUMNS, Results
+from repbias_jax.results import COLUMNS, Results
 from repbias_jax.population import Interrupted
 from repbias_jax.probes import PROBES
 from repbias_jax.probes import similarity as probe

@@ -27,8 +27,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.base import COLUMNS, SEEDS_OF_MAP
-from repbias_jax.config import Config, Experiment, Model, Preset
-from repbias_jax.measure import Results
+from repbias_jax.config import Config, Experiment, Preset
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
@@ -43,7 +45,7 @@ FACTORS = (("hidden layers", DEPTHS), ("units a layer", WIDTHS), ("activation fu
 EXPERIMENT = Experiment(
     name="architecture",
     title="Depth, width and activation function: what the gap depends on",
-    config=Config(model=Model(widths=(128,) * 4)),
+    config=Config(BinaryOptions(), MLPOptions(widths=(128,) * 4)),
     settings=(
         *((name, (("model.widths", (128,) * depth),)) for name, depth in DEPTHS.items()),
         *((name, (("model.widths", (width,) * 4),)) for name, width in WIDTHS.items() if name not in DEPTHS),

@@ -26,9 +26,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.base import COLUMNS, SEEDS_OF_MAP, SMOKE
-from repbias_jax.config import Config, Experiment, Overrides, Preset, Task
-from repbias_jax.data.binary import feature_names
-from repbias_jax.measure import Results
+from repbias_jax.config import Config, Experiment, Overrides, Preset
+from repbias_jax.data.binary import BinaryOptions, feature_names
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
@@ -42,7 +43,7 @@ COPIES = 5  # of the target's output, in the control
 def _setting(target: str, other: str = "", number: int = 0, copies: int = 1) -> Overrides:
     """Features and outputs: the target, the others, and last a copy of the target that no output reports."""
     features = (TARGETS[target], *(OTHERS[other][0] if other else "",) * number, TARGETS[target])
-    task = Task(features=features)
+    task = BinaryOptions(features=features)
     names = feature_names(task)
     return ("task.features", features), ("task.outputs", (names[0],) * copies + names[1:-1])
 
@@ -59,7 +60,7 @@ def cells() -> dict[str, tuple[str, str, int]]:
 EXPERIMENT = Experiment(
     name="competition",
     title="Alone or among others: what a feature loses to those that are asked for with it",
-    config=Config(task=Task(twins=False)),
+    config=Config(BinaryOptions(twins=False), MLPOptions()),
     settings=(
         *((name, _setting(*cell)) for name, cell in cells().items()),
         *((f"{target}_same", _setting(target, copies=COPIES)) for target in TARGETS),

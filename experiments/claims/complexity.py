@@ -26,8 +26,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.base import COLUMNS, SMOKE
-from repbias_jax.config import Config, Experiment, Keep, Preset
-from repbias_jax.measure import Results
+from repbias_jax.config import Config, Experiment, Preset
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
@@ -48,7 +50,7 @@ DENSE = (
 EXPERIMENT = Experiment(
     name="complexity",
     title="Easy against hard features: which fills the representation?",
-    config=Config(keep=Keep(every=0)),
+    config=Config(BinaryOptions(), MLPOptions()),
     settings=(
         ("joint", ()),
         ("squared", (("training.loss", "squared"),)),

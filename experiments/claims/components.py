@@ -32,7 +32,9 @@ import pandas as pd
 
 from experiments.base import COLUMNS, PRESETS
 from repbias_jax.config import Config, Experiment
-from repbias_jax.measure import Results
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.probes.components import SHOWN, TOP
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
@@ -44,7 +46,7 @@ EASY, HARD = "parity1", "parity4"
 EXPERIMENT = Experiment(
     name="components",
     title="Principal components and single units: where the easy and the hard feature are",
-    config=Config(),
+    config=Config(BinaryOptions(), MLPOptions()),
     settings=(("joint", ()),),
     columns=COLUMNS,
     probes=("variance", "components", "truncation", "units"),

@@ -29,7 +29,9 @@ import pandas as pd
 
 from experiments.base import COLUMNS, PRESETS
 from repbias_jax.config import Config, Experiment
-from repbias_jax.measure import Results
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn
@@ -44,7 +46,7 @@ FOLLOW = "conflicts that follow easy (share)"
 EXPERIMENT = Experiment(
     name="downstream",
     title="A classifier on top: which of two equally predictive features does it rely on?",
-    config=Config(),
+    config=Config(BinaryOptions(), MLPOptions()),
     settings=(("joint", ()),),
     columns=COLUMNS,
     probes=("variance", "transfer"),

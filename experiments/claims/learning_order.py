@@ -37,8 +37,10 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from repbias_jax.config import Config, Experiment, Keep, Preset, Task, Training
-from repbias_jax.measure import Results
+from repbias_jax.config import Config, Experiment, Keep, Preset, Training
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
@@ -61,7 +63,8 @@ EXPERIMENT = Experiment(
     name="learning_order",
     title="Learned first: does the order of learning decide what fills the representation?",
     config=Config(
-        task=Task(num_probe=1024),  # half of what others keep, for snapshots every 640 steps in 5 GB
+        BinaryOptions(num_probe=1024),  # half of what others keep, for snapshots every 640 steps in 5 GB
+        MLPOptions(),
         training=Training(
             epochs=TOTAL, phase_ends=ENDS, loss_weights=((1.0, 1.0),) * len(ENDS), dense=(SWITCH, SWITCH + RAMP / TOTAL)
         ),

@@ -43,7 +43,9 @@ import pandas as pd
 
 from experiments.base import SMOKE
 from repbias_jax.config import Config, Experiment, Overrides, Preset
-from repbias_jax.measure import Results
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Drawn, Figure
@@ -95,7 +97,7 @@ SETTINGS = (
 EXPERIMENT = Experiment(
     name="optimizer",
     title="Optimizer, learning rate, dropout and init scale: where the gap shrinks and where it turns around",
-    config=Config(),
+    config=Config(BinaryOptions(), MLPOptions()),
     settings=SETTINGS,
     seed_caps=tuple((name, SEEDS_ELSEWHERE) for name, _ in SETTINGS if name not in (*SHRINKS, *REVERSES)),
     columns=(("all", ()),),

@@ -33,8 +33,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.base import COLUMNS, SEEDS_OF_MAP, SMOKE
-from repbias_jax.config import Config, Experiment, Preset, Task, Training
-from repbias_jax.measure import Results
+from repbias_jax.config import Config, Experiment, Preset, Training
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.probes.balance import natural_r2
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
@@ -49,7 +51,9 @@ NATURAL = {"n25": 0.25, "n05": 0.05}
 EXPERIMENT = Experiment(
     name="prevalence",
     title="Frequent against rare features: does prevalence decide what fills the representation?",
-    config=Config(task=Task(features=("parity2", "parity2"), num_train=16384), training=Training(epochs=80)),
+    config=Config(
+        BinaryOptions(features=("parity2", "parity2"), num_train=16384), MLPOptions(), training=Training(epochs=80)
+    ),
     settings=(
         *((name, (("task.prevalence", (0.5, p)),)) for name, p in PREVALENCES.items()),
         *((name, (("task.exposure", (1.0, e)),)) for name, e in EXPOSURES.items()),

@@ -44,8 +44,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.base import COLUMNS, SMOKE
-from repbias_jax.config import Config, Experiment, Keep, Overrides, Preset
-from repbias_jax.measure import Results
+from repbias_jax.config import Config, Experiment, Overrides, Preset
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
@@ -66,7 +68,7 @@ def _redundant(easy: float) -> Overrides:
 EXPERIMENT = Experiment(
     name="redundancy",
     title="Needed or not: what a network can be read for, and what it relies on",
-    config=Config(keep=Keep(every=0)),
+    config=Config(BinaryOptions(), MLPOptions()),
     settings=(
         ("target_easy", (("task.outputs", (EASY,)),)),
         ("target_hard", (("task.outputs", (HARD,)), *ALONG)),

@@ -40,7 +40,9 @@ import pandas as pd
 
 from experiments.base import COLUMNS, PRESETS
 from repbias_jax.config import Config, Experiment, Keep
-from repbias_jax.measure import Results
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.probes.similarity import MEASURES, noise_ceiling
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
@@ -56,7 +58,7 @@ SESOI, SESOI_SPREAD = 0.05, float(np.log(1.1))
 EXPERIMENT = Experiment(
     name="similarity",
     title="How alike are models of both features and models of one?",
-    config=Config(keep=Keep(shared=True)),
+    config=Config(BinaryOptions(), MLPOptions(), keep=Keep(shared=True)),
     settings=(
         (BOTH, ()),
         (EASY_ONLY, (("task.outputs", (EASY,)),)),

@@ -33,7 +33,9 @@ import pandas as pd
 
 from experiments.base import COLUMNS, PRESETS
 from repbias_jax.config import Config, Experiment
-from repbias_jax.measure import Results
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
 from repbias_jax.probes.steering import DOSES
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
@@ -48,7 +50,7 @@ SITES = {"before_last": "before the penultimate layer", "last_hidden": "penultim
 EXPERIMENT = Experiment(
     name="steering",
     title="Steering: what a push along a feature's vector does to each output",
-    config=Config(),
+    config=Config(BinaryOptions(), MLPOptions()),
     settings=(("joint", ()),),
     columns=COLUMNS,
     probes=("variance", "steering"),
