@@ -50,7 +50,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from experiments.process import commit
+from experiments.command import commit
 from experiments.subjects import LEARNING_RATE, config_of
 from experiments.teams import (
     ROOT,

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from experiments.process import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten, record
+from experiments.command import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten, record
 from repbias_jax import anyone, store
 from repbias_jax.anyone import described
 from repbias_jax.config import ConfigError

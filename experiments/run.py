@@ -17,8 +17,9 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from experiments import EXPERIMENTS, request
-from experiments.process import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten, record
+from experiments import command
+from experiments.claims import EXPERIMENTS
+from experiments.command import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten, record
 from experiments.run_all import Job, run_all, write_card
 from repbias_jax import pipeline, planning, store
 from repbias_jax.config import ConfigError, Experiment, describe_type, fields_of
@@ -29,7 +30,7 @@ from repbias_jax.report import tables
 HEARTBEAT = 30  # seconds of silence after which the processes of a distributed job give one of them up
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("experiment", None, f"name of an experiment, or {request.ALL}: every one and a score card")
+flags.DEFINE_string("experiment", None, f"name of an experiment, or {command.ALL}: every one and a score card")
 flags.DEFINE_string("workdir", None, "folder for results; the experiment gets its own folder in it")
 flags.DEFINE_string("preset", "full", "size of the experiment")
 flags.DEFINE_integer("num_seeds", None, "seeds of every setting that has no cap; by default the preset's")
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         jobs, stages, share = _read(arguments[1:])
         if FLAGS.only_print:
-            print("\n".join(request.cost_lines([job.plan for job in jobs])))
+            print("\n".join(command.cost_lines([job.plan for job in jobs])))
             return DONE
         stop, recorded = catch_signals(), record()
 
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
             seconds = FLAGS.checkpoint_seconds
             return pipeline.run(job.plan, job.module, job.folder, stages, stop, recorded, seconds, share)
 
-        if FLAGS.experiment != request.ALL:
+        if FLAGS.experiment != command.ALL:
             return _end_one(jobs[0], run_one(jobs[0]))
         return _end_all(jobs, run_all(jobs, run_one, stop), stages)
     except ConfigError as error:
@@ -121,16 +122,16 @@ def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, in
     dotted = [a for a in arguments if a.startswith("--config.")]
     if extra := [a for a in arguments if a not in dotted]:
         raise ConfigError(f"unexpected argument {extra[0]}; flags are written --name=value")
-    names, stages = request.names_of(_required("experiment")), request.stages_of(FLAGS.stage)
+    names, stages = command.names_of(_required("experiment")), command.stages_of(FLAGS.stage)
     for flag in ("reference", "distributed"):
-        if FLAGS.experiment == request.ALL and FLAGS[flag].value:
-            raise ConfigError(f"--{flag} needs one experiment, not --experiment={request.ALL}")
+        if FLAGS.experiment == command.ALL and FLAGS[flag].value:
+            raise ConfigError(f"--{flag} needs one experiment, not --experiment={command.ALL}")
     experiments = {}
     for name in names:
         with _named(name):
-            experiments[name] = request.assemble(EXPERIMENTS[name], FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted)
+            experiments[name] = command.assemble(EXPERIMENTS[name], FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted)
     folders = {name: Path(_required("workdir")) / name for name in names}
-    share = request.share_of(FLAGS.shard, {} if FLAGS.distributed else os.environ)
+    share = command.share_of(FLAGS.shard, {} if FLAGS.distributed else os.environ)
     _start_jax(list(folders.values()), stages, share)
     jobs = []
     for name in names:
@@ -143,7 +144,7 @@ def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, in
 def _required(name: str) -> str:
     value = FLAGS[name].value
     if not value:
-        raise ConfigError(f"--{name} is missing" + (f"; known: {request.known()}" if name == "experiment" else ""))
+        raise ConfigError(f"--{name} is missing" + (f"; known: {command.known()}" if name == "experiment" else ""))
     return value
 
 
@@ -153,7 +154,7 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}" if FLAGS.experiment == request.ALL else str(error)) from error
+        raise ConfigError(f"{name}: {error}" if FLAGS.experiment == command.ALL else str(error)) from error
 
 
 def _start_jax(folders: Sequence[Path], stages: Sequence[str], share: tuple[int, int]) -> None:

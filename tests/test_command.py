@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import EXPERIMENTS, request
+from experiments.claims import EXPERIMENTS
+from experiments.command import assemble
 from repbias_jax import planning
 from repbias_jax.config import Config, ConfigError, fields_of, override
 
@@ -134,17 +135,17 @@ def test_own_optimizer_takes_the_place_of_the_columns(call, tmp_path):
     assert status == 0
     assert "chosen.joint" in out
     assert "sgd" not in out
-    made = request.assemble(EXPERIMENTS["complexity"], "full", None, 0, ["--config.optimizer.name=adam"])
+    made = assemble(EXPERIMENTS["complexity"], "full", None, 0, ["--config.optimizer.name=adam"])
     assert {c.optimizer.name for c in made.configs().values()} == {"adam"}
     assert {c.training.epochs for c in made.configs().values()} == {160}  # tuned lengths were for SGD
 
 
 def test_presets_and_tuned_settings():
-    full = request.assemble(EXPERIMENTS["complexity"], "full", None, 0, []).configs()
+    full = assemble(EXPERIMENTS["complexity"], "full", None, 0, []).configs()
     assert full["sgd.joint"].optimizer.learning_rate == 0.1
     assert full["sgd.ladder"].training.epochs == 320
     assert full["adam.ladder"].optimizer.learning_rate == 3e-4
-    longer = request.assemble(EXPERIMENTS["complexity"], "full", 3, 7, ["--config.training.epochs=5"])
+    longer = assemble(EXPERIMENTS["complexity"], "full", 3, 7, ["--config.training.epochs=5"])
     assert (longer.num_seeds, longer.seed) == (3, 7)
     assert {c.training.epochs for c in longer.configs().values()} == {5}
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 import repbias_jax
-from experiments import EXPERIMENTS
+from experiments.claims import EXPERIMENTS
 from repbias_jax.config import flatten
 
 PACKAGE = ROOT / "repbias_jax"

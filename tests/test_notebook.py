@@ -9,7 +9,8 @@ from conftest import ROOT
 from nbclient import NotebookClient
 from test_documents import README
 
-from experiments import EXPERIMENTS, scorecard
+from experiments import scorecard
+from experiments.claims import EXPERIMENTS
 
 SCRIPT = ROOT / "experiments" / "notebooks" / "reproduce.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")

@@ -9,8 +9,8 @@ import pytest
 from looks import assert_readable
 from made import Made
 
-from experiments import EXPERIMENTS, optimizer
-from experiments.request import assemble
+from experiments.claims import EXPERIMENTS, optimizer
+from experiments.command import assemble
 from experiments.run import help_text
 from repbias_jax import pipeline, planning, population
 from repbias_jax.config import ConfigError, Runtime

@@ -32,7 +32,7 @@ Expected after the paper: a gap that grows with rarity.
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SEEDS_OF_MAP, SMOKE
+from experiments.claims.base import COLUMNS, SEEDS_OF_MAP, SMOKE
 from repbias_jax.config import Config, Experiment, Preset, Task, Training
 from repbias_jax.measure import Results
 from repbias_jax.probes.balance import natural_r2

@@ -43,7 +43,7 @@ Expected after the paper: easy above hard; target up, others down but not to cha
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SMOKE
+from experiments.claims.base import COLUMNS, SMOKE
 from repbias_jax.config import Config, Experiment, Keep, Overrides, Preset
 from repbias_jax.measure import Results
 from repbias_jax.report import contrasts

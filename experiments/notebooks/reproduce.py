@@ -47,7 +47,8 @@ if "google.colab" in sys.modules:
 from IPython.display import Image, Markdown, display
 
 import repbias_jax
-from experiments import EXPERIMENTS, complexity, scorecard
+from experiments import scorecard
+from experiments.claims import EXPERIMENTS, complexity
 from repbias_jax.report import card
 
 # %matplotlib inline

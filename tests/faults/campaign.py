@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.process import record
+from experiments.command import record
 from repbias_jax import store
 
 ROOT = Path(__file__).parent.parent.parent
