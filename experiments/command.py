@@ -1,14 +1,9 @@
-"""What the commands share: exit codes, signals, the record for the manifest, and reading of arguments. Flags stay in `run`."""
+"""What the commands share: exit codes, signals, and the reading of arguments. Flags stay in `run`."""
 
-import dataclasses
-import importlib.metadata
 import os
-import platform
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,10 +12,10 @@ from absl import logging
 
 from experiments.claims import EXPERIMENTS
 from repbias_jax import pipeline, planning
-from repbias_jax.config import ConfigError, Experiment, Preset, override, override_all
+from repbias_jax.config import ConfigError, Experiment
+from repbias_jax.selection import select
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "scipy", "pandas", "matplotlib")
 ALL = "ALL"  # the name that stands for every experiment
 
 
@@ -57,22 +52,6 @@ def complain(message: str, status: int = BAD_INPUT) -> int:
     return status
 
 
-def record() -> dict[str, Any]:
-    """Versions, machine and commit, for the manifest."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return {**versions, "python": platform.python_version(), "devices": devices, "commit": commit()}
-
-
-def commit() -> str:
-    """What `git describe` says of this checkout."""
-    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return "not a checkout"
-
-
 def names_of(asked: str) -> list[str]:
     """Names of the experiments that `--experiment` stands for.
 
@@ -89,58 +68,23 @@ def known() -> str:
     return ", ".join([*EXPERIMENTS, ALL])
 
 
-def assemble(module: ModuleType, preset_name: str, num_seeds: int | None, seed: int, dotted: Sequence[str]) -> Experiment:
-    """The experiment as asked for: its preset, then the user's overrides.
+def assemble(
+    module: ModuleType, preset: str, num_seeds: int | None, seed: int, dotted: Sequence[str],
+    settings: Sequence[str] = (), conditions: Sequence[str] = (),
+) -> Experiment:  # fmt: skip
+    """The experiment as the command line describes it.
 
     Raises:
       ConfigError: unknown preset or name, bad value, or an override of a field that the settings sweep.
     """
-    experiment: Experiment = module.EXPERIMENT
-    presets = dict(experiment.presets)
-    if preset_name not in presets:
-        raise ConfigError(f"unknown --preset={preset_name}; known: {', '.join(presets)}")
-    preset: Preset = presets[preset_name]
-    settings = [s for s in experiment.settings if not preset.settings or s[0] in preset.settings]
-    columns = [c for c in experiment.columns if not preset.columns or c[0] in preset.columns]
-    own = [_change(experiment, preset, settings, argument) for argument in dotted]
-    if any(name in dict(compared) for name, _ in own for _, compared in columns):
-        # One column compares another value of this field: what the user asks for takes the place of all columns.
-        columns = [("chosen", ())]
-    fixed = dict([*preset.overrides, *own])
-    variant = [experiment.variant] if experiment.variant else []
-    variant += [] if preset_name == "full" else [f"preset {preset_name}"]
-    variant += [a.removeprefix("--") for a in dotted]
-
-    def without(named):
-        return tuple((name, tuple((n, v) for n, v in own if n not in fixed)) for name, own in named)
-
-    return dataclasses.replace(
-        experiment,
-        config=override_all(experiment.config, fixed),
-        settings=without(settings),
-        columns=tuple(columns),
-        tuned=without(experiment.tuned),
-        num_seeds=preset.num_seeds if num_seeds is None else num_seeds,
-        seed_caps=tuple((name, cap) for name, cap in experiment.seed_caps if name in dict(settings)),
-        seed=seed,
-        variant=", ".join(variant),
-    )
+    return select(module.EXPERIMENT, preset, num_seeds, seed, dict(map(_change, dotted)), settings, conditions)
 
 
-def _change(experiment: Experiment, preset: Preset, settings: Sequence, argument: str) -> tuple[str, str]:
-    """`--config.NAME=VALUE` as name and text, checked."""
+def _change(argument: str) -> tuple[str, str]:
+    """`--config.NAME=VALUE` as name and text."""
     name, sign, text = argument.removeprefix("--config.").partition("=")
     if not sign:
         raise ConfigError(f"{argument}: expected {argument}=VALUE")
-    override(experiment.config, name, text)
-    if name in ("task.features", "task.outputs"):
-        raise ConfigError(
-            f"--config.{name}: the claims of {experiment.name} name the features they are about; other features need an "
-            "experiment of their own (BUILD.md)"
-        )
-    sweeping = [s for s, own in settings if name in dict(own) and name not in dict(preset.overrides)]
-    if sweeping:
-        raise ConfigError(f"--config.{name}: swept by the settings {', '.join(sweeping)}, and cannot be overridden")
     return name, text
 
 

@@ -19,12 +19,13 @@ from absl import app, flags
 
 from experiments import command
 from experiments.claims import EXPERIMENTS
-from experiments.command import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten, record
+from experiments.command import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten
 from experiments.run_all import Job, run_all, write_card
 from repbias_jax import pipeline, planning, store
 from repbias_jax.config import ConfigError, Experiment, describe_type, fields_of
 from repbias_jax.measure import Results
 from repbias_jax.population import Interrupted
+from repbias_jax.provenance import record
 from repbias_jax.report import tables
 
 HEARTBEAT = 30  # seconds of silence after which the processes of a distributed job give one of them up

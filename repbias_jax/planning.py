@@ -36,8 +36,8 @@ class Plan(NamedTuple):
         return population.chunks_of(self.groups, self.layout)
 
 
-def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list[Group], Runtime]:
-    """Checks types, ranges, names and shapes; nothing is written.
+def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[str, Config], list[Group], Runtime]:
+    """Checks types, ranges, names and shapes; nothing is written. `lanes`: 0 for the backend's number.
 
     Raises:
       ConfigError: what was wrong, what was expected and where.
@@ -57,7 +57,9 @@ def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list
     for name in experiment.probes:
         if name not in PROBES:
             raise ConfigError(f"unknown probe {name}; known: {', '.join(PROBES)}")
-    runtime = Runtime(backend, LANES.get(backend, 8))
+    if lanes < 0:
+        raise ConfigError(f"--lanes={lanes}: expected at least 1, or 0 for the backend's number")
+    runtime = Runtime(backend, lanes or LANES.get(backend, 8))
     configs = experiment.configs()
     for name in (experiment.name, *configs):
         safe_name(name, "experiment and settings")  # they name folders
