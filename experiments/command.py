@@ -12,7 +12,7 @@ from absl import logging
 
 from experiments.claims import EXPERIMENTS
 from repbias_jax import pipeline, planning
-from repbias_jax.config import ConfigError, Experiment
+from repbias_jax.config import Config, ConfigError, Experiment, describe_type, fields_of, flatten
 from repbias_jax.selection import select
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
@@ -86,6 +86,42 @@ def _change(argument: str) -> tuple[str, str]:
     if not sign:
         raise ConfigError(f"{argument}: expected {argument}=VALUE")
     return name, text
+
+
+def experiment_help(experiment: Experiment) -> list[str]:
+    """The presets of an experiment, its settings and conditions, and every dotted name that it can set."""
+    base, own = flatten(Config()), flatten(experiment.config)
+    different = [f"{name}={_text(own[name])}" for name in own if own[name] != base.get(name)]
+    lines = ["", f"Experiment {experiment.name}: {experiment.title}"]
+    for name, size in experiment.presets:
+        chosen = f"{', '.join(size.settings) or 'all settings'}; {', '.join(size.columns) or 'all conditions'}"
+        lines.append(f"  --preset={name}: {size.num_seeds} seeds; {chosen}")
+        lines += [f"    changes {', '.join(f'{n}={_text(v)}' for n, v in size.overrides)}"] if size.overrides else []
+    for cap in sorted({cap for _, cap in experiment.seed_caps}):
+        capped = [setting for setting, limit in experiment.seed_caps if limit == cap]
+        lines.append(f"  at most {cap} seeds: {', '.join(capped)}")
+    lines.append(f"  --settings: {', '.join(name for name, _ in experiment.settings)}")
+    lines.append(f"  --conditions: {', '.join(name for name, _ in experiment.columns)}")
+    lines.append(f"  defaults that differ from the library's: {'; '.join(different) or 'none'}")
+    lines.append("  dotted names (type, unit, range; default here):")
+    for name, (kind, field) in fields_of(experiment.config).items():
+        facts = [describe_type(kind), field.metadata["unit"], _range(field.metadata)]
+        described = ", ".join(fact for fact in facts if fact)
+        lines.append(f"    --config.{name}  {field.metadata['doc']} ({described}; {_text(own[name]) or 'empty'})")
+    return lines
+
+
+def _text(value: Any) -> str:
+    """A value as it is written on a command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _range(bounds: Mapping[str, Any]) -> str:
+    """`>= 0 and < 1`, or the choices there are; empty where any value will do."""
+    if "choices" in bounds:
+        return "one of " + " ".join(bounds["choices"])
+    signs = (("low", ">="), ("above", ">"), ("high", "<="), ("below", "<"))
+    return " and ".join(f"{sign} {bounds[key]:g}" for key, sign in signs if key in bounds)
 
 
 def stages_of(asked: Sequence[str]) -> list[str]:

@@ -149,7 +149,7 @@ def test_the_grid_is_four_rules_three_rates_three_dropouts_and_a_line():
     assert planning.estimate(plan)["runs"] == 7 * optimizer.SEEDS + 33 * optimizer.SEEDS_ELSEWHERE
     read = set(configs) - set(plan.layout.caps)
     assert read == {f"all.{name}" for name in (*optimizer.SHRINKS, *optimizer.REVERSES)}
-    assert "at most 4 seeds: sgd_3e-2_d0, " in help_text()
+    assert "at most 4 seeds: sgd_3e-2_d0, " in help_text("optimizer")
 
 
 def test_hatched_is_what_was_not_learned():
