@@ -22,6 +22,7 @@ PLAIN = Experiment(
 
 
 def times(folder):
+    """When each file was written, but for the locks."""
     return {
         path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and not path.name.endswith("lock")
     }

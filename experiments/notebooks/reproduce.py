@@ -60,7 +60,7 @@ from repbias_jax.report import card
 # Eight networks take a few minutes on two cores. They show the effect and are too few for a verdict: that takes twelve.
 
 # %%
-results = repbias_jax.run(complexity, WORKDIR, conditions=["sgd"], **SIZE)
+results = repbias_jax.run(complexity, WORKDIR, **SIZE)
 sites = results.sites("sgd.joint")
 for feature in ("parity1", "parity4"):
     for seed in results.values("sgd.joint", "r2", feature).index:
