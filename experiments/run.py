@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> list[str]:
 def help_text(name: str = "") -> str:
     """The commands, flags and experiments, one line each; with `name`, also what that experiment can set."""
     lines = ["Commands:", *(f"  {line:<38} {what}" for line, what in COMMANDS), "", "Flags of experiments.run:"]
-    for flag in FLAGS.flags_by_module_dict()[FLAGS.find_module_defining_flag("experiment")]:
+    for flag in FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("experiment"))]:
         lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default_as_str or 'none'})")
     lines += ["  --config.NAME=VALUE: changes a value; --experiment=X --help lists the names", "", "Experiments:"]
     lines += [f"  {key:<16} {module.EXPERIMENT.title}" for key, module in EXPERIMENTS.items()]

@@ -7,7 +7,7 @@ from repbias_jax.anyone import probe_activations
 from repbias_jax.measure import Results, load
 from repbias_jax.probes.variance import variance_explained
 
-__all__ = ["Results", "load", "probe_activations", "run", "variance_explained"]
+__all__ = ["Results", "load", "probe_activations", "run", "variance_explained"]  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
 _LAZY = {"run": "repbias_jax.api"}  # imported when first used
 
