@@ -9,7 +9,7 @@ setup(
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["repbias_jax*", "experiments*"]),
+    packages=find_packages(include=["repbias_jax*"]),
     package_data={"repbias_jax.report": ["*.html"]},
     python_requires=">=3.11",
     install_requires=[

@@ -50,7 +50,6 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from experiments.process import commit
 from experiments.subjects import LEARNING_RATE, config_of
 from experiments.teams import (
     ROOT,
@@ -67,6 +66,7 @@ from experiments.teams import (
 )
 from repbias_jax import store
 from repbias_jax.planning import LANES
+from repbias_jax.provenance import commit
 
 COLUMNS = ("part", "name", "quantity", "unit", "rounds", "min", "median", "max")
 CORES = 2

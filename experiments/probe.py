@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from experiments.process import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten, record
+from experiments.command import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten
 from repbias_jax import anyone, store
 from repbias_jax.anyone import described
 from repbias_jax.config import ConfigError
@@ -28,6 +28,7 @@ from repbias_jax.external import read_arrays
 from repbias_jax.external_features import Feature, features_of, read_columns
 from repbias_jax.measure import COLUMNS
 from repbias_jax.population import Interrupted
+from repbias_jax.provenance import record
 from repbias_jax.report import probed
 
 MAX_SITES = 24

@@ -288,11 +288,19 @@ class Experiment:
     variant: str = ""
 
     def configs(self) -> dict[str, Config]:
-        """The configuration of every setting, by its full name `column.setting`."""
+        """The configuration of every setting, by its full name `column.setting`.
+
+        Raises:
+          ConfigError: a setting and a column change the same field, so that one would silently undo the other.
+        """
         tuned, configs = dict(self.tuned), {}
         for column, changes in self.columns:
             for setting, own in self.settings:
                 name = f"{column}.{setting}"
+                if clash := sorted(dict(own).keys() & dict(changes).keys()):
+                    raise ConfigError(
+                        f"condition {column} and setting {setting} both change config.{clash[0]}: expected one"
+                    )
                 configs[name] = override_all(self.config, dict((*own, *changes, *tuned.get(name, ()))))
         return configs
 
@@ -425,6 +433,8 @@ def _read(name: str, kind: Any, text: str) -> Any:
         return text.lower() == "true"
     if kind is float and text.lower() in ("nan", "inf", "-inf"):
         return float(text)
+    if re.search(r"\b0[xXbBoO]|\d_", text):
+        raise ConfigError(f"config.{name}={text}: expected {describe_type(kind)}, in decimal digits without separators")
     try:
         value = ast.literal_eval(text) if text else ()
     except (ValueError, SyntaxError) as error:

@@ -1,4 +1,4 @@
-"""Which code and which library versions trained a chunk.
+"""Which code and which library versions trained a chunk, and what a manifest records of the program and the machine.
 
 The digest covers the syntax trees, without docstrings and comments, of the modules that a setting's training runs through:
 `training` and what it imports of the package, with the generator and the model that the setting uses, not those of others.
@@ -6,10 +6,15 @@ The digest covers the syntax trees, without docstrings and comments, of the modu
 
 import ast
 import functools
-import importlib.util
 import importlib.metadata
+import importlib.util
+import platform
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from repbias_jax import store
 from repbias_jax.config import Static
@@ -17,6 +22,7 @@ from repbias_jax.data import DATA
 from repbias_jax.models import MODELS
 
 VERSIONS = ("jax", "flax", "optax")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "scipy", "pandas", "matplotlib")
 REGISTRIES = ("repbias_jax.data", "repbias_jax.models")  # they import every family
 
 
@@ -89,3 +95,19 @@ def syntax_of(source: str) -> str:
             if isinstance(body[0].value.value, str):
                 node.body = body[1:]
     return ast.dump(tree)
+
+
+def record() -> dict[str, Any]:
+    """Versions, machine and commit, for the manifest: recorded, never compared."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {**versions, "python": platform.python_version(), "devices": devices, "commit": commit()}
+
+
+def commit() -> str:
+    """What `git describe` says of this checkout."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return "not a checkout"

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from conftest import DEVICES, ROOT, line_of
 
-from experiments import EXPERIMENTS, scorecard, targets
+from experiments import scorecard, targets
+from experiments.claims import EXPERIMENTS
 from repbias_jax import store
 from repbias_jax.report import card, tables
 from repbias_jax.statistics import summarise

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from made import SEEDS, Made
 
-from experiments import downstream, redundancy
+from experiments.claims import downstream, redundancy
 from repbias_jax import pipeline, planning
 from repbias_jax.results import Results
 from repbias_jax.report import page

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 import repbias_jax
-from experiments import complexity
+from experiments.claims import complexity
 from repbias_jax.config import Experiment
 from repbias_jax.report import figures, page, tables
 

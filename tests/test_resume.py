@@ -118,7 +118,7 @@ def test_a_signal_saves_and_exits_75(cache, smoke, tmp_path):
 
 def test_a_second_signal_exits_at_once():
     code = (
-        "import os, signal; from experiments.process import catch_signals; stop = catch_signals();"
+        "import os, signal; from experiments.command import catch_signals; stop = catch_signals();"
         "os.kill(os.getpid(), signal.SIGTERM); print(stop(), flush=True); os.kill(os.getpid(), signal.SIGINT); print(0)"
     )
     done = subprocess.run(

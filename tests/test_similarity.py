@@ -18,8 +18,8 @@ from rsatoolbox.rdm.transform import sqrt_transform
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import rankdata
 
-from experiments import request
-from experiments import similarity as experiment
+from experiments.claims import similarity as experiment
+from experiments.command import assemble
 from repbias_jax import measure, pairs, planning, training
 from repbias_jax.config import Config, ConfigError, Keep, Model, Runtime, Task, dials_of, static_half
 from repbias_jax.data import DATA
@@ -344,7 +344,7 @@ def folder(smokes):
 
 @pytest.fixture(scope="module")
 def chunks(folder):
-    smoke = request.assemble(experiment, "smoke", None, 0, [])
+    smoke = assemble(experiment, "smoke", None, 0, [])
     return planning.place(smoke, planning.check(smoke, "cpu"), folder, DEVICES).chunks
 
 

@@ -15,7 +15,8 @@ import zarr
 from conftest import DEVICES, ROOT
 
 import repbias_jax
-from experiments import EXPERIMENTS, request
+from experiments.claims import EXPERIMENTS
+from experiments.command import assemble
 from repbias_jax import external, pipeline, planning, population, store
 from repbias_jax.measure import COLUMNS
 from repbias_jax.store import StoreError
@@ -217,7 +218,7 @@ def test_a_stage_is_not_run_on_stale_files(command, copy, tmp_path):
 
 
 def test_a_full_disk_is_refused_at_the_start_and_named_later(copy, tmp_path, monkeypatch):
-    experiment = request.assemble(EXPERIMENTS["complexity"], "smoke", None, 0, [])
+    experiment = assemble(EXPERIMENTS["complexity"], "smoke", None, 0, [])
     folder = tmp_path / "other" / "complexity"
     plan = planning.place(experiment, planning.check(experiment, "cpu"), folder, DEVICES)
     usage = store.shutil.disk_usage(tmp_path)

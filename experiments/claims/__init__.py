@@ -1,11 +1,11 @@
 """The experiments, by name: each a module with `EXPERIMENT`, `claims(results, column)` and `figures(results)`.
 
-Add one: a file, and a line here.
+Add one: a file beside this one, and a line here.
 """
 
 from types import ModuleType
 
-from experiments import (
+from experiments.claims import (
     architecture,
     competition,
     complexity,

@@ -26,7 +26,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SEEDS_OF_MAP
+from experiments.claims.base import COLUMNS, SEEDS_OF_MAP
 from repbias_jax.config import Config, Experiment, Preset
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions

@@ -25,7 +25,7 @@ Expected after the paper: less variance among others.
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SEEDS_OF_MAP, SMOKE
+from experiments.claims.base import COLUMNS, SEEDS_OF_MAP, SMOKE
 from repbias_jax.config import Config, Experiment, Overrides, Preset
 from repbias_jax.data.binary import BinaryOptions, feature_names
 from repbias_jax.models.mlp import MLPOptions

@@ -25,7 +25,7 @@ Cost and outcome of the reference run: `experiments/results/complexity/manifest.
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SMOKE
+from experiments.claims.base import COLUMNS, SMOKE
 from repbias_jax.config import Config, Experiment, Preset
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions

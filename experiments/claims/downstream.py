@@ -27,7 +27,7 @@ Expected after the paper: most conflicts follow easy.
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, PRESETS
+from experiments.claims.base import COLUMNS, PRESETS
 from repbias_jax.config import Config, Experiment
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions

@@ -41,7 +41,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.base import SMOKE
+from experiments.claims.base import SMOKE
 from repbias_jax.config import Config, Experiment, Overrides, Preset
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions

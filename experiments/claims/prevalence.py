@@ -32,7 +32,7 @@ Expected after the paper: a gap that grows with rarity.
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SEEDS_OF_MAP, SMOKE
+from experiments.claims.base import COLUMNS, SEEDS_OF_MAP, SMOKE
 from repbias_jax.config import Config, Experiment, Preset, Training
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions

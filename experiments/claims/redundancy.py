@@ -43,7 +43,7 @@ Expected after the paper: easy above hard; target up, others down but not to cha
 import numpy as np
 import pandas as pd
 
-from experiments.base import COLUMNS, SMOKE
+from experiments.claims.base import COLUMNS, SMOKE
 from repbias_jax.config import Config, Experiment, Overrides, Preset
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
