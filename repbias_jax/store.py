@@ -251,7 +251,7 @@ def _difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a chunk, synchronous, the last two kept; `structure.json` beside them says what they are made of."""
+    """The checkpoints of a chunk, synchronous, the last two kept. `structure.json` beside them says what they hold."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
@@ -392,7 +392,7 @@ class Activations:
         Args:
           sites: by name, the steps of its snapshots, examples N and units D.
           size: runs, runs of a piece and examples.
-          factors: of the arrays `[run, example]` of factors: by name, how many values each has; of names alone, at most 128.
+          factors: names of the arrays `[run, example]` of factors, and how many values each has; of names alone, up to 128.
           coordinates: small arrays by name, with their dimensions' names.
           attributes: of the group.
         """

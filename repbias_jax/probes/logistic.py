@@ -196,8 +196,9 @@ def after(value: Array, *earlier: Array) -> Array:
     """`value`, and whatever follows from it, computed once `earlier` are there, whatever these are.
 
     Two batched factorisations of one program that do not depend on each other are run at once, on CPU each waits for
-    threads of one pool, and where the pool has two both wait for ever (seen with jaxlib 0.10.2). So they are made to. (An optimisation barrier is gone before the program is scheduled.) A NaN
-    among `earlier` is that of another fit, and stays there.
+    threads of one pool, and where the pool has two both wait for ever (seen with jaxlib 0.10.2). So they are made to, by
+    a value: an optimisation barrier is gone before the program is scheduled. A NaN among `earlier` is that of another
+    fit, and stays there.
     """
     if not earlier:
         return value
