@@ -47,8 +47,8 @@ def merge(folder: Path, name: str, chunks: Sequence[Chunk], probes: Sequence[str
     """Writes `results.csv` from the rows of all chunks, a row at a time, and those of pairs. Args: as in `measure`."""
     groups = {setting: chunk.group.name for chunk in chunks for setting in chunk.group.settings}
     found = [(name, groups[row[0]], *row) for row in pairs.compare(folder, chunks, probes, stop)]
-    rows = [store.read_table(folder / chunk.path / "rows.csv") for chunk in chunks]
-    store.write_table(folder / "results.csv", COLUMNS, heapq.merge(*rows, sorted(found, key=_order), key=_order))
+    with store.merged_rows([folder / chunk.path / "rows.csv" for chunk in chunks], folder, _order) as rows:
+        store.write_table(folder / "results.csv", COLUMNS, heapq.merge(rows, sorted(found, key=_order), key=_order))
 
 
 def measure(

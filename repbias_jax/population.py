@@ -280,7 +280,7 @@ class _Trainer:
         size = store.Size(len(self.chunk.runs), self.lanes, examples)
         activations.create(shapes, size, tuple(factors), coordinates, attributes)
         for name, values in factors.items():
-            activations.write(name, self.runs, self._real(devices.fetch(values)).astype(np.int8))
+            activations.write(name, self.runs, self._real(devices.fetch(values)))
         return activations
 
     def _look(self, step: int, data: Any, state: Any, curves: np.ndarray, activations: store.Activations) -> None:

@@ -106,11 +106,15 @@ def predict(readout: Readout, x: Array, present: Array | None = None) -> Array:
 
 
 def decided(logits: Array, present: Array | None = None) -> Array:
-    """The code with the largest logit, or for one column its sign. Args: `[F, J, N]`, `[F, J]`. Returns: int32 `[F, N]`."""
+    """The code with the largest logit, or for one column its sign. Args: `[F, J, N]`, `[F, J]`.
+
+    Returns: int32 `[F, N]`; -1 where a logit is no number, so that no code is made of it.
+    """
     if logits.shape[1] == 1:
-        return (logits[:, 0] > 0).astype(jnp.int32)
-    masked = logits if present is None else jnp.where(present[..., None], logits, -jnp.inf)
-    return jnp.argmax(masked, axis=1).astype(jnp.int32)
+        codes = logits[:, 0] > 0
+    else:
+        codes = jnp.argmax(logits if present is None else jnp.where(present[..., None], logits, -jnp.inf), axis=1)
+    return jnp.where(jnp.isnan(logits).any(1), -1, codes.astype(jnp.int32))
 
 
 def folds(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,12 +193,17 @@ def _solve(product, near: Array, target: Array) -> Array:
 
 
 def after(value: Array, *earlier: Array) -> Array:
-    """`value`, and whatever follows from it, computed once `earlier` are there; these are finite.
+    """`value`, and whatever follows from it, computed once `earlier` are there, whatever these are.
 
     Two batched factorisations of one program that do not depend on each other are run at once, on CPU each waits for
-    threads of one pool, and where the pool has two both wait for ever (seen with jaxlib 0.10.2). So they are made to.
+    threads of one pool, and where the pool has two both wait for ever (seen with jaxlib 0.10.2). So they are made to, by
+    a value: an optimisation barrier is gone before the program is scheduled. A NaN among `earlier` is that of another
+    fit, and stays there.
     """
-    return value + 0.0 * sum(jnp.sum(e.astype(jnp.float32)) for e in earlier)
+    if not earlier:
+        return value
+    total = jnp.asarray(sum(jnp.sum(e.astype(jnp.float32)) for e in earlier))
+    return value + 0.0 * jnp.where(jnp.isfinite(total), total, 0.0)
 
 
 def _log_loss(margins: Array) -> Array:

@@ -46,15 +46,16 @@ def balanced_accuracy(said: Array, codes: Array, num_values: int, kept: Array | 
     """Share that is right, the mean over the values that occur.
 
     Args:
-      said: int `[..., N]`.
+      said: int `[..., N]`; -1 where a readout says nothing, since its fit is no number.
       codes: the right ones, int `[..., N]` in 0..C-1.
       num_values: C.
       kept: boolean `[..., N]`, the examples that count; all, if not given.
 
     Returns:
-      `[...]` in 0 to 1; NaN where no example counts.
+      `[...]` in 0 to 1; NaN where no example counts, or nothing was said of one.
     """
     hot = one_hot(codes, num_values)
     hot = hot if kept is None else jnp.where(kept[..., None], hot, 0)
     counts, right = hot.sum(-2), jnp.where((said == codes)[..., None], hot, 0).sum(-2)
-    return jnp.sum(right / jnp.maximum(counts, 1), axis=-1) / jnp.sum(counts > 0, axis=-1, dtype=jnp.float32)
+    share = jnp.sum(right / jnp.maximum(counts, 1), axis=-1) / jnp.sum(counts > 0, axis=-1, dtype=jnp.float32)
+    return jnp.where(jnp.any(said < 0, axis=-1), jnp.nan, share)
