@@ -27,11 +27,8 @@ from repbias_jax.data import DATA
 from repbias_jax.population import Chunk, Interrupted, Layout
 from repbias_jax.probes import PROBES
 from repbias_jax.probes.moments import Measured, Side
+from repbias_jax.results import COLUMNS
 
-COLUMNS = (
-    "experiment", "group", "setting", "seed", "step", "site", "probe", "metric", "feature", "other", "at", "split",
-    "value", "reason",
-)  # fmt: skip
 MASTERY = 0.95  # accuracy of every class at which a feature counts as learned
 
 

@@ -16,7 +16,8 @@ from conftest import DEVICES, ROOT
 
 import repbias_jax
 from experiments import EXPERIMENTS, request
-from repbias_jax import external, pipeline, planning, population, store
+from repbias_jax import pipeline, planning, population, store
+from repbias_jax.external.arrays import read_arrays
 from repbias_jax.measure import COLUMNS
 from repbias_jax.store import StoreError
 
@@ -275,7 +276,7 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path, text):
 
 def test_our_own_activations_are_read_by_the_strict_reader(smoke):
     path = next(smoke.glob("sgd.joint*/chunk_000/activations.zarr"))
-    found = external.read_arrays(path)
+    found = read_arrays(path)
     for name in ("hidden_1", "factor.parity4", "seed"):
         np.testing.assert_array_equal(found[name], store.Activations(path).read(name))
 
