@@ -1,4 +1,4 @@
-"""The probes on anyone's activations: planted shares, twins, intervals, hostile tables, and the example of BUILD.md."""
+"""The probes on activations made elsewhere: planted shares, twins, intervals, hostile tables, the example of BUILD.md."""
 
 import json
 import os

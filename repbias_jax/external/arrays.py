@@ -1,4 +1,4 @@
-"""Arrays that someone else made, read as data and nothing else.
+"""Reads arrays that were made elsewhere, as data and nothing else.
 
 One strict reader for `.npy`, `.npz` and zarr v3 (`.zarr`): no pickle, no code, no link followed, nothing allocated that
 the file's own description has not been checked for. What is not plain numbers is refused with a `ConfigError` of one line.

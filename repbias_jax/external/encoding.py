@@ -22,7 +22,7 @@ from repbias_jax.probes.balance import balanced_r2
 from repbias_jax.probes.moments import Measured, dot
 
 Sides = tuple[Array, Array]
-FLOORS = dict.fromkeys(("selective_share", "participation", "living_share", "component_share"), 0.0)
+FLOORS: dict[str, float] = dict.fromkeys(("selective_share", "participation", "living_share", "component_share"), 0.0)
 
 
 class Found(NamedTuple):
@@ -94,7 +94,7 @@ def measure(
     point, every = _with_draws(phi, design_matrix(features, rows), draws)
     r2 = np.array([found.r2 for found in single])
     point = point._replace(r2=r2, shared_r2=r2 - point.unique_r2)
-    ends = {n: interval(v, getattr(every, n), FLOORS.get(n, -np.inf)) for n, v in point._asdict().items()}
+    ends: dict[str, Any] = {n: interval(v, getattr(every, n), FLOORS.get(n, -np.inf)) for n, v in point._asdict().items()}
     low, high = (Found(**{name: both[side] for name, both in ends.items()}) for side in (0, 1))
     binary = np.array([len(f.levels) == 2 for f in features])
     for ending, found in (("", point), ("_low", low), ("_high", high)):
@@ -152,8 +152,8 @@ def _classes_alone(codes: Sides, phi: Sides, orders: Sides, num_classes: int) ->
     """A feature of classes: class means of the fit half, as the probe `variance` has them. Args: codes int `[N]`."""
 
     def sums(order: Sides) -> moments.Moments:
-        hot = [moments.one_hot(own[rows], num_classes) for own, rows in zip(codes, order, strict=True)]
-        return moments.moments(*hot, *phi)
+        fit, score = (moments.one_hot(own[rows], num_classes) for own, rows in zip(codes, order, strict=True))
+        return moments.moments(fit, score, *phi)
 
     def by_unit(order: Sides) -> Array:
         return moments.explained(sums(order))

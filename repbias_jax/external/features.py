@@ -1,4 +1,4 @@
-"""Features of examples that someone else made, read as data and nothing else: a csv, a row an example, a column a feature.
+"""Reads features of examples from a csv (a row an example, a column a feature) or from Python values, as data only.
 
 The first line names the columns. A column is
 

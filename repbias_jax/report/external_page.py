@@ -1,4 +1,4 @@
-"""Figures and a page of what was measured on someone else's activations: a panel a site, a line a feature."""
+"""Figures and a page of what was measured on activations made elsewhere: a panel for each site, a line for each feature."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
