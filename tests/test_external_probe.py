@@ -599,20 +599,20 @@ def test_readouts_are_weighted_like_repeated_examples():
 
 
 def alternating():
-    """1,000 trials in an order with a period: a number, a class that alternates by row, and activations of both."""
+    """600 trials in an order with a period: a number, a class that alternates by row, and activations of both."""
     rng = np.random.default_rng(0)
-    x, f = rng.normal(size=1000), np.arange(1000) % 2
-    phi = rng.normal(size=(1000, 64))
+    x, f = rng.normal(size=600), np.arange(600) % 2
+    phi = rng.normal(size=(600, 64))
     phi[:, :16] += 0.8 * x[:, None]
     phi[:, 16:32] += 0.8 * f[:, None]
-    return phi, {"x": x, "alternating": f, "target": f, "a.bit0": f, "twin_a": rng.integers(0, 3, 1000)}
+    return phi, {"x": x, "alternating": f, "target": f, "a.bit0": f, "twin_a": rng.integers(0, 3, 600)}
 
 
 @pytest.mark.parametrize("given", [False, True])
 def test_both_public_functions_agree_to_the_bit(given):
     """The same halves, the same kinds of features, the same numbers, whatever the features are called."""
     phi, features = alternating()
-    split = np.where(np.arange(1000) < 400, "fit", "score") if given else None
+    split = np.where(np.arange(600) < 250, "fit", "score") if given else None
     found = repbias_jax.variance_explained(phi, features, split)
     rows = repbias_jax.probe_activations(phi, features, split, choices=Choices(draws=20))
     table = rows[rows["probe"] == "variance"].set_index(["metric", "feature"])["value"]
@@ -623,10 +623,10 @@ def test_both_public_functions_agree_to_the_bit(given):
             assert value == table[metric, name], (name, metric)
     assert found["target"] == found["a.bit0"] == found["alternating"]
     total = 64 + 16 * 0.64 + 16 * 0.16
-    assert found["x"]["r2"] == pytest.approx(16 * 0.64 / total, abs=0.02)
+    assert found["x"]["r2"] == pytest.approx(16 * 0.64 / total, abs=0.03)
     assert found["alternating"]["r2"] == pytest.approx(16 * 0.16 / total, abs=0.02)
     if given:
-        assert repbias_jax.variance_explained(phi, features, (np.arange(1000) >= 400).astype(int)) == found
+        assert repbias_jax.variance_explained(phi, features, (np.arange(600) >= 250).astype(int)) == found
 
 
 @pytest.mark.parametrize("name", ["x", "twin_a"])
@@ -634,7 +634,7 @@ def test_ratios_by_hand(name):
     """r2, the mean of the units' own ratios and that of the examples' own ratios, against scikit-learn in float64."""
     phi, features = alternating()
     found = repbias_jax.variance_explained(phi, features)[name]
-    fit, score = design.halves(1000)
+    fit, score = design.halves(600)
     values = np.asarray(features[name])
     columns = values[:, None] if name == "x" else (values[:, None] == np.arange(1, 3)).astype(float)
     left = phi[score] - LinearRegression().fit(columns[fit], phi[fit]).predict(columns[score])
@@ -649,12 +649,12 @@ def test_ratios_by_hand(name):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (np.where(np.arange(1000) % 7 == 0, np.nan, 1.0), "example 0 has no value"),
-        ([None, *range(999)], "example 0 has no value"),
-        ([*range(999), np.inf], "example 999 is inf"),
-        ([1] * 1000, "constant in one half"),
-        ([f"word{i}" for i in range(1000)], "1000 classes; expected at most 50"),
-        (np.zeros((1000, 2)), "values of shape"),
+        (np.where(np.arange(600) % 7 == 0, np.nan, 1.0), "example 0 has no value"),
+        ([None, *range(599)], "example 0 has no value"),
+        ([*range(599), np.inf], "example 599 is inf"),
+        ([1] * 600, "constant in one half"),
+        ([f"word{i}" for i in range(600)], "600 classes; expected at most 50"),
+        (np.zeros((600, 2)), "values of shape"),
     ],
 )
 def test_features_that_cannot_be_measured_are_named(values, expected):
@@ -706,16 +706,17 @@ def test_the_figure_draws_the_interval_of_the_table(monkeypatch):
 def test_wide_layers_are_fitted_in_the_span_of_their_examples(monkeypatch):
     """The same readouts as by solving for every unit."""
     rng = np.random.default_rng(12)
-    y = rng.integers(0, 2, (2, 160))
-    x = rng.normal(size=(160, 1200)).astype(np.float32) + 1.5 * y[0][:, None] * (np.arange(1200) < 20)
-    x, targets = jnp.asarray(x, jnp.float32), logistic.columns(jnp.asarray(y), 2)
+    y = rng.integers(0, 2, (2, 60))
+    x = jnp.asarray(rng.normal(size=(60, 120)) + 1.5 * y[0][:, None] * (np.arange(120) < 8), jnp.float32)
+    targets = logistic.columns(jnp.asarray(y), 2)
 
     def fitted():
         l2, converged = logistic.cross_validated(x, targets)
         readout = logistic.readouts(x, targets, l2)
         return l2, converged, readout
 
-    assert logistic._is_wide(160, 1200)
+    monkeypatch.setattr(logistic, "WIDE", 64)
+    assert logistic._basis(jnp.ones((60, 121))).shape == (120, 60)
     span = jax.jit(fitted)()
     monkeypatch.setattr(logistic, "WIDE", 10_000)
     whole = jax.jit(lambda: fitted())()
