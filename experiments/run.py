@@ -24,10 +24,10 @@ from experiments.command import DONE, FAILED, INTERRUPTED, catch_signals, compla
 from experiments.run_all import Job, run_all, write_card
 from repbias_jax import pipeline, planning, store
 from repbias_jax.config import ConfigError, Experiment
-from repbias_jax.results import Results
 from repbias_jax.population import Interrupted
 from repbias_jax.provenance import record
 from repbias_jax.report import tables
+from repbias_jax.results import Results
 
 HEARTBEAT = 30  # seconds of silence after which the processes of a distributed job give one of them up
 

@@ -11,8 +11,8 @@ import jax
 
 from repbias_jax import pipeline, planning
 from repbias_jax.config import ConfigError, Experiment
-from repbias_jax.measure import Results
 from repbias_jax.provenance import record
+from repbias_jax.results import Results
 from repbias_jax.selection import FULL, select
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from repbias_jax import pairs, population, store, training
+from repbias_jax.columns import COLUMNS
 from repbias_jax.config import Dials, Factor, Static
 from repbias_jax.data import DATA, reported
 from repbias_jax.layout import Chunk
@@ -20,7 +21,6 @@ from repbias_jax.models.family import resolve
 from repbias_jax.population import Interrupted
 from repbias_jax.probes import PROBES
 from repbias_jax.probes.moments import Measured, Side, whole_factors
-from repbias_jax.results import COLUMNS
 
 Roles = tuple[tuple[str, Factor], ...]
 

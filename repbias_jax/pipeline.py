@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from repbias_jax import layout, measure, population, provenance, report, store
+from repbias_jax import layout, measure, population, report, store
 from repbias_jax.config import Experiment
 from repbias_jax.layout import Chunk
 from repbias_jax.planning import Plan, check_memory, covered, estimate, existing, full_settings, settings_table, source_of
@@ -34,6 +34,7 @@ class Outcome(NamedTuple):
 def run(
     plan: Plan, module: ModuleType, folder: Path, stages: Sequence[str], stop: Callable[[], bool],
     record: Mapping[str, Any], checkpoint_seconds: float = 10.0, share: tuple[int, int] = (0, 1),
+    mix_code: bool = False,
 ) -> Outcome:  # fmt: skip
     """Runs the stages that are asked for and not up to date.
 
@@ -46,6 +47,7 @@ def run(
       record: versions, commit and so on, for the manifest; never compared.
       checkpoint_seconds: shortest time between two checkpoints.
       share: i of N independent processes.
+      mix_code: whether to go on where other code or versions trained a part; the manifest then says so.
     """
     covers = covered(plan)
     covers["report"] |= {"module": source_of(Path(str(module.__file__)))}
@@ -59,10 +61,15 @@ def run(
     def end(stage: str, files: Sequence[str], begun: float, **more: Any) -> None:
         _note(folder, stage, covers[stage], files, record, time.monotonic() - begun, **more)
 
-    present, begun = plan.chunks, time.monotonic()
+    present, begun, mixed = plan.chunks, time.monotonic(), ""
     if "train" in stages and not current("train"):
         with store.lock(folder / "manifest.lock", wait=True):
             store.write_table(folder / "settings.csv", *settings_table(plan))
+        mixed = population.other_code(folder, plan.chunks)
+        if mixed and not mix_code:
+            raise store.StoreError(
+                f"{folder}: {mixed}, which may give other numbers: use that code, another --workdir, or --mix_code to go on"
+            )
         population.train(folder, own, stop, checkpoint_seconds)
     present = [chunk for chunk in plan.chunks if _trained(folder, [chunk])]
     for chunk in present:
@@ -73,7 +80,7 @@ def run(
         covers = {stage: {**cover, "missing": [chunk.path for chunk in missing]} for stage, cover in covers.items()}
     if not waiting and not current("train"):
         if "train" in stages or (missing and present and (folder / "settings.csv").exists()):
-            end("train", ["settings.csv"], begun)
+            end("train", ["settings.csv"], begun, **({"mixed_code": mixed} if mixed else {}))
         else:
             _refuse(folder, "train", stages)
 
@@ -82,7 +89,7 @@ def run(
         measure.measure(folder, plan.experiment.name, mine, plan.experiment.probes, stop, code)
         if waiting and _trained(folder, plan.chunks):
             # The others got done meanwhile, and may have left the merging to this process.
-            return run(plan, module, folder, stages, stop, record, checkpoint_seconds, share)
+            return run(plan, module, folder, stages, stop, record, checkpoint_seconds, share, mix_code)
         if not waiting and measure.all_measured(folder, present, code):
             # What is written once for the whole experiment has one writer; of several processes the last one merges.
             with store.lock(folder / "lock", wait=shared):

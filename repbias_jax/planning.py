@@ -205,7 +205,7 @@ def place(experiment: Experiment, checked: tuple, folder: Path, num_devices: int
     if experiment.num_seeds > extents[-1]:
         extents = (*extents, experiment.num_seeds)
     rows = manifest["layout"]["rows"]
-    return plan._replace(layout=laid._replace(rows=rows, extents=extents, least_rows=manifest["layout"]["least_rows"]))
+    return plan._replace(layout=laid._replace(rows=rows, extents=extents, least_rows=manifest["layout"].get("least_rows", rows)))
 
 
 def full_settings(plan: Plan) -> dict[str, Any]:

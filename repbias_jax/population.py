@@ -7,12 +7,11 @@ the same bits. No program has a collective.
 import contextlib
 import functools
 import itertools
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +21,8 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from repbias_jax import devices, provenance, store, training
-from repbias_jax.config import ConfigError, Static, Task
-from repbias_jax.data import reported
+from repbias_jax.config import Static, Task
+from repbias_jax.data import DATA, reported
 from repbias_jax.devices import Spread, make_mesh
 from repbias_jax.layout import Chunk, points_of, snapshots_by_view
 
@@ -64,12 +63,13 @@ class Programs:
         self.segment = Spread(mesh, lambda *a: training.segment(static, *a), 4, shared=2)
         self.observe = Spread(mesh, lambda d, x, s: training.observe(static, d, x, s), 3)
         self.represent = Spread(mesh, lambda d, x, s: training.represent(static, d, x, s), 3)
-        self.is_finite = Spread(mesh, lambda state: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in _real_leaves(state)])), 1)
+        self.is_finite = Spread(mesh, _is_finite, 1)
         self.fingerprint = Spread(mesh, store.fingerprint, 1)
 
 
-def _real_leaves(state: training.State) -> list[jax.Array]:
-    return [x for x in jax.tree.leaves(state.params) if jnp.issubdtype(x.dtype, jnp.floating)]
+def _is_finite(state: training.State) -> jax.Array:
+    """Whether all weights of a run are finite; no update makes them so again."""
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state.params)]))
 
 
 @functools.cache
@@ -151,6 +151,21 @@ def train(
         progress.close()
 
 
+def other_code(folder: Path, chunks: Sequence[Chunk]) -> str:
+    """Which code or versions trained what is there of some chunks, where they are not the present ones; empty: none."""
+    present: dict[str, dict[str, str]] = {}
+    for chunk in chunks:
+        if chunk.group.name not in present:
+            present[chunk.group.name] = provenance.provenance_of(chunk.group.static)
+        for marker in ("done.json", "begun.json"):
+            path = folder / chunk.path / marker
+            before = store.read_json(path, "train").get("provenance", {}) if path.exists() else present[chunk.group.name]
+            found = provenance.difference(before, present[chunk.group.name])
+            if found:
+                return f"{chunk.path} was trained with {found}"
+    return ""
+
+
 def _is_done(folder: Path, chunk: Chunk, progress: Progress) -> bool:
     # Of several processes only one writes the marker: a chunk is done when the slowest of them sees it.
     if devices.agree(not (folder / "done.json").exists())[0]:
@@ -191,6 +206,9 @@ class _Trainer:
         """Trains to the end; raises Interrupted after saving when `stop` says so."""
         if devices.is_first():
             store.sweep(self.folder)
+            if not (self.folder / "begun.json").exists():
+                own = provenance.provenance_of(self.chunk.group.static)
+                store.write_json(self.folder / "begun.json", {"format": store.FORMAT, "provenance": own})
         devices.agree(0)  # nobody writes before everything is swept
         data = self._wait(self.programs.data(self.dials, self.seeds), stop)
         checkpoints = store.Checkpoints(self.folder / "checkpoint")
@@ -273,12 +291,14 @@ class _Trainer:
         }
         static = self.chunk.group.static
         sizes, self.kept = training.view_sizes(static, next(iter(self.chunk.group.dials.values()))), snapshots_by_view(static)
-        attributes = {"settings": settings, "sites": list(sizes), "along": training.along_view(static), "split": "0 fit, 1 score"}
+        along = training.along_view(static)
+        attributes = {"settings": settings, "sites": list(sizes), "along": along, "split": "0 fit, 1 score"}
         activations = store.Activations(self.folder / "activations.zarr")
         shapes = {name: (self.kept[name], *sizes[name]) for name in sizes}
         factors = {f"factor.{name}": values for name, values in data.probe.factors.items()}
+        known = DATA[self.config.task.name].probe_factors(self.config.task, self.config.keep.probe_set)
         size = store.Size(len(self.chunk.runs), self.lanes, examples)
-        activations.create(shapes, size, tuple(factors), coordinates, attributes)
+        activations.create(shapes, size, {f"factor.{n}": f.values for n, f in known.items()}, coordinates, attributes)
         for name, values in factors.items():
             activations.write(name, self.runs, self._real(devices.fetch(values)))
         return activations

@@ -17,10 +17,6 @@ import pandas as pd
 from repbias_jax import store
 from repbias_jax.config import ConfigError
 
-COLUMNS = (
-    "experiment", "group", "setting", "seed", "step", "site", "probe", "metric", "feature", "other", "at", "split",
-    "value", "reason",
-)  # fmt: skip
 MASTERY = 0.95  # accuracy of every class at which a feature counts as learned
 
 

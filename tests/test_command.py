@@ -13,7 +13,7 @@ from experiments.claims import EXPERIMENTS
 from experiments.command import assemble, experiment_help
 from repbias_jax import planning
 from repbias_jax.config import Config, ConfigError, fields_of, override
-from repbias_jax.measure import Results
+from repbias_jax.results import Results
 from repbias_jax.statistics import NOT_RUN, judge
 
 SMOKE = ("--experiment=complexity", "--preset=smoke")

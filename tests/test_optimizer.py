@@ -14,8 +14,8 @@ from experiments.command import assemble
 from experiments.run import help_text
 from repbias_jax import pipeline, planning, population
 from repbias_jax.config import ConfigError, Runtime
-from repbias_jax.results import Results
 from repbias_jax.population import Layout
+from repbias_jax.results import Results
 from repbias_jax.statistics import judge
 from tests.faults import tiny
 

@@ -20,8 +20,9 @@ from conftest import DEVICES, ROOT
 import repbias_jax
 from experiments.claims import EXPERIMENTS
 from experiments.command import assemble
-from repbias_jax import external, pairs, pipeline, planning, population, store
+from repbias_jax import pairs, pipeline, planning, population, store
 from repbias_jax.columns import COLUMNS
+from repbias_jax.external.arrays import read_arrays
 from repbias_jax.store import StoreError
 
 ARGUMENTS = ("--experiment=complexity", "--preset=smoke", f"--devices={DEVICES}")
@@ -423,7 +424,7 @@ def test_factors_have_the_smallest_type_that_holds_them(tmp_path):
 
 def test_our_own_activations_are_read_by_the_strict_reader(smoke):
     path = next(smoke.glob("sgd.joint*/chunk_000/activations.zarr"))
-    found = external.read_arrays(path)
+    found = read_arrays(path)
     for name in ("hidden_1", "factor.parity4", "seed"):
         np.testing.assert_array_equal(found[name], store.Activations(path).read(name))
 

@@ -29,10 +29,10 @@ from experiments.claims.base import COLUMNS, SEEDS_OF_MAP, SMOKE
 from repbias_jax.config import Config, Experiment, Overrides, Preset
 from repbias_jax.data.binary import BinaryOptions, feature_names
 from repbias_jax.models.mlp import MLPOptions
-from repbias_jax.results import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part
 
 TARGETS = {"easy": "parity1", "hard": "parity4"}

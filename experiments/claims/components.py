@@ -34,11 +34,11 @@ from experiments.claims.base import COLUMNS, PRESETS
 from repbias_jax.config import Config, Experiment
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
-from repbias_jax.results import Results
 from repbias_jax.probes.components import SHOWN, TOP
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part
 
 EASY, HARD = "parity1", "parity4"

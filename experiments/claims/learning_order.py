@@ -40,10 +40,10 @@ import pandas as pd
 from repbias_jax.config import Config, Experiment, Keep, Preset, Training
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
-from repbias_jax.results import Results
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part, gate
 
 EASY, HARD = "parity1", "parity4"

@@ -36,11 +36,11 @@ from experiments.claims.base import COLUMNS, SEEDS_OF_MAP, SMOKE
 from repbias_jax.config import Config, Experiment, Preset, Training
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
-from repbias_jax.results import Results
 from repbias_jax.probes.balance import natural_r2
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part
 
 FREQUENT, RARE = "parity2_1", "parity2_2"

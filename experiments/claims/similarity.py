@@ -42,11 +42,11 @@ from experiments.claims.base import COLUMNS, PRESETS
 from repbias_jax.config import Config, Experiment, Keep
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
-from repbias_jax.results import Results
 from repbias_jax.probes.similarity import MEASURES, noise_ceiling
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part, pseudo_values, summarise
 
 EASY, HARD = "parity1", "parity4"

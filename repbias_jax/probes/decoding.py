@@ -17,7 +17,18 @@ import numpy as np
 from jax import Array
 
 from repbias_jax.probes import logistic
-from repbias_jax.probes.moments import Measured, Outputs, Roles, Side, centred, dot, features, is_constant, orders, whole_factors
+from repbias_jax.probes.moments import (
+    Measured,
+    Outputs,
+    Roles,
+    Side,
+    centred,
+    dot,
+    features,
+    is_constant,
+    orders,
+    whole_factors,
+)
 from repbias_jax.probes.readout import balanced_accuracy
 
 SIZES = (64, 128, 256, 512)  # examples that a downstream readout is trained on

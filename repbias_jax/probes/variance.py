@@ -13,14 +13,13 @@ Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of 
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from repbias_jax.config import ConfigError
 from repbias_jax.probes import regression
 from repbias_jax.probes.moments import (
     Measured,
@@ -173,46 +172,6 @@ def partition(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
         unique = jnp.where(constant, jnp.nan, found.unique[i])
         out |= {Measured("unique_r2", name): unique, Measured("shared_r2", name): found.alone[i] - unique}
     return out
-
-
-def variance_explained(
-    activations: np.ndarray, factors: Mapping[str, np.ndarray], split: np.ndarray | None = None
-) -> dict[str, dict[str, float]]:
-    """Variance of a representation explained by each feature, for anyone's arrays.
-
-    Args:
-      activations: real `[N, D]`, finite.
-      factors: by name, `[N]` each, any values; each distinct value is a class.
-      split: `[N]`, 0 to fit and 1 to score; by default even examples fit and odd ones score.
-
-    Returns:
-      By factor: `r2`, `variance`, `r2_per_example`, `r2_per_unit`, `null`, `null_low`, `null_high`, as `variance` has them.
-
-    Raises:
-      ConfigError: shapes that do not fit, activations that are not finite, an empty half.
-
-    Source: as `variance`.
-    """
-    phi = np.asarray(activations, np.float64)
-    if phi.ndim != 2 or not np.isfinite(phi).all():
-        raise ConfigError(f"activations: expected finite numbers [N, D], not shape {phi.shape}")
-    part = np.arange(len(phi)) % 2 if split is None else np.asarray(split)
-    codes = {}
-    for name, values in factors.items():
-        if np.shape(values) != (len(phi),):
-            raise ConfigError(f"factor {name}: expected shape ({len(phi)},), not {np.shape(values)}")
-        codes[name] = np.unique(np.asarray(values), return_inverse=True)[1]
-    if part.shape != (len(phi),) or not ((part == 0).sum() >= 2 and (part == 1).sum() >= 2):
-        raise ConfigError("split: expected [N] with at least two examples of 0 (fit) and of 1 (score)")
-    phi = (phi - phi.mean(0)).astype(np.float32)  # in float64, so that an offset costs no digits
-    sides = [
-        (jnp.asarray(phi[part == s]), {str(n): jnp.asarray(c[part == s], jnp.int32) for n, c in codes.items()})
-        for s in (0, 1)
-    ]
-    num_values = max((int(c.max()) + 1 for c in codes.values()), default=2)
-    found = jax.jit(variance, static_argnames="num_values")(*sides, num_values=max(2, num_values))
-    metrics = ("r2", "variance", "r2_per_unit", "null", "null_low", "null_high")
-    return {str(n): {m: float(found[Measured(m, str(n))]) for m in metrics} for n in factors}
 
 
 def _columns(side: Side, names: Sequence[str], roles: Roles) -> Array:

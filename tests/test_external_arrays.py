@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
-from repbias_jax import external
 from repbias_jax.config import ConfigError
-from repbias_jax.external import read_arrays, safe_name
+from repbias_jax.external import arrays
+from repbias_jax.external.arrays import read_arrays, safe_name
 
 SMALL = 2**20  # bytes that the reader may hold in most tests
 VALUES = np.arange(35, dtype=np.float32).reshape(5, 7) + 1
@@ -270,7 +270,7 @@ def test_a_link_to_a_file_is_what_it_points_to(tmp_path):
 
 def test_a_file_without_permission(tmp_path, monkeypatch):
     save_npy(tmp_path / "a.npy", VALUES)
-    monkeypatch.setattr(external.os, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    monkeypatch.setattr(arrays.os, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     refuse(tmp_path / "a.npy", r"cannot be read \(Permission denied\)")
 
 
@@ -460,11 +460,11 @@ def test_a_file_cut_while_it_is_read(tmp_path, monkeypatch):
     save_npy(tmp_path / "a.npy", np.zeros(9000))
     real = os.fstat
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(external.os, "fstat", lambda handle: (os.truncate(handle_path(handle), 40_000), real(handle))[1])
+        patch.setattr(arrays.os, "fstat", lambda handle: (os.truncate(handle_path(handle), 40_000), real(handle))[1])
         refuse(tmp_path / "a.npy", "40000 bytes; expected 128 of header and 72000")
     info = real(os.open(save_npy(tmp_path / "b.npy", np.zeros(9000)), os.O_RDONLY))
     os.truncate(tmp_path / "b.npy", 40_000)
-    monkeypatch.setattr(external.os, "fstat", lambda _: info)
+    monkeypatch.setattr(arrays.os, "fstat", lambda _: info)
     refuse(tmp_path / "b.npy", "ended after 39872 of 72000 bytes of values")
 
 
@@ -557,7 +557,7 @@ def test_what_surrounds_the_members(tmp_path):
     np.savez(path)
     refuse(path, "is no zip, is empty")
     end = raw[:-22] + raw[-22:-10] + struct.pack("<I", 2**31) + raw[-6:]
-    refuse(write(path, end), f"list of members has {2**31} bytes; expected at most {external.MAX_JSON}")
+    refuse(write(path, end), f"list of members has {2**31} bytes; expected at most {arrays.MAX_JSON}")
     large = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, 2**40, 0)
     locator = b"PK\6\7" + struct.pack("<IQI", 0, len(raw) - 22, 1)
     refuse(write(path, raw[:-22] + large + locator + raw[-22:]), f"list of members has {2**40} bytes")

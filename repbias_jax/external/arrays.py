@@ -1,4 +1,4 @@
-"""Arrays that someone else made, read as data and nothing else.
+"""Reads arrays that were made elsewhere, as data and nothing else.
 
 One strict reader for `.npy`, `.npz` and zarr v3 (`.zarr`): no pickle, no code, no link followed, nothing allocated that
 the file's own description has not been checked for. What is not plain numbers is refused with a `ConfigError` of one line.
@@ -25,7 +25,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from repbias_jax import store
 from repbias_jax.config import ConfigError, safe_name
 
 DTYPES = {name: np.dtype(name) for name in ("bool", "float16", "float32", "float64")}
@@ -303,6 +302,8 @@ def _node(folder: Path) -> dict[str, Any]:
 
 def _zarr_array(folder: Path, max_bytes: int) -> tuple[np.ndarray, int]:
     """One zarr array, and its bytes with all chunks whole. What is declared is bounded before anything is opened."""
+    from repbias_jax import store  # reads by tensorstore, which nothing else of this package needs
+
     node, where = _node(folder), folder / "zarr.json"
     if node["node_type"] != "array":
         raise refusal(where, "a group inside a group; expected arrays")

@@ -1,4 +1,4 @@
-"""Features of examples that someone else made, read as data and nothing else: a csv, a row an example, a column a feature.
+"""Reads features of examples from a csv (a row an example, a column a feature) or from Python values, as data only.
 
 The first line names the columns. A column is
 
@@ -19,12 +19,12 @@ import re
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from repbias_jax.config import ConfigError, safe_name
-from repbias_jax.external import PATH_ERRORS, opened, reading, refusal
+from repbias_jax.external.arrays import PATH_ERRORS, opened, reading, refusal
 
 MAX_BYTES = 2**26
 MAX_COLUMNS = 256
@@ -33,7 +33,8 @@ MAX_COLUMNS_OF_FEATURES = 200  # the classes of all features, each less one
 MAX_CLASSES = 50
 MAX_WHOLE = 20  # distinct whole numbers that are taken for classes
 MAX_LEVEL = 64  # characters of a class's name
-MISSING = ("", "nan", "na", "n/a", "<na>", "null")
+MISSING = ("", "nan", "nat", "na", "n/a", "<na>", "null")
+INFINITE = ("inf", "-inf", "+inf", "infinity", "-infinity")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 HINT = "features are a csv: a line of names, then a line an example"
 
@@ -91,6 +92,29 @@ def read_columns(path: Path, count: int) -> dict[str, list[str]]:
     if len(columns[0]) != count:
         raise refusal(path, f"{len(columns[0])} rows; expected one for each of {count} examples")
     return dict(zip(names, columns, strict=True))
+
+
+def text_of(features: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    """Writes Python values as the text that a csv would hold, so that both are typed by one rule.
+
+    Args:
+      features: by name, one-dimensional values of any kind, `[N]`.
+
+    Raises:
+      ConfigError: values that are missing, not finite, or not one for each example.
+    """
+    text = {}
+    for name, values in features.items():
+        shape = np.shape(np.asarray(values, dtype=object))
+        if len(shape) != 1:
+            raise ConfigError(f"feature {name}: values of shape {shape}; expected one value for each example, [N]")
+        text[str(name)] = ["" if value is None else str(value).strip() for value in values]
+        for i, value in enumerate(text[str(name)]):
+            if value.lower() in MISSING:
+                raise ConfigError(f"feature {name}: example {i} has no value; expected a value for every example")
+            if value.lower() in INFINITE:
+                raise ConfigError(f"feature {name}: example {i} is {value}; expected finite numbers")
+    return text
 
 
 def features_of(

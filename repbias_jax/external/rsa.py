@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from repbias_jax.anyone.prepared import resampled
-from repbias_jax.external_features import Feature
+from repbias_jax.external.design import interval, resampled
+from repbias_jax.external.features import Feature
 from repbias_jax.probes import moments
 from repbias_jax.probes.moments import Measured
 from repbias_jax.probes.similarity import MEASURES
@@ -28,7 +28,7 @@ MAX_EXAMPLES = 1024
 COMPARED = ("rsa", "rsa_rank")
 
 
-def relations(
+def rsa(
     phi: Array, rows: np.ndarray, features: Sequence[Feature], draws: int
 ) -> Iterator[tuple[str, Measured, float]]:  # fmt: skip
     """RSA of one site with each feature: probe, name and value; NaN where a feature is constant among the examples.
@@ -48,8 +48,7 @@ def relations(
             (model,) = MEASURES[metric].describe(jnp.asarray(_model(feature, rows[kept])))
             found, band, drawn = jax.device_get(_compare(own, model, orders, counts))
             yield "rsa", Measured(metric, feature.name), float(found)
-            for ending, values in (("", drawn), ("_null", band)):
-                low, high = np.quantile(values, (0.025, 0.975))
+            for ending, (low, high) in (("", interval(found, drawn)), ("_null", np.quantile(band, (0.025, 0.975)))):
                 yield "rsa", Measured(f"{metric}{ending}_low", feature.name), float(low)
                 yield "rsa", Measured(f"{metric}{ending}_high", feature.name), float(high)
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from repbias_jax.anyone.prepared import Rows, class_codes, resampled
-from repbias_jax.external_features import Feature
+from repbias_jax.external.design import Rows, class_codes, interval, resampled
+from repbias_jax.external.features import Feature
 from repbias_jax.probes import decoding
 from repbias_jax.probes.moments import Measured
 
@@ -93,7 +93,8 @@ def _accuracies(
     hot = codes[..., None] == np.arange(number)  # [2, N, C]
     for k, ending in enumerate(("", "_shuffled")):
         yield ending, float(_balanced(np.ones((1, len(right[k]))), right[k], hot[k])[0])
-    low, high = np.nanquantile(_balanced(counts, right[0], hot[0]), (0.025, 0.975))
+    value = _balanced(np.ones((1, len(right[0]))), right[0], hot[0])[0]
+    low, high = interval(value, _balanced(counts, right[0], hot[0]), floor=0.0)
     yield from (("_low", float(low)), ("_high", float(high)), ("_converged", float(converged[0])))
 
 

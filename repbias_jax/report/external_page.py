@@ -1,4 +1,4 @@
-"""Figures and a page of what was measured on someone else's activations: a panel a site, a line a feature."""
+"""Figures and a page of what was measured on activations made elsewhere: a panel for each site, a line for each feature."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
@@ -27,8 +27,8 @@ CAPTIONS = {
     "variance": "Variance explained by each feature. Alone: r2 of the feature by itself, scored on examples that it was "
     "not fitted on. Unique: what all features together lose without it; the distance between the two is what "
     "it shares with others. If balanced: the r2 that the same code of a binary feature would show at "
-    "prevalence 1/2. Grey: the central 95 % under permuted values. Bars: 95 % intervals over examples; they "
-    "say nothing of other training runs.",
+    "prevalence 1/2. Grey: the central 95 % under permuted values. Bars: 95 % intervals over examples, from "
+    "what is measured to what endless examples would show; they say nothing of other training runs.",
     "readouts": "Balanced accuracy of readouts, with 95 % intervals over the scored examples. Hollow: the same procedure "
     "on permuted labels. Dotted: from here a feature counts as decodable. A continuous feature is asked "
     "whether it is above its median. High accuracy with little variance explained is no contradiction: a "
@@ -53,7 +53,7 @@ SHOWN = (  # columns of the page's table: heading, metric, at, with its interval
 
 
 class Numbers:
-    """Rows of `anyone.probe`, by name."""
+    """Rows of `external.probe`, by name."""
 
     def __init__(self, rows: pd.DataFrame):
         keys = ["site", "metric", "feature", "at"]
@@ -90,7 +90,7 @@ def write(
 
     Args:
       folder: to write to.
-      rows: of `anyone.probe`.
+      rows: of `external.probe`.
       title: of the page.
       text: what the page says: `inputs`, `notes` and `dissociated`, sentences each, and `features`, table rows of their
         name, kind and classes.
@@ -101,7 +101,7 @@ def write(
     drawn = draw.save(folder / "figures", list(figures(numbers, decodable)))
     missing = rows[rows["reason"] != ""][["site", "metric", "feature", "at", "reason"]]
     html = page.render(
-        "probed.html",
+        "external_page.html",
         title=title,
         figures=[page.figure(folder, item) for item in drawn],
         headings=[heading for heading, *_ in SHOWN],
@@ -184,7 +184,7 @@ def _lines(axes: Axes, numbers: Numbers) -> np.ndarray:
 def _marks(axes: Axes, y: np.ndarray, found: np.ndarray, name: str, style: Mapping[str, Any]) -> None:
     """Values with their intervals. Args: found `[3, F]`, as `Numbers.with_interval` has them."""
     if np.isfinite(found[0]).any():
-        ends = np.abs(found[1:] - found[:1])  # a percentile interval need not hold its own value
+        ends = np.array([found[0] - found[1], found[2] - found[0]])  # an interval holds its value (`design.interval`)
         own = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
         axes.errorbar(found[0], y, xerr=ends, capsize=2, markersize=4.5, linewidth=1.2, label=name, **own)
 

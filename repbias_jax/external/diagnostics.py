@@ -15,9 +15,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from repbias_jax.anyone.prepared import Rows, columns_of, varies
-from repbias_jax.anyone.readouts import KINDS
-from repbias_jax.external_features import Feature
+from repbias_jax.external.design import Rows, columns_of, varies
+from repbias_jax.external.features import Feature
+from repbias_jax.external.readouts import KINDS
 from repbias_jax.probes.balance import dependence, evenness
 from repbias_jax.probes.moments import Measured
 
