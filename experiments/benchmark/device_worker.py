@@ -80,7 +80,7 @@ def numbers(lanes: int, smoke: bool, steps: int, path: str) -> None:
     found |= {f"weights/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state.params))}
     inputs = np.asarray(data.probe_inputs)[0, 0]
     layer = np.tanh(inputs @ np.random.default_rng(0).normal(size=(inputs.shape[-1], 64)))  # by numpy: alike everywhere
-    factors = {name: np.asarray(values)[0, 0] for name, values in data.probe_factors.items()}
+    factors = {name: np.asarray(data.probe_factors[name])[0, 0] for name in runs.config.task.features}
     for name, measured in variance_explained(layer, factors).items():
         found[f"probes/{name}"] = np.asarray([measured["r2"]])
     np.savez(path, **found)
