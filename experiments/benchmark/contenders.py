@@ -1,6 +1,6 @@
 """What `benchmark` measures of this package, and of JAX beside it, each in a process of its own.
 
-python -m experiments.benchmark.contenders KIND '{"devices": 2, "lanes": 4, ...}'    then: {"method": "advance", "epochs": 2}
+python -m experiments.benchmark.contenders KIND '{"devices": 2, "lanes": 4, ...}'  then: {"method": "advance", "epochs": 2}
 """
 
 import functools

@@ -1,6 +1,6 @@
 """What was aimed at and what was measured: tables and a sentence for README and BUILD.md, made from the results' files.
 
-  python -m experiments.benchmark.targets                 prints them; the documents hold the same text, and a test compares
+  python -m experiments.benchmark.targets        prints them; the documents hold the same text, and a test compares
 
 Reads `experiments/results/benchmark.csv` and `faults.csv`. Ours.
 """
