@@ -5,7 +5,7 @@ Every contender trains with Adam on the same arrays. A PyTorch run starts from t
 data and their own order of it, as our runs have. This file needs neither JAX nor the package, so that what a process
 costs to start is its own library: it is run as a script and answers calls, one JSON line each.
 
-  python experiments/benchmark/baselines.py KIND '{"folder": ..., "seeds": [0], ...}'  then: {"method": "advance", "epochs": 2}
+  python experiments/benchmark/baselines.py KIND '{"folder": ..., "seeds": [0]}' then: {"method": "advance", "epochs": 2}
 """
 
 import importlib

@@ -83,7 +83,7 @@ def numbers(lanes: int, smoke: bool, steps: int, path: str) -> None:
     factors = {name: np.asarray(data.probe_factors[name])[0, 0] for name in runs.config.task.features}
     for name, measured in variance_explained(layer, factors).items():
         found[f"probes/{name}"] = np.asarray([measured["r2"]])
-    np.savez(path, **found)
+    np.savez(path, **found)  # pyright: ignore[reportArgumentType]
 
 
 def resume(lanes: int, smoke: bool, start: int, stop: int, load: str = "", save: str = "") -> list[int]:
@@ -96,7 +96,8 @@ def resume(lanes: int, smoke: bool, start: int, stop: int, load: str = "", save:
             state = jax.tree.unflatten(shape, [jnp.asarray(file[str(i)]) for i in range(len(leaves))])
     state = runs.train(runs.data(), state, start, stop)
     if save:
-        np.savez(save, **{str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))})
+        leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+        np.savez(save, **leaves)  # pyright: ignore[reportArgumentType]
     return runs.prints(state)
 
 
