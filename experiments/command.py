@@ -90,7 +90,8 @@ def _change(argument: str) -> tuple[str, str]:
 
 def experiment_help(experiment: Experiment) -> list[str]:
     """The presets of an experiment, its settings and conditions, and every dotted name that it can set."""
-    base, own = flatten(Config()), flatten(experiment.config)
+    defaults = Config(type(experiment.config.task)(), type(experiment.config.model)())
+    base, own = flatten(defaults), flatten(experiment.config)
     different = [f"{name}={_text(own[name])}" for name in own if own[name] != base.get(name)]
     lines = ["", f"Experiment {experiment.name}: {experiment.title}"]
     for name, size in experiment.presets:
@@ -170,9 +171,10 @@ def cost_lines(plans: Sequence[planning.Plan]) -> list[str]:
         costs.append(cost | {"minutes": cost["flops"] / rate / 60})
         lines.append(f"{plan.experiment.name}: {plan.experiment.title}")
         for group in plan.groups:
-            lines.append(f"  group {group.name}: {', '.join(group.settings)}; {group.static.config.num_steps:,} steps")
+            steps = f"{group.static.config.num_steps:,} steps, {group.lanes} lanes"
+            lines.append(f"  group {group.name}: {', '.join(group.settings)}; {steps}")
         lines += [
-            f"  {len(plan.groups)} groups, {cost['chunks']:.0f} chunks of {plan.layout.rows} x {plan.layout.lanes} runs, "
+            f"  {len(plan.groups)} groups, {cost['chunks']:.0f} chunks of at most {plan.layout.rows} rows, "
             f"at most {cost['compilations']:.0f} compilations",
             f"  {cost['runs']:.0f} runs, {cost['run_steps']:,.0f} run-steps, {cost['flops'] / 1e12:,.1f} TFLOP",
             f"  memory a device about {cost['device_bytes'] / 1e6:,.0f} MB, "

@@ -98,7 +98,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Model:
-    """What every family of models has. A family is a subclass beside its module; its default `name` is its key in `MODELS`."""
+    """What every family of models has.
+
+    A family is a subclass beside its module; its default `name` is its key in `MODELS`.
+    """
 
     name: str = option("", "architecture, a key of MODELS")
     activation: str = option("relu", "nonlinearity", choices=("relu", "leaky_relu", "tanh", "gelu"))
@@ -373,7 +376,7 @@ def flatten(config: Config) -> dict[str, Any]:
 def override_all(config: Config, changes: Mapping[str, Any]) -> Config:
     """`config` with dotted names replaced, each checked for type and range.
 
-    A name without a dot replaces a whole part (`model`), whatever the order: whole parts come first, so that no leaf is lost.
+    A name without a dot replaces a whole part (`model`); whole parts come first, so that no leaf is lost.
     """
     for name in sorted(changes, key=lambda name: "." in name):  # stable
         config = override(config, name, changes[name]) if "." in name else _replace_part(config, name, changes[name])

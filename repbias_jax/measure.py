@@ -259,7 +259,8 @@ def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[t
     sound = np.isfinite(block.activations).all(axis=(1, 2))
     spread, size = np.ptp(block.activations, axis=1).max(axis=1), np.abs(block.activations).max(axis=(1, 2))
     living = spread > 1e-6 * size
-    for key, values in jax.device_get(found).items():
+    numbers: dict[Measured, np.ndarray] = jax.device_get(dict(found))
+    for key, values in numbers.items():
         for i, (setting, seed) in enumerate(block.runs):
             value, reason = values[i] if sound[i] else np.nan, ""
             if np.isnan(value):

@@ -205,7 +205,9 @@ def place(experiment: Experiment, checked: tuple, folder: Path, num_devices: int
     if experiment.num_seeds > extents[-1]:
         extents = (*extents, experiment.num_seeds)
     rows = manifest["layout"]["rows"]
-    return plan._replace(layout=laid._replace(rows=rows, extents=extents, least_rows=manifest["layout"].get("least_rows", rows)))
+    return plan._replace(
+        layout=laid._replace(rows=rows, extents=extents, least_rows=manifest["layout"].get("least_rows", rows))
+    )
 
 
 def full_settings(plan: Plan) -> dict[str, Any]:
@@ -294,7 +296,14 @@ def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
         for name in group.settings:
             config = plan.configs[name]
             own = {k: str(_plain(v)) for k, v in flatten(config).items()}
-            first = [name, name.split(".")[0], group.name, config.num_steps, " ".join(reported(config.task)), " ".join(stored)]
+            first = [
+                name,
+                name.split(".")[0],
+                group.name,
+                config.num_steps,
+                " ".join(reported(config.task)),
+                " ".join(stored),
+            ]
             rows.append([*first, *(own.get(n, "") for n in names), places, fed])
     return ["setting", "column", "group", "num_steps", "outputs", "sites", *names, "places", "label_fed"], rows
 

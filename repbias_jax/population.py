@@ -263,7 +263,9 @@ class _Trainer:
         if step == self.config.num_steps or devices.agree(bool(sound.any()))[0]:
             return step
         if devices.is_first():
-            print(f"train: {self.chunk.path}: all {len(self.chunk.runs)} runs have diverged by step {step}", file=sys.stderr)
+            print(
+                f"train: {self.chunk.path}: all {len(self.chunk.runs)} runs have diverged by step {step}", file=sys.stderr
+            )
         for later in (p for p in self.points if p > step):
             self._look(later, data, state, curves, activations)
         return self.config.num_steps
@@ -290,7 +292,10 @@ class _Trainer:
             "setting": (("run",), np.asarray([settings.index(s) for s, _ in self.chunk.runs], np.int32)),
         }
         static = self.chunk.group.static
-        sizes, self.kept = training.view_sizes(static, next(iter(self.chunk.group.dials.values()))), snapshots_by_view(static)
+        sizes, self.kept = (
+            training.view_sizes(static, next(iter(self.chunk.group.dials.values()))),
+            snapshots_by_view(static),
+        )
         along = training.along_view(static)
         attributes = {"settings": settings, "sites": list(sizes), "along": along, "split": "0 fit, 1 score"}
         activations = store.Activations(self.folder / "activations.zarr")

@@ -70,7 +70,8 @@ class State(NamedTuple):
 def keys_of(seed: Array) -> Keys:
     """The keys of a seed. Args: seed, int32 `[]`."""
     run = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), seed)
-    return Keys(*jax.random.split(run, 6), jax.random.fold_in(run, 6))
+    train, test, probe, init_, batches, dropout = jax.random.split(run, 6)
+    return Keys(train, test, probe, init_, batches, dropout, drawn=jax.random.fold_in(run, 6))
 
 
 def build_model(static: Static) -> nn.Module:
@@ -359,9 +360,9 @@ def view_sizes(static: Static, dials: Dials) -> dict[str, tuple[int, int]]:
 
     def look(dials: Dials, seed: Array) -> dict[str, Array]:
         params = init(static, dials, seed).params
-        _, sites = build_model(static).apply(params, blank_input(static), dials)  # pyright: ignore[reportGeneralTypeIssues]
+        found: Any = build_model(static).apply(params, blank_input(static), dials)
         views = views_of(static)
-        return {name: views[name].read(sites[views[name].site]) for name in stored_views(static)}
+        return {name: views[name].read(found[1][views[name].site]) for name in stored_views(static)}
 
     shapes = jax.eval_shape(look, dials, jax.ShapeDtypeStruct((), np.int32))
     return {name: (static.config.task.num_probe, shapes[name].shape[0]) for name in stored_views(static)}

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from repbias_jax.config import ConfigError, Dials, Factor, Task, num_outputs, option
+from repbias_jax.config import Config, ConfigError, Dials, Factor, Task, num_outputs, option
 from repbias_jax.features import FEATURES, Feature, look_up, to_bits
 
 UNSEEN = -1  # a label that does not enter the loss
@@ -43,7 +43,7 @@ class BinaryOptions(Task):
         "P(feature = 1) in training; empty: its base rate, the only value for a feature of more than two values",
         "probability",
         True,
-        fill=lambda config: config.task.prevalence or base_rates(config.task),
+        fill=lambda config: _own(config).prevalence or base_rates(_own(config)),
         above=0.0,
         below=1.0,
     )
@@ -52,13 +52,18 @@ class BinaryOptions(Task):
         "P(feature = target) at prevalence 1/2; empty: 1/2, independent",
         "probability",
         True,
-        fill=lambda config: config.task.predictivity or (0.5,) * len(config.task.features),
+        fill=lambda config: _own(config).predictivity or (0.5,) * len(config.task.features),
         low=0.5,
         high=1.0,
     )
 
 
 OPTIONS = BinaryOptions
+
+
+def _own(config: Config) -> BinaryOptions:
+    assert isinstance(config.task, BinaryOptions)  # noqa: S101
+    return config.task
 
 
 class Example(NamedTuple):
@@ -133,8 +138,8 @@ def check(task: BinaryOptions) -> None:
     for name in task.features if task.prevalence or task.predictivity else ():
         if FEATURES[name].num_values > 2:
             raise ConfigError(
-                f"config.task.prevalence and predictivity: {name} has {FEATURES[name].num_values} values; expected neither, "
-                f"since they are defined for features of two values"
+                f"config.task.prevalence and predictivity: {name} has {FEATURES[name].num_values} values; expected neither: "
+                f"they are defined for features of two values"
             )
     _check_places(task)
     if task.num_probe % 2 or (task.num_probe // 2) % num_combinations(task):
@@ -302,7 +307,7 @@ def probe_set(
       key: a PRNG key.
 
     Returns:
-      inputs float32 `[N, num_bits]`; factors int32 `[N]` by name, as `probe_factors` lists them; the order of outputs `[O]`.
+      inputs float32 `[N, num_bits]`; factors int32 `[N]` by name, as `probe_factors` lists them; the order `[O]`.
     """
     order = order_of(task, dials, drawn)
     if name != "balanced":

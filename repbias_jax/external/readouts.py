@@ -73,7 +73,7 @@ def dissociations(values: dict[Measured, float], decodable: float, small: float)
 
 
 def _program(answers: Callable[..., decoding.Answers]) -> Callable[..., tuple[Array, ...]]:
-    return jax.jit(lambda fit, score, number: answers(fit, score, number)[1:], static_argnums=2)
+    return jax.jit(lambda fit, score, number: tuple(answers(fit, score, list(fit[1]), number)), static_argnums=2)
 
 
 PROGRAMS = {"decode": _program(decoding.linear_answers), "decode_nonlinear": _program(decoding.nonlinear_answers)}

@@ -6,7 +6,8 @@ A model is a Linen module for ONE example, without batch state:
 
 Without a key it is deterministic. With labels `[O]` a decoder is teacher-forced (an unseen label, -1, is a token of its
 own); without, it feeds itself its own answers. A model without a decoder ignores them. Every site passes through `site`,
-which adds its edit and records it. `repbias_jax.models.family` has the contract of a family. Add one: a file, and a line here.
+which adds its edit and records it. `repbias_jax.models.family` has the contract of a family.
+Add one: a file, and a line here.
 """
 
 from repbias_jax.models import mlp

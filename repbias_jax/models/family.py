@@ -47,7 +47,9 @@ class Family(NamedTuple):
     places: Callable[[Any, Task], dict[str, tuple[str, ...]]]
 
 
-def resolve(name: str, places: Mapping[str, tuple[str, ...]], views: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
+def resolve(
+    name: str, places: Mapping[str, tuple[str, ...]], views: Mapping[str, Any] | tuple[str, ...]
+) -> tuple[str, ...]:
     """The views that a place or a view's own name stands for.
 
     Raises:

@@ -140,6 +140,9 @@ def transfer(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     names = features(roles)
     defined, out, earlier = _defined(fit, score), {}, ()
     for a, b in combinations(names, 2):
+        num_values = roles[a].values
+        if roles[b].values != num_values:
+            continue  # a readout of one cannot be asked for the other
         for size in (n for n in SIZES if n <= len(fit[0]) // num_values and n % num_values == 0):
             rows, enough = _agreeing(fit[1][a], fit[1][b], size, num_values)
             x, y = logistic.after(fit[0][rows], *earlier), fit[1][a][rows]

@@ -74,7 +74,9 @@ def variance(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
         out |= {
             Measured("r2", name): by_unit.sum() / sst_f,
             Measured("variance", name): jnp.where(used > 1, by_unit.sum() / len(phi_score), jnp.nan),
-            Measured("r2_per_example", name): jnp.where(jnp.isnan(sst_f), jnp.nan, per_example(hot_score, sums.means, phi_score)),
+            Measured("r2_per_example", name): jnp.where(
+                jnp.isnan(sst_f), jnp.nan, per_example(hot_score, sums.means, phi_score)
+            ),
             Measured("r2_per_unit", name): jnp.where(jnp.isnan(sst_f), jnp.nan, jnp.nanmean(ratios)),
             Measured("null", name): jnp.where(used > 1, -(used - 1) / len(phi_fit), jnp.nan),
             Measured("null_low", name): low,

@@ -1,6 +1,6 @@
 """What `benchmark` measures of this package, and of JAX beside it, each in a process of its own.
 
-python -m experiments.subjects KIND '{"devices": 2, "lanes": 4, ...}'      then: {"method": "advance", "epochs": 2}
+python -m experiments.benchmark.contenders KIND '{"devices": 2, "lanes": 4, ...}'  then: {"method": "advance", "epochs": 2}
 """
 
 import functools
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.rivals import serve
+from experiments.benchmark.baselines import serve
 from repbias_jax import population, store, training
 from repbias_jax.config import Config, Runtime, num_outputs, override_all
 from repbias_jax.data import DATA

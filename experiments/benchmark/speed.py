@@ -1,39 +1,4 @@
-"""How fast this package is, beside what else one could use for the same training, measured on two cores.
-
-  python -m experiments.benchmark [--rounds=7] [--smoke] [--output=experiments/results]
-  about 20 minutes and 8 GB of memory; on an idle machine, or the numbers are of its neighbours
-
-Compared is one update of one base MLP (32 bits, widths 256-128-64-64, ReLU, batch 128, two outputs of two classes, the
-sum of their cross-entropies, Adam at 3e-4 everywhere, a new order of 8,192 examples each epoch, which is counted too),
-in microseconds a run-step, wall and CPU:
-
-  ours                          8 runs, 4 vmapped lanes on each of two virtual devices
-  JAX, a jitted step per run    one run, a step called from Python, all threads
-  PyTorch loop                  what a notebook has: DataLoader, nn.Sequential, Adam, one run, all threads
-  PyTorch tuned                 arrays in memory, fused Adam, one thread; two runs, each in a process pinned to a core
-  PyTorch ensemble bmm, vmap    many models at once by batched products or torch.func, in the fastest of several forms
-                                (`FORMS`; part `calibration` has them all, the name says which it was)
-  scikit-learn MLPClassifier    its own loop, all threads; its own initial weights
-  matrix product                what the cores can do at all, in JAX and in PyTorch, 4096 x 4096
-
-Contenders are processes that stay alive; one works at a time, and they take turns, in another order each round, after a
-warm-up that is not counted. Ratios are ours / theirs, paired by round: below 1, ours is faster. Every run has its own
-data and order, in ensembles too. Rates are 6 x weights x batch FLOP a run-step.
-
-What is fair and what is not. Much of the distance to a plain loop is the second core, of which small layers make little
-use, and much of the rest is many models in one product, which ensembles in PyTorch have too: they are the comparison that
-counts, and they were given pinned processes, compiled whole steps and a choice of sizes (`mode="max-autotune"` was tried
-and is no faster). All of it is on a CPU; on a GPU nothing here need hold. Threads wait as each library has them wait by
-default, since told to wait passively PyTorch's loop takes twice as long: so CPU time counts waiting threads that spin
-while their own contender works, and `idle_cpu_share` in the manifest is what they burnt in the turns of others.
-
-Parts: `calibration`; `speed`; `ratio`; `accuracy` (each trained to its end, over its runs); `start` (import, first calls,
-and the run-steps after which ours has made up for compiling; "cached" is with a warm compilation cache); `lanes`;
-`runs` (an epoch of every chunk with data, weights, curves and fingerprints, and peak memory); `checkpoint`; `probe` (all
-that the variance probe returns, permutations too, and r2 alone, for runs of a `vmap`; scikit-learn's permutations: one's).
-`benchmark.csv` has a row a quantity: `part, name, quantity, unit, rounds, min, median, max`, over rounds or, for
-accuracies, runs; where a library is missing, a row that says so. `benchmark_manifest.json`: versions, machine, load, cost.
-"""
+"""The parts of the benchmark on two CPU cores, and their table; the package's docstring describes them."""
 
 import contextlib
 import importlib.metadata
@@ -48,10 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import app, flags
-
-from experiments.subjects import LEARNING_RATE, config_of
-from experiments.teams import (
+from experiments.benchmark.contenders import LEARNING_RATE, config_of
+from experiments.benchmark.workers import (
     ROOT,
     Row,
     Sample,
@@ -64,6 +27,7 @@ from experiments.teams import (
     summary,
     table,
 )
+from repbias_jax.provenance import commit
 from repbias_jax import store
 from repbias_jax.planning import LANES
 from repbias_jax.provenance import commit
@@ -73,12 +37,6 @@ CORES = 2
 CHECKPOINT_SECONDS = 10.0  # the default of --checkpoint_seconds
 PACKAGES = ("jax", "jaxlib", "numpy", "torch", "scikit-learn")
 US, RATE = "us/run-step", "GFLOP/s"
-
-FLAGS = flags.FLAGS
-flags.DEFINE_integer("rounds", 7, "rounds of every measurement", lower_bound=1)
-flags.DEFINE_bool("smoke", False, "a small network and short rounds: shows that it works, and no number")
-flags.DEFINE_string("output", "experiments/results", "folder for benchmark.csv and benchmark_manifest.json")
-flags.DEFINE_string("cache", None, "folder of your own for what JAX compiles; default: a temporary one")
 
 
 class Size(NamedTuple):
@@ -104,7 +62,7 @@ SIZES = {
 
 
 class Form(NamedTuple):
-    """One way of training an ensemble in PyTorch; see `rivals.TorchEnsemble`."""
+    """One way of training an ensemble in PyTorch; see `baselines.TorchEnsemble`."""
 
     form: str  # bmm or vmap
     step: str  # whole or parts
@@ -152,12 +110,12 @@ class Bench:
             team.close()
 
     def ours(self, **more: Any) -> dict[str, Any]:
-        """Settings of a worker of `subjects`."""
+        """Settings of a worker of `contenders`."""
         settings = {"devices": CORES, "lanes": self.size.lanes, "smoke": self.smoke, "cache": self.cache}
         return settings | more
 
     def rival(self, *seeds: int, **more: Any) -> dict[str, Any]:
-        """Settings of a worker of `rivals`."""
+        """Settings of a worker of `baselines`."""
         settings = {"learning_rate": LEARNING_RATE, "batch": self.config.training.batch_size, "seeds": seeds}
         return settings | {"widths": self.config.model.widths, "folder": str(self.folder)} | more
 
@@ -425,17 +383,16 @@ def record(bench: Bench, load_before: Sequence[float], spent: Mapping[str, float
     }
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measures, writes and prints."""
-    if arguments[1:]:
-        raise app.UsageError(f"unexpected argument {arguments[1]}")
-    output, load, spent = Path(FLAGS.output), os.getloadavg(), {}
+def measure(rounds: int, smoke: bool, output: Path, cache: str | None) -> None:
+    """Measures all parts on the CPU, writes their table and manifest, and prints the table."""
+    load: Sequence[float] = os.getloadavg()
+    spent: dict[str, float] = {}
     if hasattr(os, "sched_setaffinity"):  # a larger machine is made to have two cores
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(FLAGS.rounds, FLAGS.smoke, Path(name), FLAGS.cache or f"{name}/cache")
+        bench = Bench(rounds, smoke, Path(name), cache or f"{name}/cache")
         samples: dict[str, list[Sample]] = {}
-        for part, measure in {
+        for part, report in {
             "speed and accuracy": lambda: samples.update(speed_and_accuracy(bench)),
             "start": lambda: report_start(bench, samples),
             "lanes": lambda: report_lanes(bench),
@@ -445,14 +402,10 @@ def main(arguments: Sequence[str]) -> None:
         }.items():
             print(f"benchmark: {part}", file=sys.stderr, flush=True)
             begun = time.perf_counter()
-            measure()
+            report()
             spent[part] = time.perf_counter() - begun
     bench.rows.sort(key=lambda row: row.part)  # stable: within a part as measured
     text = [[*row[:5], *(f"{v:.6g}" if row.rounds else "" for v in row[5:])] for row in bench.rows]
     store.write_table(output / "benchmark.csv", COLUMNS, text)
     store.write_json(output / "benchmark_manifest.json", record(bench, load, spent))
     print(table(bench.rows))
-
-
-if __name__ == "__main__":
-    app.run(main)

@@ -5,7 +5,7 @@ Every contender trains with Adam on the same arrays. A PyTorch run starts from t
 data and their own order of it, as our runs have. This file needs neither JAX nor the package, so that what a process
 costs to start is its own library: it is run as a script and answers calls, one JSON line each.
 
-  python experiments/rivals.py KIND '{"folder": ..., "seeds": [0], ...}'      then: {"method": "advance", "epochs": 2}
+  python experiments/benchmark/baselines.py KIND '{"folder": ..., "seeds": [0]}' then: {"method": "advance", "epochs": 2}
 """
 
 import importlib
@@ -143,7 +143,9 @@ class TorchEnsemble(Contender):
         vmap = self.settings["form"] == "vmap"
         self.forward = torch.func.vmap(self.forward_one) if vmap else self.forward_all
         function = self.whole_step if whole else self.loss
-        self.compiled: Any = torch.compile(function, dynamic=False) if self.settings["compile"] else function
+        self.compiled: Any = (
+            torch.compile(function, dynamic=False, mode=self.settings.get("mode")) if self.settings["compile"] else function
+        )
 
     def runs(self) -> list[slice]:
         """All at once."""
@@ -252,7 +254,30 @@ class TorchProduct:
         return epochs
 
 
+class OnDevice:
+    """Seconds a call counts only when the device is done: mixed into what trains on a GPU."""
+
+    torch: Any
+
+    def advance(self, epochs: int) -> int:
+        """Trains on; returns the number of run-steps, when they are computed."""
+        done = super().advance(epochs)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.torch.cuda.is_available():
+            self.torch.cuda.synchronize()
+        return done
+
+
+class DeviceTuned(OnDevice, TorchTuned):
+    """One network after the other on a GPU, tensors on it, fused Adam."""
+
+
+class DeviceEnsemble(OnDevice, TorchEnsemble):
+    """Many models at once on a GPU; `mode` "reduce-overhead" uses CUDA graphs."""
+
+
 KINDS = {
+    "device tuned": DeviceTuned,
+    "device ensemble": DeviceEnsemble,
     "loop": TorchLoop,
     "tuned": TorchTuned,
     "ensemble": TorchEnsemble,
@@ -266,6 +291,8 @@ def load_torch(settings: Mapping[str, Any]) -> Any:
     torch = importlib.import_module("torch")
     if settings.get("threads"):
         torch.set_num_threads(settings["threads"])
+    if settings.get("device"):
+        torch.set_default_device(settings["device"])
     return torch
 
 

@@ -1,6 +1,6 @@
 """What was aimed at and what was measured: tables and a sentence for README and BUILD.md, made from the results' files.
 
-  python -m experiments.targets                     prints them; the documents hold the same text, and a test compares
+  python -m experiments.benchmark.targets        prints them; the documents hold the same text, and a test compares
 
 Reads `experiments/results/benchmark.csv` and `faults.csv`. Ours.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "results"
 
 Row = Mapping[str, str]
 

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.rivals import KINDS as RIVALS
+from experiments.benchmark.baselines import KINDS as BASELINES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 1800.0  # seconds for one call, of which the longest takes a few minutes
 
 
@@ -72,9 +72,13 @@ class Team:
     """Worker processes of one contender that work at the same time."""
 
     def __init__(self, folder: Path, kind: str, *each: Mapping[str, Any]):
-        """Starts them. Args: folder for temporary files; kind, of `rivals` or `subjects`; settings of each worker."""
+        """Starts them. Args: folder for temporary files; kind, of `baselines` or `contenders`; settings of each worker."""
         self.log = tempfile.TemporaryFile("w+", dir=folder)  # noqa: SIM115
-        place = [str(ROOT / "experiments" / "rivals.py")] if kind in RIVALS else ["-m", "experiments.subjects"]
+        place = (
+            [str(ROOT / "experiments" / "benchmark" / "baselines.py")]
+            if kind in BASELINES
+            else ["-m", "experiments.benchmark.contenders"]
+        )
         more = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log, "text": True}
         self.workers = [
@@ -86,15 +90,20 @@ class Team:
         self.wall = self.cpu = self.idle_cpu = 0.0
         self.begun = time.perf_counter()
 
-    def call(self, method: str, **arguments: Any) -> list[Any]:
-        """Calls a method of every worker at once; `wall` and `cpu` are then what that took. Returns their results."""
+    def call(self, method: str, within: float | None = None, **arguments: Any) -> list[Any]:
+        """Calls a method of every worker at once; `wall` and `cpu` are then what that took. Returns their results.
+
+        `within`: seconds after which TimeoutError is raised; by default a worker without an answer is a RuntimeError.
+        """
         begun = time.perf_counter()
         answers = []
         try:
             for worker in self.workers:
                 print(json.dumps({"method": method, **arguments}), file=worker.stdin, flush=True)
-            answers = [json.loads(self._answer(worker)) for worker in self.workers]
+            answers = [json.loads(self._answer(worker, within or PATIENCE)) for worker in self.workers]
         except (OSError, ValueError) as error:
+            if within is not None and isinstance(error, TimeoutError):
+                raise
             self.log.seek(0)
             raise RuntimeError(f"a worker did not finish {method}: {error}\n{self.log.read()[-3000:]}") from error
         self.wall, self.cpu = time.perf_counter() - begun, sum(a["cpu"] for a in answers)
@@ -102,11 +111,11 @@ class Team:
         return [a["result"] for a in answers]
 
     @staticmethod
-    def _answer(worker: subprocess.Popen) -> str:
+    def _answer(worker: subprocess.Popen, patience: float) -> str:
         """One line of a worker; waiting for it takes no CPU. Raises TimeoutError when none comes."""
         answers: Any = worker.stdout
-        if not select.select([answers], [], [], PATIENCE)[0]:
-            raise TimeoutError(f"no answer from process {worker.pid} after {PATIENCE:.0f} s")
+        if not select.select([answers], [], [], patience)[0]:
+            raise TimeoutError(f"no answer from process {worker.pid} after {patience:.0f} s")
         return answers.readline()
 
     def sample(self, method: str, **arguments: Any) -> Sample:
@@ -119,6 +128,12 @@ class Team:
         self.call("advance", epochs=1)
         self.call("advance", epochs=1)
         return max(1, round(seconds / self.wall))
+
+    def kill(self) -> None:
+        """Ends the workers without waiting for what they do."""
+        for worker in self.workers:
+            worker.kill()
+        self.close()
 
     def close(self) -> None:
         """Ends the workers."""
