@@ -256,10 +256,10 @@ def _restored(folder: Path, chunk: Chunk) -> Any:
 
 def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[tuple[Any, ...]]:
     """Rows from `setting` on, for one block and probe."""
-    sound = np.isfinite(block.activations).all(axis=(1, 2))
+    sound: np.ndarray = np.isfinite(block.activations).all(axis=(1, 2))
     spread, size = np.ptp(block.activations, axis=1).max(axis=1), np.abs(block.activations).max(axis=(1, 2))
-    living = spread > 1e-6 * size
-    numbers: dict[Measured, np.ndarray] = jax.device_get(dict(found))
+    living: np.ndarray = spread > 1e-6 * size
+    numbers: dict[Measured, Any] = jax.device_get(dict(found))
     for key, values in numbers.items():
         for i, (setting, seed) in enumerate(block.runs):
             value, reason = values[i] if sound[i] else np.nan, ""

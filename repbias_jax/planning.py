@@ -140,7 +140,8 @@ def _check_probes(name: str, config: Config, probes: Sequence[str]) -> None:
         lacking = sorted(wanted - stored) if config.keep.views else []
         if lacking:
             raise ConfigError(
-                f"config.keep.views={','.join(config.keep.views)} (setting {name}): probe {probe} reads {', '.join(lacking)}"
+                f"config.keep.views={','.join(config.keep.views)} (setting {name}): expected also {', '.join(lacking)}, "
+                f"which the probe {probe} reads"
             )
         unknown = [output for output in reported(task) if output not in known]
         if PROBES[probe].kind == "intervention" and unknown:
@@ -350,8 +351,8 @@ def check_memory(plan: Plan, cost: Mapping[str, float]) -> None:
     need, there = shared * cost["device_bytes"], devices.memory_bytes()
     if there and need > there:
         raise ConfigError(
-            f"training needs about {need / 1e9:.1f} GB of memory at once, and {there / 1e9:.1f} GB are there: use a smaller "
-            f"--lanes, --devices, config.task.num_train or config.task.num_probe"
+            f"training needs about {need / 1e9:.1f} GB of memory at once, and {there / 1e9:.1f} GB are there: use a "
+            f"smaller --lanes, --devices, config.task.num_train or config.task.num_probe"
         )
 
 

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmark.workers import ROOT, Team, installed
-from repbias_jax.provenance import BAD_INPUT, DONE, commit, complain
 from repbias_jax import store
+from repbias_jax.provenance import BAD_INPUT, DONE, commit, complain
 
 COLUMNS = ("part", "name", "quantity", "unit", "value")
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"

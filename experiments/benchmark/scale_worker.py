@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 
 from experiments import complexity
-from repbias_jax.provenance import quieten, record
 from repbias_jax import pipeline, planning
 from repbias_jax.config import Config, Experiment, override_all
+from repbias_jax.provenance import quieten, record
 
 
 def main(workdir: Path, runs: int, overrides: Sequence[str]) -> None:

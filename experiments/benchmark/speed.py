@@ -27,7 +27,6 @@ from experiments.benchmark.workers import (
     summary,
     table,
 )
-from repbias_jax.provenance import commit
 from repbias_jax import store
 from repbias_jax.planning import LANES
 from repbias_jax.provenance import commit

@@ -138,8 +138,8 @@ def check(task: BinaryOptions) -> None:
     for name in task.features if task.prevalence or task.predictivity else ():
         if FEATURES[name].num_values > 2:
             raise ConfigError(
-                f"config.task.prevalence and predictivity: {name} has {FEATURES[name].num_values} values; expected neither: "
-                f"they are defined for features of two values"
+                f"config.task.prevalence and predictivity: {name} has {FEATURES[name].num_values} values; "
+                f"expected neither, which are defined for two values"
             )
     _check_places(task)
     if task.num_probe % 2 or (task.num_probe // 2) % num_combinations(task):

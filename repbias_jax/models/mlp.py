@@ -1,7 +1,7 @@
 """A multi-layer perceptron with one head of `O x C` logits, or of O units.
 
-Sites, each also a view: `input`, `hidden_0`, `hidden_1`, ... (after the nonlinearity, before dropout), `logits` (flattened to
-`O * C`). Initial weights are LeCun-normal times the dial `init_scale`, biases zero.
+Sites, each also a view: `input`, `hidden_0`, `hidden_1`, ... (after the nonlinearity, before dropout), `logits`
+(flattened to `O * C`). Initial weights are LeCun-normal times the dial `init_scale`, biases zero.
 """
 
 from collections.abc import Mapping

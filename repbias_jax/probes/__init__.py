@@ -1,8 +1,8 @@
 """Probes, by name: functions of arrays that return numbers. Add one: a function, and a line here.
 
 `representation`: `fn(fit, score, roles)`, each side (activations `[N, D]`, factors `[N]` by name) of one run at one
-snapshot, `roles` a `Factor` for each factor. `intervention`: `fn(fit, score, outputs)`, where `outputs(side, change)` runs the
-network on the real inputs of a side, "fit" or "score", with its representation changed by `change` `[N, D]` or `[D]`, and
+snapshot, `roles` a `Factor` for each factor. `intervention`: `fn(fit, score, outputs)`, where `outputs(side, change)` runs
+the network on the real inputs of a side, "fit" or "score", with its representation changed by `change` `[N, D]` or `[D]`, and
 gives logits `[N, C]` by the name of the reported factor. Both return `{Measured: number}`.
 `pair`: `fn(models)`, activations `[N, D]` of M models for the same examples; returns `{Measured: [M, M]}`, symmetric.
 """

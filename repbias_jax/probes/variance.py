@@ -52,8 +52,8 @@ def variance(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
       roles: number of values and role of each factor.
 
     Returns:
-      For every factor but single bits: `r2`, `variance`, `r2_per_example`, `r2_per_unit`, `null`, `null_low` and `null_high` (the
-      central 95 % of r2 under permuted labels); once: `total_variance`. NaN where the layer or the factor is constant.
+      For every factor but single bits: `r2`, `variance`, `r2_per_example`, `r2_per_unit`, `null`, `null_low` and
+      `null_high` (the central 95 % of r2 under permuted labels); once: `total_variance`. NaN where the layer or the factor is constant.
 
     Source: Lampinen et al. 2024; the ratio of sums and the band are ours.
     """
@@ -99,7 +99,8 @@ def walsh(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
 
     On an exactly crossed set the products are orthogonal, so their shares add up: features (a parity is one product),
     parts (products of fewer bits of a block), `across` (products over several blocks) and `rest` (distractors) make 1.
-    Factors with the role `bit` are crossed, each in the block of the feature it is `of`; without any the result is empty. Range, direction and
+    Factors with the role `bit` are crossed, each in the block of the feature it is `of`; without any the result is empty.
+    Range, direction and
     perfect value as for r2, of which each entry is a sum over `q` products; random: `walsh_null` = -q / N_fit.
 
     Args:
