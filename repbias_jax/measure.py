@@ -256,7 +256,7 @@ def _restored(folder: Path, chunk: Chunk) -> Any:
 
 def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[tuple[Any, ...]]:
     """Rows from `setting` on, for one block and probe."""
-    sound: np.ndarray = np.isfinite(block.activations).all(axis=(1, 2))
+    sound = np.asarray(np.isfinite(block.activations).all(axis=(1, 2)))
     spread, size = np.ptp(block.activations, axis=1).max(axis=1), np.abs(block.activations).max(axis=(1, 2))
     living: np.ndarray = spread > 1e-6 * size
     numbers: dict[Measured, Any] = jax.device_get(dict(found))
