@@ -120,7 +120,7 @@ def _loses(results: Results, label: str, target: str, alone: str, crowded: str) 
     accuracies = [results.accuracy(s, name, "accuracy").iloc[-1] for s in (alone, crowded)]
     return Part(
         label, text, (variances[0] - variances[1]) / total, passed, +1, 0.02, secondary=relative,
-        secondary_sesoi=float(np.log(1.1)), accuracy=accuracies[0] - accuracies[1],
+        accuracy=accuracies[0] - accuracies[1],
     )  # fmt: skip
 
 

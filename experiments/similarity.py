@@ -194,7 +194,7 @@ def _spread(results: Results, both: str) -> tuple[Part, ...]:
     return (
         Part(
             "", text, pseudo_values(log_ratio, passing), passed, -1, SESOI_SPREAD, secondary=pseudo_values(plain, passing),
-            secondary_sesoi=SESOI, accuracy=contrasts.accuracy_gap(results, both, EASY, HARD),
+            accuracy=contrasts.accuracy_gap(results, both, EASY, HARD),
             everyone=pseudo_values(log_ratio, list(r2.index)),
         ),
     )  # fmt: skip
