@@ -6,7 +6,7 @@ python -m experiments.scorecard          after a reference run; a test fails whe
 import re
 from pathlib import Path
 
-from experiments import EXPERIMENTS
+from experiments.claims import EXPERIMENTS
 from repbias_jax import store
 from repbias_jax.report import card
 

@@ -39,7 +39,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from repbias_jax.measure import MASTERY, Results
+from repbias_jax.results import MASTERY, Results
 
 MIN_SEEDS, MIN_PASS_RATE, EQUAL_ACCURACY = 12, 0.75, 0.01
 NOT_RUN = "its settings are not in this preset"

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from repbias_jax.measure import COLUMNS, Results
+from repbias_jax.columns import COLUMNS
+from repbias_jax.results import Results
 
 SEEDS = range(16)
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from made import SEEDS, Made
 
-from experiments import complexity
+from experiments.claims import complexity
 from repbias_jax import measure
 from repbias_jax.statistics import gate, judge
 

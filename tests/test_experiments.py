@@ -8,8 +8,8 @@ import pytest
 from looks import assert_readable
 from made import SEEDS, Made
 
-from experiments import EXPERIMENTS, architecture, competition, learning_order, prevalence
-from repbias_jax.measure import Results
+from experiments.claims import EXPERIMENTS, architecture, competition, learning_order, prevalence
+from repbias_jax.results import Results
 from repbias_jax.statistics import judge
 
 

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 from conftest import DEVICES, ROOT, run_here
 
-from experiments import EXPERIMENTS, request
+from experiments.claims import EXPERIMENTS
+from experiments.command import names_of
 from repbias_jax import pipeline, planning, store
 from repbias_jax.config import ConfigError, Preset
 from repbias_jax.report import card
@@ -319,4 +320,4 @@ def test_make_reproduce_runs_every_experiment():
 def test_no_experiment_may_take_the_name_of_all():
     assert "ALL" not in EXPERIMENTS
     with pytest.raises(ConfigError, match=r"unknown --experiment=all; known: .*, ALL"):
-        request.names_of("all")
+        names_of("all")

@@ -15,8 +15,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repbias_jax.measure import Results
 from repbias_jax.report import figures
+from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part, gate
 
 

@@ -16,9 +16,9 @@ import pandas as pd
 
 from repbias_jax import store
 from repbias_jax.config import Experiment
-from repbias_jax.measure import MASTERY, Results
 from repbias_jax.report import tables
 from repbias_jax.report.figures import Drawn
+from repbias_jax.results import MASTERY, Results
 
 
 def write(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from repbias_jax import store
-from repbias_jax.measure import Results
+from repbias_jax.results import Results
 from repbias_jax.statistics import CLAIM_COLUMNS
 
 
