@@ -151,7 +151,8 @@ def _reverses(results: Results, cells: Sequence[str]) -> Part:
     tested = [found[cell].reindex(odd.index) for found in (gaps, shares, accuracy)]
     own = learned[[cell]].loc[odd.index]
     return Part(
-        "b", text, tested[0], own, -1, 0.02, secondary=tested[1], secondary_statistic=contrasts.CONTRAST, accuracy=tested[2],
+        "b", text, tested[0], own, -1, 0.02, secondary=tested[1], secondary_statistic=contrasts.CONTRAST,
+        accuracy=tested[2],
     )  # fmt: skip
 
 

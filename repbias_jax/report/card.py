@@ -2,7 +2,7 @@
 
 Claims stand in the order of their ids, parts below their claim, exploratory columns after all others. p is corrected by
 Holm over all claims of the card, or over a family fixed beforehand: a claim counts once, whatever its parts, those of
-claims with separate parts count each, what is not measured or only in part counts as p = 1, exploratory columns do not count.
+claims with separate parts count each. What is not measured, or only in part, counts as p = 1.
 The card depends on the files it reads and on nothing else, so that one made again is the same byte for byte.
 """
 
@@ -161,18 +161,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], place: str, exploratory: bool = 
       place: folder of the card, as links need it.
       exploratory: whether to show the exploratory columns, each line with its column, instead of all others.
     """
-    heads = (
-        "claim",
-        "source",
-        "",
-        "effect [95 % interval]",
-        "margin",
-        "seeds",
-        "verdict",
-        "first look",
-        "p",
-        "survives Holm",
-    )
+    heads = ("claim", "source", "", "effect [95 % interval]", "margin", "seeds", "verdict", "first look", "p", "Holm")
     lines, linked = [], ""
     for row in rows:
         if (row["exploratory"] == "True") != exploratory:
@@ -235,7 +224,7 @@ def others(rows: Sequence[Mapping[str, Any]], full: str) -> str:
 
 
 def _deciding_effect(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The effect of a claim; where it has parts, of the first deciding one that has the claim's verdict, after its label."""
+    """The effect of a claim; of one with parts that of the first deciding part with its verdict, after the label."""
     if row["margin"]:
         return tables.effect_text(row)
     for part in rows:
@@ -250,7 +239,8 @@ def _linked(name: str, figure: str, place: str) -> str:
 
 
 def _survives(row: Mapping[str, Any]) -> str:
-    return {"True": "yes", "False": "no"}.get(row["survives_holm"], "")
+    """Whether a claim that came out as claimed still does so after Holm's correction; nothing for all other verdicts."""
+    return {"True": "yes", "False": "no"}.get(row["survives_holm"], "") if row["verdict"].startswith("reproduced") else ""
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -86,7 +86,8 @@ def difference(results: Results, setting: str, label: str, name: str, features: 
     first, second = pair(results, setting, "r2", *features)
     return Part(
         label, f"r2({features[0]}) - r2({features[1]}), {name}", first - second, at_end(results, setting, features), +1,
-        sesoi, secondary=contrast(first, second), secondary_statistic=CONTRAST, accuracy=accuracy_gap(results, setting, *features),
+        sesoi, secondary=contrast(first, second), secondary_statistic=CONTRAST,
+        accuracy=accuracy_gap(results, setting, *features),
     )  # fmt: skip
 
 

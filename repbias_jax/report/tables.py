@@ -24,7 +24,7 @@ def write_claims(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_values(folder: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Writes `claim_values.csv`: each seed's value of each part of each claim, whether it passed, and the second measure."""
+    """Writes `claim_values.csv`: each seed's value of each part, whether it passed, and the second measure."""
     store.write_table(folder / "claim_values.csv", VALUE_COLUMNS, [[cell(v) for v in row] for row in rows])
 
 
