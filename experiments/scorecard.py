@@ -1,4 +1,4 @@
-"""The score card of the reference runs: `experiments/results/scorecard.csv`, and the tables of two READMEs.
+"""The score card of the reference runs: `experiments/results/scorecard.csv`, and the tables of three documents.
 
 python -m experiments.scorecard          after a reference run; a test fails where one of them is not up to date
 
@@ -35,18 +35,26 @@ def sources() -> list[card.Source]:
 
 
 def sections() -> dict[Path, str]:
-    """What stands between the markers: headline claims in README, the whole card beside the results."""
+    """What stands between the markers: headline claims in README; beside the results the whole card, and what changed."""
     rows = card.rows_of(sources())
     whole, explored = (card.markdown(rows, ".", exploratory) for exploratory in (False, True))
     return {
         ROOT / "README.md": card.headlines(rows, HEADLINES, str(RESULTS), str(RESULTS / "README.md")),
         ROOT / RESULTS / "README.md": f"### All claims\n\n{whole}\n### Exploratory columns\n\n{explored}",
+        ROOT / RESULTS / "DECISIONS.md": _changes(changed(rows)),
     }
 
 
 def changed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the card whose verdict is another word than that of the first look."""
     return [row for row in rows if row["verdict_first_look"] not in ("", row["verdict"])]
+
+
+def _changes(rows: list[dict[str, Any]]) -> str:
+    """A table of verdicts that changed."""
+    lines = ["| claim | first look, old rules | the same values, new rules |", "|---|---|---|"]
+    lines += [f"| {row['id']} {row['column']} | {row['verdict_first_look']} | {row['verdict']} |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def write() -> None:
