@@ -6,6 +6,9 @@ decide, as they did. A second measure is read where the committed `seeds.csv` ha
 at the penultimate layer at the end of training; for the rest the card says that none was recorded.
 """
 
+# pyright: reportArgumentType=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType

@@ -12,13 +12,14 @@ their own, unless they read the same networks and say so: `"with": "C05"` names 
 more key: `"separate": true` for parts that count each in Holm's correction, with no verdict over them.
 """
 
+import dataclasses
 import datetime
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from repbias_jax.config import ConfigError
 from repbias_jax.statistics import MIN_SEEDS, Claim
@@ -30,7 +31,8 @@ OPTIONAL = ("with", "separate")
 ID = re.compile(r"(C\d\d)([a-z]?)")
 
 
-class Confirmed(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Confirmed:
     """One entry.
 
     Attributes:
@@ -249,7 +251,7 @@ def check(entries: Sequence[Confirmed], claims: Sequence[Claim]) -> None:
 
 
 def _alike(entry: Confirmed, found: Mapping[str, Any], separate: bool) -> None:
-    for name, value in (found | {"separate": separate}).items():
+    for name, value in {**found, "separate": separate}.items():
         written = getattr(entry, name)
         same = math.isclose(written, value, rel_tol=1e-5) if name == "margin" else written == value
         if not same:

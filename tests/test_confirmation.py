@@ -1,5 +1,6 @@
 """What a confirmation may be: entries of `confirm.json`, their seeds, the family for Holm, and what is refused."""
 
+import dataclasses
 import datetime
 import json
 
@@ -38,7 +39,8 @@ def written(tmp_path, entries):
 
 def test_entries_seeds_and_family(tmp_path):
     entries = confirmation.load(written(tmp_path, GOOD))
-    assert entries[0] == ("C01", "a", "gap", 1, 0.05, 256, 10_000, 256, datetime.date(2026, 12, 1), "", False)
+    first = ("C01", "a", "gap", 1, 0.05, 256, 10_000, 256, datetime.date(2026, 12, 1), "", False)
+    assert dataclasses.astuple(entries[0]) == first
     assert confirmation.seeds_of(entries, "C01") == confirmation.seeds_of(entries, "C01b") == (10_000, 256)
     assert confirmation.seeds_of(entries, "C06") == (20_000, 640)
     assert confirmation.family(entries) == ("C01", "C05", "C06", "C08a", "C08b", "C13")

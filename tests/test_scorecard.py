@@ -71,10 +71,9 @@ def test_what_is_not_measured_or_partial_counts_as_p_1():
     """And so does a claim of a family fixed beforehand that is not on the card at all; others are left out of it."""
     rows = {r["id"]: r for r in card.rows_of(SOURCES)}
     assert (rows["C02"]["p_holm"], rows["C02"]["survives_holm"]) == ("1", "False")
-    rows = {r["id"]: r for r in card.rows_of(SOURCES, ("C01", "C12", "C31"))}
-    assert {name: float(r["p_holm"]) for name, r in rows.items() if r["p_holm"]} == pytest.approx(
-        {"C12": 0.03, "C01": 0.04}
-    )
+    rows = {r["id"]: r for r in card.rows_of(SOURCES, ("C01", "C12", "C31")) if r["exploratory"] == "False"}
+    found = {name: float(r["p_holm"]) for name, r in rows.items() if r["p_holm"]}
+    assert found == pytest.approx({"C12": 0.03, "C01": 0.04})
     assert (rows["C12"]["survives_holm"], rows["C03"]["survives_holm"]) == ("True", "")
 
 
@@ -145,8 +144,8 @@ def test_headlines_show_claims_with_the_effect_that_decides_and_count_the_others
         "| claim |  | effect [95 % interval] | verdict | survives Holm |\n|---|---|---|---|---|\n"
         "| C01 | text | +0.300 [+0.200, +0.400] | **reproduced** | yes |\n"
         "| C03 | text | b: -0.300 [+0.200, +0.400] | **opposite** |  |\n\n"
-        "Of the other 5 claims: 2 reproduced (1 of them small or of a size that is not shown), 1 undecided, 1 opposite, 1 not "
-        "measured. [The full card](results/README.md).\n"
+        "Of the other 5 claims: 2 reproduced (1 of them small or of a size that is not shown), 1 undecided, 1 opposite, "
+        "1 not measured. [The full card](results/README.md).\n"
     )
     assert card.others(rows[-1:], "x").startswith("Of the other claim: 1 not measured.")
 
