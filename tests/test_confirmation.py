@@ -1,7 +1,6 @@
 """What a confirmation may be: entries of `confirm.json`, their seeds, the family for Holm, and what is refused."""
 
 import dataclasses
-import datetime
 import json
 
 import numpy as np
@@ -39,7 +38,7 @@ def written(tmp_path, entries):
 
 def test_entries_seeds_and_family(tmp_path):
     entries = confirmation.load(written(tmp_path, GOOD))
-    first = ("C01", "a", "gap", 1, 0.05, 256, 10_000, 256, datetime.date(2026, 12, 1), "", False)
+    first = ("C01", "a", "gap", 1, 0.05, 256, 10_000, 256, "2026-12-01", "", False)
     assert dataclasses.astuple(entries[0]) == first
     assert confirmation.seeds_of(entries, "C01") == confirmation.seeds_of(entries, "C01b") == (10_000, 256)
     assert confirmation.seeds_of(entries, "C06") == (20_000, 640)
@@ -73,6 +72,7 @@ BAD = {
     "seeds without end": ([entry(first=2**31 - 256, count=257)], "expected no seed above 2147483647"),
     "date": ([entry(date="1 December")], 'date is "1 December", expected a day like 2026-12-01'),
     "day that there is not": ([entry(date="2026-02-30")], 'date is "2026-02-30", expected a day'),
+    "month that there is not": ([entry(date="2026-13-01")], 'date is "2026-13-01", expected a day'),
     "separate": ([entry(separate=1)], "separate is 1, expected true or false"),
     "with itself": ([entry(**{"with": "C01"})], 'with is "C01", expected the id of another claim'),
     "with none": ([entry(**{"with": "C05"})], "C01a is with C05, which has no entry"),
