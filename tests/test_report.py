@@ -123,7 +123,8 @@ def test_names_from_outside_do_no_harm(results, tmp_path):
     saved = figures.save(tmp_path / "figures", [figures.Drawn("named", figures.finish(figure), NASTY)])
     experiment = Experiment(NASTY, NASTY, complexity.EXPERIMENT.config, (), columns=(("sgd", ()),))
     row = dict.fromkeys(tables.CLAIM_COLUMNS, NASTY) | {"column": "sgd", "exploratory": False, "effect": 1.0, "ci_low": 0.0}
-    page.write(tmp_path, experiment, [row | {"ci_high": 2.0}], saved, results)
+    row |= {"ci_high": 2.0, "second_effect": 1.0, "second_low": 0.0, "second_high": 2.0}
+    page.write(tmp_path, experiment, [row], saved, results)
     text = (tmp_path / "report.html").read_text()
     assert "<img src=x" not in text
     assert "&lt;img src=x" in text

@@ -89,8 +89,8 @@ def claims(results: Results, column: str) -> list[Claim]:
     deep = {f"{column}.{name}": depth for name, depth in DEPTHS.items() if depth >= 2}
     wide = (f"{column}.width512", f"{column}.width64")
     return [
-        Claim("C10", "The gap grows with depth", "grows", _grows(results, deep) if results.has(*deep) else ()),
-        Claim("C11", "Width hardly changes it", "hardly", _wide(results, *wide) if results.has(*wide) else ()),
+        Claim("C10", "The gap grows with depth", "grows", _grows(results, deep) if results.has(*deep) else (), "P"),
+        Claim("C11", "Width hardly changes it", "hardly", _wide(results, *wide) if results.has(*wide) else (), "P"),
     ]
 
 
@@ -101,7 +101,8 @@ def _grows(results: Results, deep: dict[str, int]) -> tuple[Part, ...]:
     return (
         Part(
             "", text, contrasts.slope(gaps, depths), contrasts.all_at_end(results, list(deep)), +1, 0.02,
-            secondary=contrasts.slope(shares, depths), accuracy=accuracy.mean(axis=1),
+            secondary=contrasts.slope(shares, depths),
+            secondary_statistic=f"slope of {contrasts.CONTRAST}", accuracy=accuracy.mean(axis=1),
         ),
     )  # fmt: skip
 
@@ -111,7 +112,12 @@ def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
     change, in_shares = (found[widest] - found[narrowest] for found in (gaps, shares))
     passed = contrasts.all_at_end(results, [widest, narrowest])
     text = "gap(width 512) - gap(width 64), four layers"
-    return (Part("", text, change, passed, 0, 0.05, secondary=in_shares, accuracy=accuracy.mean(axis=1)),)
+    return (
+        Part(
+            "", text, change, passed, 0, 0.05, secondary=in_shares, secondary_statistic=contrasts.CONTRAST,
+            accuracy=accuracy.mean(axis=1),
+        ),
+    )  # fmt: skip
 
 
 def figures(results: Results) -> list[Drawn]:

@@ -166,6 +166,7 @@ def _parts(results: Results, joint: str, composed: str) -> tuple[Part, ...]:
             "b", f"r2 of {COMPOSED}'s two inner majorities together minus r2 of the whole",
             inner[0] + inner[1] - whole, contrasts.at_end(results, composed, (EASY, COMPOSED)), +1, 0.02,
             secondary=(inner[0] + inner[1]) / 2 - whole,
+            secondary_statistic="mean of the two minus the whole",
         ),
     )  # fmt: skip
 
@@ -179,18 +180,18 @@ def _readout(results: Results, joint: str) -> tuple[Part, ...]:
 # What is claimed, what the paper says of it, the settings it reads, and its parts.
 CLAIMS = {
     "C01": (
-        "Easy explains more variance than hard at equal accuracy", "about .55 against .05", ("joint", "squared"), _gap,
+        "Easy explains more variance than hard at equal accuracy", "about .55 against .05", ("joint", "squared"), _gap, "P",
     ),
-    "C02": ("Variance explained falls with complexity", "falls", ("ladder", "equal"), _ladder),
+    "C02": ("Variance explained falls with complexity", "falls", ("ladder", "equal"), _ladder, "ours; after P"),
     "C03": (
         "Easy goes on growing after mastery, most while hard is being learned", "grows, most then",
-        ("along", "along_easy"), _growth,
+        ("along", "along_easy"), _growth, "P",
     ),
     "C04": (
         "Parts of the hard feature are represented more strongly than the whole", "more strongly", ("joint", "composed"),
-        _parts,
+        _parts, "P",
     ),
-    "C36": ("The readout compensates: weak code, strong readout", "ours", ("joint",), _readout),
+    "C36": ("The readout compensates: weak code, strong readout", "ours", ("joint",), _readout, "ours"),
 }  # fmt: skip
 
 

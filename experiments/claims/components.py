@@ -61,13 +61,14 @@ def claims(results: Results, column: str) -> list[Claim]:
 
 def _dominates(results: Results, joint: str) -> tuple[Part, ...]:
     text = f"share of the top {TOP} components explained, r2({EASY}) - r2({HARD})"
-    return (_minus(results, joint, "", text, "top_r2", 0.02, contrasts.contrast, at=str(TOP)),)
+    return (_minus(results, joint, "", text, "top_r2", 0.02, contrasts.contrast, contrasts.CONTRAST, at=str(TOP)),)
 
 
 def _survives(results: Results, joint: str) -> tuple[Part, ...]:
     text = f"area under accuracy against the number of components kept, {EASY} - {HARD}"
     easy, hard = contrasts.pair(results, joint, "kept_area_log2", EASY, HARD)
-    return (dataclasses.replace(_minus(results, joint, "", text, "kept_area", 0.05), secondary=easy - hard),)
+    part, name = _minus(results, joint, "", text, "kept_area", 0.05), "area over log2 of the number kept"
+    return (dataclasses.replace(part, secondary=easy - hard, secondary_statistic=name),)
 
 
 def _dense(results: Results, joint: str) -> tuple[Part, ...]:
@@ -75,28 +76,28 @@ def _dense(results: Results, joint: str) -> tuple[Part, ...]:
     ratio = f"participation ratio of the difference vector over living units, {EASY} - {HARD}"
     return (
         _minus(results, joint, "a", shares, "selective_share", 0.05),
-        _minus(results, joint, "b", ratio, "participation", 0.05, lambda e, h: np.log(e / h), float(np.log(1.1))),
+        _minus(results, joint, "b", ratio, "participation", 0.05, lambda e, h: np.log(e / h), "log ratio"),
     )
 
 
 def _minus(
     results: Results, joint: str, label: str, text: str, metric: str, sesoi: float,
-    second: Callable[[pd.Series, pd.Series], pd.Series] | None = None, second_sesoi: float | None = None, **more: str,
+    second: Callable[[pd.Series, pd.Series], pd.Series] | None = None, name: str = "", **more: str,
 ) -> Part:  # fmt: skip
     """A measure of easy minus that of hard; `second` makes the other measure of the two."""
     easy, hard = contrasts.pair(results, joint, metric, EASY, HARD, **more)
     return Part(
         label, text, easy - hard, contrasts.at_end(results, joint, (EASY, HARD)), +1, sesoi,
-        secondary=None if second is None else second(easy, hard), secondary_sesoi=second_sesoi,
+        secondary=None if second is None else second(easy, hard), secondary_statistic=name,
         accuracy=contrasts.accuracy_gap(results, joint, EASY, HARD),
     )  # fmt: skip
 
 
 # What is claimed, what the paper says of it, the settings it reads, and its parts.
 CLAIMS = {
-    "C19": ("Easy dominates the top principal components", "easy dominates", ("joint",), _dominates),
-    "C20": ("Of k components kept, easy survives at smaller k", "easy survives longer", ("joint",), _survives),
-    "C21": ("Single units: easy is dense, hard is sparse", "easy dense, hard sparse", ("joint",), _dense),
+    "C19": ("Easy dominates the top principal components", "easy dominates", ("joint",), _dominates, "P, F"),
+    "C20": ("Of k components kept, easy survives at smaller k", "easy survives longer", ("joint",), _survives, "P"),
+    "C21": ("Single units: easy is dense, hard is sparse", "easy dense, hard sparse", ("joint",), _dense, "P, F"),
 }
 
 

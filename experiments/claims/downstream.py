@@ -67,7 +67,7 @@ def _relies(results: Results, joint: str) -> tuple[Part, ...]:
     text = "share of conflict examples that follow easy minus .5, 256 training examples, cross-validated l2"
     return (
         Part(
-            "", text, many, passed, +1, 0.05, secondary=few,
+            "", text, many, passed, +1, 0.05, secondary=few, secondary_statistic="the same, 64 training examples",
             accuracy=contrasts.accuracy_gap(results, joint, EASY, HARD),
         ),
     )  # fmt: skip
@@ -79,7 +79,7 @@ def _follow(results: Results, setting: str, at: str, metric: str = "follow", **m
 
 CLAIMS = {
     "C25": (
-        "A classifier for a label that both features predict relies on easy", "relies on easy", ("joint",), _relies,
+        "A classifier for a label that both features predict relies on easy", "relies on easy", ("joint",), _relies, "P",
     ),
 }  # fmt: skip
 

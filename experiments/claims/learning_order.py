@@ -142,7 +142,12 @@ def _narrows(results: Results, joint: str, hard_first: str) -> tuple[Part, ...]:
     )
     text = "gap when both are trained at once minus gap when hard is trained first, equal updates with both losses on"
     secondary, accuracy = at_mastery[0] - at_mastery[1], sum(accuracies) / 2
-    return (Part("", text, gaps[0] - gaps[1], passed, +1, 0.02, secondary=secondary, accuracy=accuracy),)
+    return (
+        Part(
+            "", text, gaps[0] - gaps[1], passed, +1, 0.02, secondary=secondary,
+            secondary_statistic="the same when both are mastered", accuracy=accuracy,
+        ),
+    )  # fmt: skip
 
 
 def _gap_at_mastery(results: Results, setting: str, first: str, second: str) -> pd.Series:
@@ -186,6 +191,7 @@ def _first(results: Results, first_a: str, first_b: str) -> tuple[Part, ...]:
     return (
         Part(
             "a", f"{text} at the end", sum(at_end) / 2, gate(results, late), +1, 0.02, secondary=sum(shares) / 2,
+            secondary_statistic=contrasts.CONTRAST,
             accuracy=sum(accuracies) / 2,
         ),
         Part("b", f"{text} at mastery of the second", sum(mastered) / 2, gate(results, both), +1, 0.02),
@@ -194,11 +200,11 @@ def _first(results: Results, first_a: str, first_b: str) -> tuple[Part, ...]:
 
 # What is claimed, what the paper says of it, the settings it reads, and its parts.
 CLAIMS = {
-    "C05": ("Training hard first narrows the gap", "narrows", ("joint", "hard_first"), _narrows),
-    "C06": ("... but easy still wins", "easy still wins", ("hard_first",), _still),
+    "C05": ("Training hard first narrows the gap", "narrows", ("joint", "hard_first"), _narrows, "P"),
+    "C06": ("... but easy still wins", "easy still wins", ("hard_first",), _still, "P"),
     "C07": (
         "Of two equally complex features the first learned is represented more strongly", "the first learned",
-        ("first_a", "first_b"), _first,
+        ("first_a", "first_b"), _first, "P",
     ),
 }  # fmt: skip
 

@@ -124,7 +124,7 @@ def claims(results: Results, column: str) -> list[Claim]:
     parts = ()
     if results.has(*shrinks):
         parts = (_shrinks(results, *shrinks), _reverses(results, reverses if results.has(*reverses) else []))
-    return [Claim("C12", "Dropout with Adam shrinks the gap, and can reverse it", "shrinks, can reverse", parts)]
+    return [Claim("C12", "Dropout with Adam shrinks the gap, and can reverse it", "shrinks, can reverse", parts, "P")]
 
 
 def _shrinks(results: Results, with_dropout: str, without: str) -> Part:
@@ -133,6 +133,7 @@ def _shrinks(results: Results, with_dropout: str, without: str) -> Part:
     passed = contrasts.all_at_end(results, [with_dropout, without])
     return Part(
         "a", "gap(Adam 3e-4, dropout .25) - gap(Adam 3e-4, no dropout)", change, passed, -1, 0.02, secondary=in_shares,
+        secondary_statistic=contrasts.CONTRAST,
         accuracy=accuracy.mean(axis=1),
     )  # fmt: skip
 
@@ -149,7 +150,10 @@ def _reverses(results: Results, cells: Sequence[str]) -> Part:
         return Part("b", text, pd.Series(np.nan, odd.index), odd, -1, 0.02)
     tested = [found[cell].reindex(odd.index) for found in (gaps, shares, accuracy)]
     own = learned[[cell]].loc[odd.index]
-    return Part("b", text, tested[0], own, -1, 0.02, secondary=tested[1], accuracy=tested[2])
+    return Part(
+        "b", text, tested[0], own, -1, 0.02, secondary=tested[1], secondary_statistic=contrasts.CONTRAST,
+        accuracy=tested[2],
+    )  # fmt: skip
 
 
 def chosen(gaps: pd.DataFrame, learned: pd.DataFrame) -> str | None:

@@ -241,18 +241,19 @@ def _recovered(results: Results, setting: str) -> tuple[Part, ...]:
 
 # What is claimed, what the paper says of it, the settings it reads, and its parts.
 CLAIMS = {
-    "C28": ("Untrained networks decode easy above hard", "easy above hard", ("target_easy",), _untrained),
+    "C28": ("Untrained networks decode easy above hard", "easy above hard", ("target_easy",), _untrained, "HL20"),
     "C29": (
         "Training enhances the target and partly suppresses others", "enhances, partly suppresses",
-        ("target_easy", "target_hard"), _enhanced,
+        ("target_easy", "target_hard"), _enhanced, "HL20",
     ),
-    "C30": ("Of two redundant features the easier is relied on, at .8 against .9", "the easier", ("p80",), _relied),
+    "C30": ("Of two redundant features the easier is relied on, at .8 against .9", "the easier", ("p80",), _relied, "HL20"),
     "C33": (
         "Easy's decodability peaks, then falls while hard is learned, not to chance", "peaks, then falls", ("shortcut",),
-        _falls,
+        _falls, "HL20",
     ),
     "C34": (
         "Nonlinear decoders recover little more of a suppressed feature", "little more", ("target_hard",), _recovered,
+        "HL20",
     ),
 }  # fmt: skip
 

@@ -15,9 +15,9 @@ Settings, all with the same inputs, which hold identity (easy) and parity-4 (har
 Similarity is read at the penultimate layer, between models of different seeds only. Ours, and fixed before anything ran:
   primary     RSA with Euclidean distances and Pearson's correlation of RDMs, which is the kind that gives -.795 for the
               two solutions of XOR; higher is more alike
-  secondary   debiased CKA, with the same margin; where the verdicts differ the card says "depends on the measure"
+  secondary   debiased CKA; where its interval lies on the other side of zero the verdict is "depends on the measure"
   margins     .05 in similarity. C35 compares coefficients of variation (sd / mean over seeds) as a log ratio, margin
-              log 1.1; their plain difference is secondary, margin .05
+              log 1.1; their plain difference is secondary
   unit        a model: every statistic is computed from all seeds at once, and a seed's value is its jackknife
               pseudo-value, which leaves out all pairs with any of its models. Seeds that fail the gate in any compared
               cell, or whose model is constant, are in no pair at all
@@ -154,6 +154,7 @@ def _part(
     accuracies = [results.accuracy(s, results.outputs(s)[0], "accuracy").iloc[-1] for s in equal or ()]
     return Part(
         label, f"{text}, by {PRIMARY}", values(first, passing), passed, side, SESOI, secondary=values(second, passing),
+        secondary_statistic=f"the same, by {SECONDARY}",
         accuracy=accuracies[0] - accuracies[1] if accuracies else None, everyone=values(first, seeds),
     )  # fmt: skip
 
@@ -196,7 +197,8 @@ def _spread(results: Results, both: str) -> tuple[Part, ...]:
     return (
         Part(
             "", text, pseudo_values(log_ratio, passing), passed, -1, SESOI_SPREAD, secondary=pseudo_values(plain, passing),
-            secondary_sesoi=SESOI, accuracy=contrasts.accuracy_gap(results, both, EASY, HARD),
+            secondary_statistic="difference of the two ratios",
+            accuracy=contrasts.accuracy_gap(results, both, EASY, HARD),
             everyone=pseudo_values(log_ratio, list(r2.index)),
         ),
     )  # fmt: skip
@@ -212,17 +214,17 @@ _ALL = (BOTH, EASY_ONLY, HARD_ONLY)
 CLAIMS = {
     "C26": (
         "RSA: a model of both looks like an easy-only one (in part from C01)", "more than like a hard-only one", _ALL,
-        _like_easy,
+        _like_easy, "P, F, HL20",
     ),
     "C27": (
         "Two models of both can be less alike than either is to an easy-only one; easy-only ones agree more",
-        "less alike; agree more", _ALL, _agreement,
+        "less alike; agree more", _ALL, _agreement, "F",
     ),
     "C32": (
         "A trained model is more like an untrained one than like one trained on another task", "more", _ALL,
-        _like_untrained,
+        _like_untrained, "HL20",
     ),
-    "C35": ("Simple features are more consistent over seeds", "more consistent", (BOTH,), _spread),
+    "C35": ("Simple features are more consistent over seeds", "more consistent", (BOTH,), _spread, "F"),
 }  # fmt: skip
 
 

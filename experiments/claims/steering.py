@@ -126,9 +126,9 @@ def _smaller_push(results: Results, joint: str) -> tuple[Part, ...]:
 
 # What is claimed, what the paper says of it, the settings it reads, and its parts.
 CLAIMS = {
-    "C22": ("The present-minus-absent vector of a feature flips its output", "flips it", ("joint",), _flips_its_own),
-    "C23": ("... and leaves the other output alone", "leaves it alone", ("joint",), _leaves_the_other),
-    "C24": ("A smaller push flips hard", "a smaller push", ("joint",), _smaller_push),
+    "C22": ("The present-minus-absent vector of a feature flips its output", "flips it", ("joint",), _flips_its_own, "P"),
+    "C23": ("... and leaves the other output alone", "leaves it alone", ("joint",), _leaves_the_other, "P"),
+    "C24": ("A smaller push flips hard", "a smaller push", ("joint",), _smaller_push, "P"),
 }
 
 

@@ -63,7 +63,8 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     own = []
     for row in tables.with_parts([row for row in rows if row["column"] == name]):
         repeated = {"claim": "", "paper": ""} if row["part"] else {}
-        own.append({k: rounded(v) for k, v in row.items()} | {"effect_text": tables.effect_text(row)} | repeated)
+        texts = {"effect_text": tables.effect_text(row), "verdict": tables.verdict_text(row), "note": tables.note_text(row)}
+        own.append({k: rounded(v) for k, v in row.items()} | texts | repeated)
     return {"name": name, "exploratory": bool(own and own[0]["exploratory"]), "rows": own}
 
 
