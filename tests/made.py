@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from repbias_jax.columns import COLUMNS
-from repbias_jax.results import Results
+from repbias_jax.measure import COLUMNS, Results
 
 SEEDS = range(16)
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from made import SEEDS, Made
 
-from experiments.claims import complexity
+from experiments import complexity
 from repbias_jax import measure
 from repbias_jax.statistics import gate, judge
 
@@ -78,8 +78,7 @@ def test_every_statistic_by_hand(made):
     assert found["C01a"].secondary.mean() == pytest.approx(0.4 / 0.6, abs=1e-3)
     assert found["C04b"].secondary.mean() == pytest.approx(0.15 - 0.25, abs=1e-3)
     rows = {r["id"]: r["verdict"] for r in judge(list(claims.values()), "sgd", False)}
-    mixed = {"C04": "depends on the measure", "C04b": "depends on the measure"}  # their mean is under the whole
-    assert {name: word for name, word in rows.items() if word != "reproduced"} == mixed
+    assert set(rows.values()) == {"reproduced"}
     assert {
         r["id"] for r in judge(complexity.claims(made, "adam"), "adam", True) if r["verdict"] != "not measured"
     } == set()

@@ -11,7 +11,6 @@ from sklearn.metrics import balanced_accuracy_score
 import repbias_jax
 from repbias_jax.probes import decoding, logistic
 from repbias_jax.probes.moments import Measured, orders
-from repbias_jax.probes.readout import balanced_accuracy
 
 EXAMPLE = 1 / 500  # of a class, about, where accuracies may differ by one example
 
@@ -300,43 +299,3 @@ def test_bits_do_not_depend_on_the_neighbours(function):
     among, alone = many(*stack(runs)), many(*stack([runs[0]] * 4))
     for key, values in alone.items():
         np.testing.assert_array_equal([among[key][0], *values[1:]], [values[0]] * 4, err_msg=str(key))
-
-
-def test_a_fit_without_an_answer_takes_none_from_the_next(monkeypatch):
-    """Of two features that agree on every scored example nothing is said; of a third what is said without them."""
-    monkeypatch.setattr(decoding, "SIZES", (64,))
-    phi, factors = planted(n=512, strengths=(3.0, 1.0))
-    alone = jax.jit(decoding.transfer)(*sides(phi, {n: factors[n] for n in "ac"}))
-    copied = {**factors, "b": np.where(np.arange(1024) < 512, factors["b"], factors["a"])}
-    found = jax.jit(decoding.transfer)(*sides(phi, {n: copied[n] for n in "abc"}))
-    assert np.isnan(found[Measured("follow", "a", "b", "64")])
-    for metric in ("follow", "follow_accuracy", "follow_shuffled"):
-        key = Measured(metric, "a", "c", "64")
-        assert found[key] == alone[key], metric
-    assert found[Measured("follow", "a", "c", "64")] > 0.6
-
-
-def test_a_constant_label_is_nobody_elses(monkeypatch):
-    monkeypatch.setattr(decoding, "SIZES", (64,))
-    phi, factors = planted(n=512)
-    alone = jax.jit(decoding.transfer)(*sides(phi, {n: factors[n] for n in "bc"}))
-    found = jax.jit(decoding.transfer)(*sides(phi, {**factors, "a": np.zeros(1024, int)}))
-    for other in "bc":
-        assert np.isnan([v for k, v in found.items() if k.feature == "a" and k.other == other]).all()
-    for key, value in alone.items():
-        np.testing.assert_array_equal(found[key], value)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_order_lets_no_value_through(bad):
-    value = jnp.asarray([1.5, -0.25, 1e-30], jnp.float32)
-    for earlier in ((jnp.asarray([bad, 1.0]),), (jnp.asarray(3e38), jnp.asarray(3e38)), (jnp.arange(4),), ()):
-        np.testing.assert_array_equal(jax.jit(logistic.after)(value, *earlier), value)
-
-
-def test_no_number_says_no_code():
-    logits = jnp.asarray([[[1.0, jnp.nan, -1.0]]])
-    said = logistic.decided(logits)
-    np.testing.assert_array_equal(said, [[1, -1, 0]])
-    assert np.isnan(balanced_accuracy(said, jnp.asarray([[1, 0, 0]]), 2)).all()
-    np.testing.assert_array_equal(logistic.decided(jnp.asarray([[[0.0, jnp.nan], [1.0, 0.0]]])), [[1, -1]])

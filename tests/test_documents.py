@@ -11,9 +11,7 @@ import pandas as pd
 import pytest
 from conftest import DEVICES, ROOT, line_of
 
-from experiments import scorecard
-from experiments.benchmark import targets
-from experiments.claims import EXPERIMENTS
+from experiments import EXPERIMENTS, scorecard, targets
 from repbias_jax import store
 from repbias_jax.report import card, tables
 from repbias_jax.statistics import summarise
@@ -121,7 +119,7 @@ def test_readme_claims_are_those_of_the_reference_runs(tmp_path):
 
 @pytest.mark.parametrize("name", list(targets.SECTIONS))
 def test_measured_speed_and_faults_are_those_of_the_results(name):
-    """`python -m experiments.benchmark.targets` prints what should stand there."""
+    """`python -m experiments.targets` prints what should stand there."""
     found = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README + BUILD, re.S)
     assert found == [targets.SECTIONS[name]()]
 

@@ -15,8 +15,8 @@ from test_experiments import parts_of, values
 from test_probes import planted, rotation, sides
 
 import repbias_jax
-from experiments.claims import components as components_experiment
-from experiments.claims import steering as steering_experiment
+from experiments import components as components_experiment
+from experiments import steering as steering_experiment
 from repbias_jax.probes.components import SIZES, components, truncation
 from repbias_jax.probes.moments import Measured
 from repbias_jax.probes.readout import balanced_accuracy

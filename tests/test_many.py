@@ -20,7 +20,7 @@ import yaml
 from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 
-from experiments.command import share_of
+from experiments.request import share_of
 from repbias_jax import devices, pipeline, planning, population
 from repbias_jax.config import Config, ConfigError, Runtime, dials_of, override_all, static_half
 from repbias_jax.data import DATA

@@ -9,12 +9,11 @@ from conftest import ROOT
 from nbclient import NotebookClient
 from test_documents import README
 
-from experiments import scorecard
-from experiments.claims import EXPERIMENTS
+from experiments import EXPERIMENTS, scorecard
 
 SCRIPT = ROOT / "experiments" / "notebooks" / "reproduce.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")
-RUN = "results = repbias_jax.run("
+RUN = "!{sys.executable} -m experiments.run"
 
 
 @pytest.fixture
@@ -56,15 +55,16 @@ def shown(cells, kind):
 
 
 def test_notebook_runs(notebook, smoke, tmp_path, monkeypatch):
-    """Every figure and table is shown, of the run and of every reference run; its run goes on with what tests share."""
-    given = nbformat.v4.new_code_cell(f"SIZE, WORKDIR = {{'preset': 'smoke'}}, {str(smoke.parent)!r}")
+    """Every figure and table is shown, of the run and of every reference run; its command goes on with what tests share."""
+    given = nbformat.v4.new_code_cell(f"SIZE, WORKDIR = '--preset=smoke', {str(smoke.parent)!r}")
     notebook.cells.insert(parameters(notebook) + 1, given)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # this checkout's package, whatever is installed
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     (run,) = (i for i, cell in enumerate(notebook.cells) if cell.source.startswith(RUN))
-    assert len(shown([notebook.cells[run]], "image/png")) == 1  # r2 by layer
-    assert all("run-steps/s" not in out.get("text", "") for out in notebook.cells[run].outputs)  # nothing is trained again
+    printed = "".join(out["text"] for out in notebook.cells[run].outputs)
+    assert f"{smoke}/report.html" in printed
+    assert "C01" in printed
     here, table, there = notebook.cells[run + 1 : -2], notebook.cells[-2], notebook.cells[-1]
     assert len(shown(here, "image/png")) == len(EXPERIMENTS["complexity"].CAPTIONS)
     assert shown([table], "text/markdown") == [

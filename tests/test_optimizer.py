@@ -9,13 +9,13 @@ import pytest
 from looks import assert_readable
 from made import Made
 
-from experiments.claims import EXPERIMENTS, optimizer
-from experiments.command import assemble
+from experiments import EXPERIMENTS, optimizer
+from experiments.request import assemble
 from experiments.run import help_text
 from repbias_jax import pipeline, planning, population
 from repbias_jax.config import ConfigError, Runtime
+from repbias_jax.measure import Results
 from repbias_jax.population import Layout
-from repbias_jax.results import Results
 from repbias_jax.statistics import judge
 from tests.faults import tiny
 
@@ -149,7 +149,7 @@ def test_the_grid_is_four_rules_three_rates_three_dropouts_and_a_line():
     assert planning.estimate(plan)["runs"] == 7 * optimizer.SEEDS + 33 * optimizer.SEEDS_ELSEWHERE
     read = set(configs) - set(plan.layout.caps)
     assert read == {f"all.{name}" for name in (*optimizer.SHRINKS, *optimizer.REVERSES)}
-    assert "at most 4 seeds: sgd_3e-2_d0, " in help_text("optimizer")
+    assert "at most 4 seeds: sgd_3e-2_d0, " in help_text()
 
 
 def test_hatched_is_what_was_not_learned():

@@ -18,18 +18,17 @@ from rsatoolbox.rdm.transform import sqrt_transform
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import rankdata
 
-from experiments.claims import similarity as experiment
-from experiments.command import assemble
+from experiments import request
+from experiments import similarity as experiment
 from repbias_jax import measure, pairs, planning, training
-from repbias_jax.columns import COLUMNS
 from repbias_jax.config import Config, ConfigError, Keep, Model, Runtime, Task, dials_of, static_half
 from repbias_jax.data import DATA
+from repbias_jax.measure import COLUMNS, Results
 from repbias_jax.population import Interrupted
 from repbias_jax.probes import PROBES
 from repbias_jax.probes import similarity as probe
 from repbias_jax.probes.moments import Measured
 from repbias_jax.report import contrasts, tables
-from repbias_jax.results import Results
 from repbias_jax.statistics import judge, pseudo_values, summarise
 
 XOR = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], bool)
@@ -345,7 +344,7 @@ def folder(smokes):
 
 @pytest.fixture(scope="module")
 def chunks(folder):
-    smoke = assemble(experiment, "smoke", None, 0, [])
+    smoke = request.assemble(experiment, "smoke", None, 0, [])
     return planning.place(smoke, planning.check(smoke, "cpu"), folder, DEVICES).chunks
 
 

@@ -1,9 +1,7 @@
 """Probes, by name: functions of arrays that return numbers. Add one: a function, and a line here.
 
-`representation`: `fn(fit, score, roles)`, each side (activations `[N, D]`, factors `[N]` by name) of one run at one
-snapshot, `roles` a `Factor` for each factor. `intervention`: `fn(fit, score, outputs)`, where `outputs(side, change)` runs
-the network on the real inputs of a side, "fit" or "score", with its representation changed by `change` `[N, D]` or `[D]`, and
-gives logits `[N, C]` by the name of the reported factor. Both return `{Measured: number}`.
+`representation`: `fn(fit, score, num_values)`, each side (activations `[N, D]`, factors) of one run at one snapshot.
+`intervention`: `fn(fit, score, finish)`, where `finish` is the rest of the model. Both return `{Measured: number}`.
 `pair`: `fn(models)`, activations `[N, D]` of M models for the same examples; returns `{Measured: [M, M]}`, symmetric.
 """
 
@@ -19,7 +17,7 @@ class Probe(NamedTuple):
     function: Callable
     kind: Literal["representation", "intervention", "pair"]
     along: bool = False  # also at the snapshots along training, and not only at the first and the last
-    views: tuple[str, ...] = ()  # only there: places of the model, or views; empty: everywhere
+    sites: tuple[str, ...] = ()  # only there (`hidden_*`: all of these); empty: everywhere
     padded: bool = True  # widths may share one program, by units that are always zero; else each has its own, and no waste
 
 
@@ -27,14 +25,14 @@ PROBES: dict[str, Probe] = {
     "variance": Probe(variance.variance, "representation", along=True),
     "walsh": Probe(variance.walsh, "representation"),
     "partition": Probe(variance.partition, "representation"),
-    "components": Probe(components.components, "representation", views=("last_hidden",)),
+    "components": Probe(components.components, "representation", sites=("last_hidden",)),
     "units": Probe(units.units, "representation", padded=False),  # counts units that never vary
-    "truncation": Probe(components.truncation, "intervention", views=("last_hidden",)),
-    "steering": Probe(steering.steering, "intervention", views=("before_last", "last_hidden")),
-    "readout": Probe(readout.readout, "intervention", views=("last_hidden",)),
-    "similarity": Probe(similarity.similarity, "pair", views=("last_hidden",)),
-    "decode": Probe(decoding.decode, "representation", along=True, views=("layers",), padded=False),
-    "decode_nonlinear": Probe(decoding.decode_nonlinear, "representation", views=("last_hidden",), padded=False),
-    "transfer": Probe(decoding.transfer, "representation", views=("layers",), padded=False),
-    "reliance": Probe(decoding.reliance, "intervention", views=("last_hidden",)),
+    "truncation": Probe(components.truncation, "intervention", sites=("last_hidden",)),
+    "steering": Probe(steering.steering, "intervention", sites=("before_last", "last_hidden")),
+    "readout": Probe(readout.readout, "intervention", sites=("last_hidden",)),
+    "similarity": Probe(similarity.similarity, "pair", sites=("last_hidden",)),
+    "decode": Probe(decoding.decode, "representation", along=True, sites=("hidden_*",), padded=False),
+    "decode_nonlinear": Probe(decoding.decode_nonlinear, "representation", sites=("last_hidden",), padded=False),
+    "transfer": Probe(decoding.transfer, "representation", sites=("hidden_*",), padded=False),
+    "reliance": Probe(decoding.reliance, "intervention", sites=("last_hidden",)),
 }

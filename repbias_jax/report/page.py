@@ -16,9 +16,9 @@ import pandas as pd
 
 from repbias_jax import store
 from repbias_jax.config import Experiment
+from repbias_jax.measure import MASTERY, Results
 from repbias_jax.report import tables
 from repbias_jax.report.figures import Drawn
-from repbias_jax.results import MASTERY, Results
 
 
 def write(
@@ -63,8 +63,7 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     own = []
     for row in tables.with_parts([row for row in rows if row["column"] == name]):
         repeated = {"claim": "", "paper": ""} if row["part"] else {}
-        texts = {"effect_text": tables.effect_text(row), "verdict": tables.verdict_text(row), "note": tables.note_text(row)}
-        own.append({k: rounded(v) for k, v in row.items()} | texts | repeated)
+        own.append({k: rounded(v) for k, v in row.items()} | {"effect_text": tables.effect_text(row)} | repeated)
     return {"name": name, "exploratory": bool(own and own[0]["exploratory"]), "rows": own}
 
 

@@ -2,8 +2,7 @@
 
 from absl import app
 
-from experiments import run
-from experiments.claims import EXPERIMENTS
+from experiments import EXPERIMENTS, run
 from tests.faults import tiny
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ import signal
 import sys
 import time
 
-from experiments import run
-from experiments.claims import EXPERIMENTS
+from experiments import EXPERIMENTS, run
 from tests.faults import tiny
 
 EXPERIMENTS["tiny"] = tiny  # pyright: ignore[reportArgumentType]

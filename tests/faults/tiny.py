@@ -1,8 +1,8 @@
 """The smallest experiment: eight runs of two settings, two checkpoints, snapshots along training, a claim, a figure."""
 
 from repbias_jax.config import Config, Experiment, Keep, Model, Preset, Task, Training
+from repbias_jax.measure import Results
 from repbias_jax.report.figures import Drawn, grid, label
-from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part, gate
 
 CONFIG = Config(
