@@ -35,10 +35,10 @@ class Made(Results):
 
     def learn(self, setting, output, steps, accuracy=1.0, seeds=SEEDS):
         """Accuracies of an output at some steps."""
-        position = self.outputs(f"sgd.{setting}").index(output)
+        assert output in self.outputs(f"sgd.{setting}")
         for step in steps:
             for k in seeds:
-                self.points.append((f"sgd.{setting}", k, step, position, "test", 0.0, accuracy, accuracy))
+                self.points.append((f"sgd.{setting}", k, step, output, "test", 0.0, accuracy, accuracy))
 
     def done(self):
         """Makes the frames; what was put in last counts."""

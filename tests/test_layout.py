@@ -13,7 +13,7 @@ from conftest import ROOT
 
 import repbias_jax
 from experiments.claims import EXPERIMENTS
-from repbias_jax.config import flatten
+from repbias_jax.config import fields_of, flatten
 
 PACKAGE = ROOT / "repbias_jax"
 # Data flows down this list: a module may import those above it.
@@ -96,13 +96,19 @@ def test_settings_are_those_that_were_frozen(name):
     if not path.exists():
         assert not (path.parent / "claims.csv").exists()
         return
-    frozen = json.loads(path.read_text())
-    now = {n: {k: plain(v) for k, v in flatten(c).items()} for n, c in EXPERIMENTS[name].EXPERIMENT.configs().items()}
-    assert now == frozen["settings"]
+    frozen = json.loads(path.read_text())["settings"]
+    configs = EXPERIMENTS[name].EXPERIMENT.configs()
+    assert configs.keys() == frozen.keys()
+    for setting, config in configs.items():
+        now, then = ({k: plain(v) for k, v in values.items()} for values in (flatten(config), frozen[setting]))
+        # An option that came after the freeze had its default.
+        defaults = {k: plain(field.default) for k, (_, field) in fields_of(config).items()}
+        assert then.keys() <= now.keys()
+        assert now == defaults | then, setting
 
 
 def plain(value):
-    return [plain(v) for v in value] if isinstance(value, tuple) else value
+    return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def test_public_names_are_documented():

@@ -21,6 +21,7 @@ class Probe(NamedTuple):
     along: bool = False  # also at the snapshots along training, and not only at the first and the last
     views: tuple[str, ...] = ()  # only there: places of the model, or views; empty: everywhere
     padded: bool = True  # widths may share one program, by units that are always zero; else each has its own, and no waste
+    labelled: bool = True  # an intervention that reads the factors which the outputs report, so that the probe set needs them
 
 
 PROBES: dict[str, Probe] = {
@@ -36,5 +37,5 @@ PROBES: dict[str, Probe] = {
     "decode": Probe(decoding.decode, "representation", along=True, views=("layers",), padded=False),
     "decode_nonlinear": Probe(decoding.decode_nonlinear, "representation", views=("last_hidden",), padded=False),
     "transfer": Probe(decoding.transfer, "representation", views=("layers",), padded=False),
-    "reliance": Probe(decoding.reliance, "intervention", views=("last_hidden",)),
+    "reliance": Probe(decoding.reliance, "intervention", views=("last_hidden",), labelled=False),
 }
