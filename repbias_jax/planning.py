@@ -143,6 +143,12 @@ def _check_probes(name: str, config: Config, probes: Sequence[str]) -> None:
                 f"config.keep.views={','.join(config.keep.views)} (setting {name}): expected also {', '.join(lacking)}, "
                 f"which the probe {probe} reads"
             )
+        fixed = sorted(v for v in wanted if views[v].spread is None)
+        if PROBES[probe].kind == "intervention" and fixed:
+            raise ConfigError(
+                f"config.model.name={config.model.name} (setting {name}): probe {probe} changes {', '.join(fixed)}, whose "
+                f"changes cannot be spread over a site; expected another probe or model"
+            )
         unknown = [output for output in reported(task) if output not in known]
         if PROBES[probe].kind == "intervention" and PROBES[probe].labelled and unknown:
             raise ConfigError(

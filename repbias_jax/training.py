@@ -340,7 +340,8 @@ def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[st
     """Activations of one run on its probe set, without labels. Returns: float32 `[N, D]` for each stored view."""
     _, sites = forward(static, dials, state.params, data.probe.inputs, data.probe.order)
     views = views_of(static)
-    return {name: jax.vmap(views[name].read)(sites[views[name].site]) for name in stored_views(static)}
+    found = {name: jax.vmap(views[name].read)(sites[views[name].site]) for name in stored_views(static)}
+    return {name: value.astype(jnp.float32) for name, value in found.items()}  # an input may be tokens
 
 
 def stored_views(static: Static) -> tuple[str, ...]:

@@ -276,7 +276,9 @@ def test_a_diverging_run_changes_no_bit_of_its_neighbours():
     stack = lambda *x: jnp.stack(x)  # noqa: E731
 
     def final(rates):
-        many = jax.tree.map(stack, *[dials._replace(optimizer={**dials.optimizer, "learning_rate": jnp.float32(r)}) for r in rates])
+        many = jax.tree.map(
+            stack, *[dials._replace(optimizer={**dials.optimizer, "learning_rate": jnp.float32(r)}) for r in rates]
+        )
 
         def run(d):
             data = training.make_data(static.config.task, "balanced", d, jnp.int32(0))
@@ -356,7 +358,10 @@ def test_every_field_is_static_or_a_dial():
     }.items():  # fmt: skip
         changed = halves(override_all(base, {name: other}))
         assert changed[0] == static, name
-        assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(jax.tree.leaves(dials), jax.tree.leaves(changed[1]), strict=True)), name
+        assert any(
+            (np.asarray(a) != np.asarray(b)).any()
+            for a, b in zip(jax.tree.leaves(dials), jax.tree.leaves(changed[1]), strict=True)
+        ), name
     for name, other in {
         "optimizer.name": "adam",
         "training.loss": "squared",
