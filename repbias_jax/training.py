@@ -232,7 +232,7 @@ def values_at(static: Static, orders: Array) -> Array | None:
 
 
 def possible(static: Static, logits: Array, orders: Array) -> Array:
-    """Logits `[..., O, C]` in which values that an output does not have are IMPOSSIBLE. Args: orders `[O]` or `[..., O]`."""
+    """Logits `[..., O, C]`, IMPOSSIBLE for values that an output does not have. Args: orders `[O]` or `[..., O]`."""
     values = values_at(static, orders)
     if values is None:
         return logits

@@ -2,8 +2,8 @@
 
 `representation`: `fn(fit, score, roles)`, each side (activations `[N, D]`, factors `[N]` by name) of one run at one
 snapshot, `roles` a `Factor` for each factor. `intervention`: `fn(fit, score, outputs)`, where `outputs(side, change)` runs
-the network on the real inputs of a side, "fit" or "score", with its representation changed by `change` `[N, D]` or `[D]`, and
-gives logits `[N, C]` by the name of the reported factor. Both return `{Measured: number}`.
+the network on the real inputs of a side, "fit" or "score", with its representation changed by `change` `[N, D]` or `[D]`,
+and gives logits `[N, C]` by the name of the reported factor. Both return `{Measured: number}`.
 `pair`: `fn(models)`, activations `[N, D]` of M models for the same examples; returns `{Measured: [M, M]}`, symmetric.
 """
 
@@ -21,7 +21,7 @@ class Probe(NamedTuple):
     along: bool = False  # also at the snapshots along training, and not only at the first and the last
     views: tuple[str, ...] = ()  # only there: places of the model, or views; empty: everywhere
     padded: bool = True  # widths may share one program, by units that are always zero; else each has its own, and no waste
-    labelled: bool = True  # an intervention that reads the factors which the outputs report, so that the probe set needs them
+    labelled: bool = True  # an intervention that reads the reported factors, which the probe set then needs
 
 
 PROBES: dict[str, Probe] = {
