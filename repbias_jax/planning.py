@@ -152,7 +152,7 @@ def _check_probes(name: str, config: Config, probes: Sequence[str]) -> None:
         unknown = [output for output in reported(task) if output not in known]
         if PROBES[probe].kind == "intervention" and PROBES[probe].labelled and unknown:
             raise ConfigError(
-                f"config.task.outputs={','.join(reported(task))} (setting {name}): probe {probe} reads what outputs report, "
+                f"config.task.outputs={','.join(reported(task))} (setting {name}): probe {probe} reads reported factors, "
                 f"and the probe set {config.keep.probe_set} does not have the factor {unknown[0]}; expected outputs among "
                 f"{', '.join(known)}"
             )
