@@ -11,13 +11,18 @@ from setuptools import find_packages
 import repbias_jax
 from experiments.claims import complexity
 from repbias_jax.config import Config, ConfigError, Experiment
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
 
 TINY = {
     "model.widths": (8, 4), "task.num_train": 256, "task.num_test": 64, "task.num_probe": 128, "training.epochs": 2,
     "training.observe_every": 2,
 }  # fmt: skip
 PLAIN = Experiment(
-    "plain", "Two features", Config(), settings=(("joint", ()), ("squared", (("training.loss", "squared"),)))
+    "plain",
+    "Two features",
+    Config(BinaryOptions(), MLPOptions()),
+    settings=(("joint", ()), ("squared", (("training.loss", "squared"),))),
 )
 
 
@@ -81,7 +86,9 @@ if sys.argv[1] == "started":
     jax.devices()
 import repbias_jax
 from repbias_jax.config import Config, Experiment
-plain = Experiment("plain", "Two features", Config(), settings=(("joint", ()),))
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+plain = Experiment("plain", "Two features", Config(BinaryOptions(), MLPOptions()), settings=(("joint", ()),))
 repbias_jax.run(plain, sys.argv[2], num_seeds=1, overrides={TINY!r})
 print(jax.device_count())
 """

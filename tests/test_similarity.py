@@ -22,8 +22,9 @@ from experiments.claims import similarity as experiment
 from experiments.command import assemble
 from repbias_jax import measure, pairs, planning, training
 from repbias_jax.columns import COLUMNS
-from repbias_jax.config import Config, ConfigError, Keep, Model, Runtime, Task, dials_of, static_half
-from repbias_jax.data import DATA
+from repbias_jax.config import Config, ConfigError, Keep, Runtime, dials_of, static_half
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
 from repbias_jax.population import Interrupted
 from repbias_jax.probes import PROBES
 from repbias_jax.probes import similarity as probe
@@ -58,8 +59,8 @@ def random_models(count=3, n=128, d=16, seed=0):
 @pytest.fixture(scope="module")
 def trained():
     """The penultimate layer of three networks after 40 steps, on probe examples that all three share."""
-    task, keep = Task(num_train=256, num_test=64, num_probe=128), Keep(shared=True)
-    config = Config(task=task, model=Model(widths=(32, 16)), keep=keep)
+    task, keep = BinaryOptions(num_train=256, num_test=64, num_probe=128), Keep(shared=True)
+    config = Config(task, MLPOptions(widths=(32, 16)), keep=keep)
     static = static_half(config, Runtime())
     dials = dials_of(config, DATA["binary"].base_rates(task))
 
@@ -330,7 +331,7 @@ def test_a_seed_that_fails_is_in_no_pair():
 def test_settings_that_cannot_be_compared_are_refused():
     sound = experiment.EXPERIMENT
     planning.check(sound, "cpu")
-    apart = dataclasses.replace(sound, config=Config())
+    apart = dataclasses.replace(sound, config=Config(BinaryOptions(), MLPOptions()))
     with pytest.raises(ConfigError, match=r"keep\.shared=false"):
         planning.check(apart, "cpu")
     other = (*sound.settings, ("odd", (("task.features", ("parity1", "parity3")),)))

@@ -399,7 +399,7 @@ def test_more_tables_are_merged_than_files_may_be_open(tmp_path):
 
 
 def test_results_are_the_same_however_many_files_are_open(smoke, tmp_path, monkeypatch):
-    experiment = request.assemble(EXPERIMENTS["complexity"], "smoke", None, 0, [])
+    experiment = assemble(EXPERIMENTS["complexity"], "smoke", None, 0, [])
     plan = planning.place(experiment, planning.check(experiment, "cpu"), smoke, DEVICES)
     for chunk in plan.chunks:
         (tmp_path / chunk.path).mkdir(parents=True)

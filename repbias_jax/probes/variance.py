@@ -53,7 +53,8 @@ def variance(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
 
     Returns:
       For every factor but single bits: `r2`, `variance`, `r2_per_example`, `r2_per_unit`, `null`, `null_low` and
-      `null_high` (the central 95 % of r2 under permuted labels); once: `total_variance`. NaN where the layer or the factor is constant.
+      `null_high` (the central 95 % of r2 under permuted labels); once: `total_variance`. NaN where the layer or the factor
+      is constant.
 
     Source: Lampinen et al. 2024; the ratio of sums and the band are ours.
     """
