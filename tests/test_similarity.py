@@ -62,7 +62,7 @@ def trained():
     task, keep = BinaryOptions(num_train=256, num_test=64, num_probe=128), Keep(shared=True)
     config = Config(task, MLPOptions(widths=(32, 16)), keep=keep)
     static = static_half(config, Runtime())
-    dials = dials_of(config, DATA["binary"].base_rates(task))
+    dials = dials_of(config)
 
     @jax.jit
     def run(seed):

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import app, flags
 
 from experiments.benchmark import accelerator, scale, speed
-from repbias_jax.provenance import DONE, complain
+from experiments.command import DONE, complain
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("rounds", 7, "rounds of every measurement", lower_bound=1)

@@ -30,8 +30,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmark.workers import ROOT, Team, installed
+from experiments.command import BAD_INPUT, DONE, complain
 from repbias_jax import store
-from repbias_jax.provenance import BAD_INPUT, DONE, commit, complain
+from repbias_jax.provenance import commit
 
 COLUMNS = ("part", "name", "quantity", "unit", "value")
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"

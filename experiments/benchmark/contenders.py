@@ -19,10 +19,10 @@ import numpy as np
 import optax
 
 from experiments.benchmark.baselines import serve
-from repbias_jax import population, store, training
-from repbias_jax.config import Config, Runtime, num_outputs, override_all
-from repbias_jax.data import DATA
-from repbias_jax.population import Layout
+from repbias_jax import layout, measure, population, store, training
+from repbias_jax.config import Config, num_outputs, override_all
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
 from repbias_jax.probes import PROBES
 from repbias_jax.probes.moments import Measured
 
@@ -33,7 +33,7 @@ SMALL = {"model.widths": (16, 8), "task.num_train": 512, "task.num_test": 256, "
 def config_of(smoke: bool) -> Config:
     """The base MLP under Adam, or the same with fewer units and examples."""
     changes: dict[str, Any] = {"optimizer.name": "adam", "optimizer.learning_rate": LEARNING_RATE}
-    return override_all(Config(), changes | (SMALL if smoke else {}))
+    return override_all(Config(BinaryOptions(), MLPOptions()), changes | (SMALL if smoke else {}))
 
 
 class Ours:
@@ -47,9 +47,9 @@ class Ours:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         jax.config.update("jax_num_cpu_devices", rows)
         self.config = config_of(settings["smoke"])
-        layout = Layout(rows, lanes, 0, (settings.get("runs", rows * lanes),))
-        groups = population.groups_of({"base": self.config}, Runtime(lanes=lanes))
-        self.chunks = population.chunks_of(groups, layout)
+        laid = layout.Layout(rows, 0, (settings.get("runs", rows * lanes),))
+        groups = layout.groups_of({"base": self.config}, "cpu", lanes)
+        self.chunks = layout.chunks_of(groups, laid)
         self.programs = population.Programs(groups[0].static, population.make_mesh(rows))
         one = groups[0].dials["base"]
         stacked = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (*self.shape, *x.shape)).copy(), one)
@@ -125,7 +125,7 @@ class Ours:
         if not hasattr(self, "checkpoints"):
             self.checkpoints = store.Checkpoints(Path(folder))
         self.advance(1)
-        points, outputs = len(population.points_of(self.config)), num_outputs(self.config.task)
+        points, outputs = len(layout.points_of(self.config)), num_outputs(self.config.task)
         shape = (*self.shape, points, len(training.SPLITS), outputs, len(training.METRICS))
         curves = jax.device_put(np.full(shape, np.nan, np.float32), self.programs.sharding)
         begun = time.perf_counter()
@@ -143,7 +143,7 @@ class Jitted:
 
     def __init__(self, settings: Mapping[str, Any]):
         self.settings, self.config = settings, config_of(settings["smoke"])
-        group = population.groups_of({"base": self.config}, Runtime())[0]
+        group = layout.groups_of({"base": self.config}, "cpu")[0]
         self.static, self.dials = group.static, group.dials["base"]
         self.jitted, self.order = jax.jit(self._step), np.random.default_rng(0)
         self._begin(0)
@@ -151,18 +151,19 @@ class Jitted:
     def _begin(self, run: int) -> None:
         folder, seed = Path(self.settings["folder"]), self.settings["seeds"][run]
         found = {path.stem: jnp.asarray(np.load(path, mmap_mode="r")[seed]) for path in folder.glob("t*_*.npy")}
-        self.data = training.Data(**found, probe_inputs=jnp.zeros(0), probe_factors={})
+        nothing = training.Probe(jnp.zeros(0), {}, found["train_order"])
+        self.data = training.Data(**found, probe=nothing)
         self.state = training.init(self.static, self.dials, jnp.int32(seed))
 
     def _step(self, state: training.State, inputs: Any, labels: Any, chosen: Any) -> training.State:
         optimizer = training.make_optimizer(self.config.optimizer.name, self.dials)
 
         def loss(params):
-            logits, _ = training.forward(self.static, self.dials, params, inputs[chosen])
+            logits, _ = training.forward(self.static, self.dials, params, inputs[chosen], self.data.train_order)
             return jnp.sum(training.losses(self.config.training.loss, logits, labels[chosen]).mean(axis=0))
 
-        updates, memory = optimizer.update(jax.grad(loss)(state.params), state.optimizer, state.params)
-        return training.State(optax.apply_updates(state.params, updates), memory)
+        updates, opt_state = optimizer.update(jax.grad(loss)(state.params), state.opt_state, state.params)
+        return training.State(optax.apply_updates(state.params, updates), opt_state)
 
     def advance(self, epochs: int) -> int:
         """Trains on; returns the number of run-steps."""
@@ -208,11 +209,11 @@ class VarianceProbe:
         trained.advance(2)
         programs = trained.programs
         sites = programs.represent(trained.dials, trained.data, trained.state)
-        self.phi, factors = jax.device_get((sites["hidden_0"], trained.data.probe_factors))
+        self.phi, factors = jax.device_get((sites["hidden_0"], trained.data.probe.factors))
         lanes = settings["lanes"]
         self.phi = self.phi.reshape(-1, *self.phi.shape[2:])[:lanes]  # [R, N, D]
         self.factors = {n: v.reshape(-1, v.shape[-1])[:lanes] for n, v in factors.items()}
-        self.values = DATA[trained.config.task.name].num_values(trained.config.task)
+        self.roles = dict(measure.roles_of(trained.chunks[0].group.static))
         self.names = [key.feature for key in self.ours() if key.metric == "r2"]
 
     @functools.cached_property
@@ -230,7 +231,7 @@ class VarianceProbe:
             half = len(phi) // 2
             fit = (phi[:half], {n: v[:half] for n, v in factors.items()})
             score = (phi[half:], {n: v[half:] for n, v in factors.items()})
-            return keep(PROBES["variance"].function(fit, score, self.values))
+            return keep(PROBES["variance"].function(fit, score, self.roles))
 
         return jax.jit(jax.vmap(one))
 
@@ -249,7 +250,7 @@ class VarianceProbe:
         for run in range(runs):
             fit, score = np.split(self.phi[run], 2)
             for i, name in enumerate(self.names):
-                hot = np.eye(self.values, dtype=np.float32)[self.factors[name][run]]
+                hot = np.eye(self.roles[name].values, dtype=np.float32)[self.factors[name][run]]
                 fit_hot, score_hot = np.split(hot, 2)
                 found[run, i] = self._one_r2(linear, fit_hot, fit, score_hot, score)
                 for _ in range(permutations):

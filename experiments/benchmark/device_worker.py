@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark.contenders import config_of
-from repbias_jax import planning, population, training
-from repbias_jax.config import Experiment, Runtime
+from repbias_jax import layout, planning, population, training, variance_explained
+from repbias_jax.config import Experiment
 from repbias_jax.devices import Spread
-from repbias_jax.probes.variance import variance_explained
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
@@ -32,8 +31,7 @@ class Population:
 
     def __init__(self, lanes: int, smoke: bool):
         self.lanes, self.config = lanes, config_of(smoke)
-        runtime = Runtime(jax.default_backend(), lanes)
-        group = population.groups_of({"base": self.config}, runtime)[0]
+        group = layout.groups_of({"base": self.config}, jax.default_backend(), lanes)[0]
         self.programs = population.Programs(group.static, population.make_mesh(1))
         one = group.dials["base"]
         self.dials = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (1, lanes, *np.shape(x))).copy(), one)
@@ -78,10 +76,11 @@ def numbers(lanes: int, smoke: bool, steps: int, path: str) -> None:
     state = runs.train(data, runs.init(), 0, steps)
     found = {f"data/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(data))}
     found |= {f"weights/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state.params))}
-    inputs = np.asarray(data.probe_inputs)[0, 0]
+    inputs = np.asarray(data.probe.inputs)[0, 0]
     layer = np.tanh(inputs @ np.random.default_rng(0).normal(size=(inputs.shape[-1], 64)))  # by numpy: alike everywhere
-    factors = {name: np.asarray(data.probe_factors[name])[0, 0] for name in runs.config.task.features}
-    for name, measured in variance_explained(layer, factors, np.arange(len(layer)) >= len(layer) // 2).items():
+    halves = [int(i >= len(layer) // 2) for i in range(len(layer))]
+    factors = {name: np.asarray(data.probe.factors[name])[0, 0] for name in runs.config.task.features}
+    for name, measured in variance_explained(layer, factors, halves).items():
         found[f"probes/{name}"] = np.asarray([measured["r2"]])
     np.savez(path, **found)  # pyright: ignore[reportArgumentType]
 
@@ -120,9 +119,9 @@ def speed(lanes: int, smoke: bool, seconds: float) -> dict[str, float]:
 def predict(lanes: int, smoke: bool) -> float:
     """Bytes on the device that planning predicts for this many runs at once."""
     experiment = Experiment("memory", "memory", config_of(smoke), (("all", ()),), num_seeds=lanes)
-    configs, groups, runtime = planning.check(experiment, jax.default_backend())
-    layout = population.Layout(1, lanes, 0, (lanes,))
-    return planning.estimate(planning.Plan(experiment, configs, groups, layout, runtime))["device_bytes"]
+    configs, groups, backend = planning.check(experiment, jax.default_backend(), lanes)
+    laid = layout.Layout(1, 0, (lanes,))
+    return planning.estimate(planning.Plan(experiment, configs, groups, laid, backend))["device_bytes"]
 
 
 def product(size: int, seconds: float) -> dict[str, float]:

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.command import DONE, FAILED, complain
 from repbias_jax import store
-from repbias_jax.provenance import DONE, FAILED, complain
 
 ROOT = Path(__file__).parent.parent.parent
 COLUMNS = ("runs", "run_steps", "seconds", "us_a_run_step", "peak_memory_mb", "peak_disk_mb", "max_open_files")

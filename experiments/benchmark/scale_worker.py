@@ -9,10 +9,13 @@ from pathlib import Path
 
 import jax
 
-from experiments import complexity
+from experiments.claims import complexity
+from experiments.command import quieten
 from repbias_jax import pipeline, planning
 from repbias_jax.config import Config, Experiment, override_all
-from repbias_jax.provenance import quieten, record
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.provenance import record
 
 
 def main(workdir: Path, runs: int, overrides: Sequence[str]) -> None:
@@ -20,7 +23,7 @@ def main(workdir: Path, runs: int, overrides: Sequence[str]) -> None:
     quieten()
     jax.config.update("jax_num_cpu_devices", 2)
     pairs = (word.removeprefix("--config.").split("=", 1) for word in overrides)
-    config = override_all(Config(), dict(pairs))  # pyright: ignore[reportArgumentType]
+    config = override_all(Config(BinaryOptions(), MLPOptions()), dict(pairs))  # pyright: ignore[reportArgumentType]
     experiment = Experiment("scale", "many runs", config, (("all", ()),), num_seeds=runs, variant="tiny runs")
     checked = planning.check(experiment, jax.default_backend())
     plan = planning.place(experiment, checked, workdir / "scale", 2)

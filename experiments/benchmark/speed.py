@@ -28,7 +28,7 @@ from experiments.benchmark.workers import (
     table,
 )
 from repbias_jax import store
-from repbias_jax.planning import LANES
+from repbias_jax.layout import LANES
 from repbias_jax.provenance import commit
 
 COLUMNS = ("part", "name", "quantity", "unit", "rounds", "min", "median", "max")
@@ -116,7 +116,7 @@ class Bench:
     def rival(self, *seeds: int, **more: Any) -> dict[str, Any]:
         """Settings of a worker of `baselines`."""
         settings = {"learning_rate": LEARNING_RATE, "batch": self.config.training.batch_size, "seeds": seeds}
-        return settings | {"widths": self.config.model.widths, "folder": str(self.folder)} | more
+        return settings | {"widths": flatten(self.config)["model.widths"], "folder": str(self.folder)} | more
 
     def pinned(self, core: int) -> dict[str, Any]:
         """Settings of a worker with a core of its own."""
