@@ -61,6 +61,9 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "distributed", False, "train on all devices of a jax.distributed job, such as a TPU slice; needs --stage=train"
 )
+flags.DEFINE_bool(
+    "mix_code", False, "go on with a workdir of which other code or library versions trained a part; the manifest says so"
+)
 flags.DEFINE_string("reference", None, "also write the small files of a reference run to this folder")
 flags.DEFINE_string("compilation_cache", None, "folder of your own for JAX's persistent compilation cache; default: none")
 
@@ -103,7 +106,8 @@ def main(arguments: Sequence[str]) -> int:
 
         def run_one(job: Job) -> pipeline.Outcome:
             seconds = FLAGS.checkpoint_seconds
-            return pipeline.run(job.plan, job.module, job.folder, stages, stop, recorded, seconds, share)
+            how = (stages, stop, recorded, seconds, share, FLAGS.mix_code)
+            return pipeline.run(job.plan, job.module, job.folder, *how)
 
         if FLAGS.experiment != command.ALL:
             return _end_one(jobs[0], run_one(jobs[0]))

@@ -274,6 +274,7 @@ class Experiment:
     name is `column.setting`. The first column carries the verdicts. `tuned` holds length and rate where a setting needs
     its own to be learned, by full name; they were chosen by accuracy alone and give way to what a user asks for.
     `seed_caps` are the numbers of seeds that settings have at most, in every column: a map needs few where no claim reads.
+    `overrides` are what a preset and a user ask for; they are applied last, to every setting.
     `variant` says what differs from frozen reference settings, or that there are none yet: verdicts are then illustrations.
     """
 
@@ -289,6 +290,7 @@ class Experiment:
     seed_caps: tuple[tuple[str, int], ...] = ()
     seed: int = 0
     variant: str = ""
+    overrides: Overrides = ()
 
     def configs(self) -> dict[str, Config]:
         """The configuration of every setting, by its full name `column.setting`.
@@ -304,7 +306,7 @@ class Experiment:
                     raise ConfigError(
                         f"condition {column} and setting {setting} both change config.{clash[0]}: expected one"
                     )
-                configs[name] = override_all(self.config, dict((*own, *changes, *tuned.get(name, ()))))
+                configs[name] = override_all(self.config, dict((*own, *changes, *tuned.get(name, ()), *self.overrides)))
         return configs
 
     def caps(self) -> dict[str, int]:

@@ -101,8 +101,11 @@ def _check_config(config: Config) -> None:
     views, places = family.views(config.model, task), family.places(config.model, task)
     for name in (*views, *source.factors(task)):
         safe_name(name, "views and factors")
-    for name in (config.keep.along, *config.keep.views):
-        resolve(name, places, views)
+    for option, names in (("along", (config.keep.along,)), ("views", config.keep.views)):
+        for name in names:
+            if name not in (*places, *views):
+                known = ", ".join((*places, *views))
+                raise ConfigError(f"config.keep.{option}={name}: unknown view; known: {known}")
     if len(resolve(config.keep.along, places, views)) != 1:
         raise ConfigError(f"config.keep.along={config.keep.along}: expected one view; known: {', '.join(views)}")
     if training_.batch_size > task.num_train:

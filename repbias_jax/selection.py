@@ -44,9 +44,6 @@ def select(
         compared = (("chosen", ()),)
     fixed = {**dict(size.overrides), **own}
 
-    def without(named: Sequence[tuple[str, Overrides]]) -> tuple[tuple[str, Overrides], ...]:
-        return tuple((name, tuple((n, v) for n, v in changes if n not in fixed)) for name, changes in named)
-
     variant = [experiment.variant] if experiment.variant else []
     variant += [] if preset == FULL else [f"preset {preset}"]
     variant += [f"settings {' '.join(settings)}"] if settings and len(chosen) < len(experiment.settings) else []
@@ -55,9 +52,9 @@ def select(
     return dataclasses.replace(
         experiment,
         config=override_all(experiment.config, fixed),
-        settings=without(chosen),
+        settings=chosen,
         columns=tuple(compared),
-        tuned=without(experiment.tuned),
+        overrides=tuple(fixed.items()),
         num_seeds=size.num_seeds if num_seeds is None else num_seeds,
         seed_caps=tuple((name, cap) for name, cap in experiment.seed_caps if name in dict(chosen)),
         seed=seed,

@@ -6,7 +6,7 @@ import pytest
 from made import SEEDS, Made
 
 from experiments.claims import complexity
-from repbias_jax import measure
+from repbias_jax.results import Results
 from repbias_jax.statistics import gate, judge
 
 STEPS = list(range(0, 321, 8))
@@ -134,7 +134,7 @@ def test_windows_with_under_20_points_have_no_value(made):
 
 
 def test_r2_of_final_is_on_the_scale_of_the_last_snapshot(smoke):
-    results = measure.Results(smoke)
+    results = Results(smoke)
     for feature in ("parity1", "parity4"):
         total = results.values("sgd.along", "total_variance")
         for step in (0, 16, 32):

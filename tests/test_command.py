@@ -13,8 +13,12 @@ from experiments.claims import EXPERIMENTS
 from experiments.command import assemble, experiment_help
 from repbias_jax import planning
 from repbias_jax.config import Config, ConfigError, fields_of, override
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
 from repbias_jax.results import Results
 from repbias_jax.statistics import NOT_RUN, judge
+
+BASE = Config(BinaryOptions(), MLPOptions())
 
 SMOKE = ("--experiment=complexity", "--preset=smoke")
 
@@ -43,8 +47,8 @@ BAD = {
     "width zero": (("--config.model.widths=8,0",), "config.model.widths=0: expected a finite number"),
     "unknown activation": (("--config.model.activation=sine",), "'sine': unknown; known: relu, leaky_relu, tanh, gelu"),
     "unknown rule": (("--config.optimizer.name=lion",), "'lion': unknown; known: sgd, momentum, adam"),
-    "unknown model": (("--config.model.name=rnn",), "config.model.name=rnn: unknown; known: mlp"),
-    "unknown data": (("--config.task.name=text",), "config.task.name=text: unknown; known: binary"),
+    "unknown model": (("--config.model.name=rnn",), "config.model.name='rnn': unknown; known: mlp"),
+    "unknown data": (("--config.task.name=text",), "config.task.name='text': unknown; known: binary"),
     "too few bits": (("--config.task.num_bits=4",), "reads bit 4, which the input has not; expected at least 5 bits"),
     "overlapping blocks": (("--config.task.first_bits=0,0",), "overlap at bit 0; expected disjoint blocks"),
     "batch over the data": (("--config.training.batch_size=100000",), "expected at most config.task.num_train=512"),
@@ -52,7 +56,7 @@ BAD = {
     "weights of another shape": (("--config.training.loss_weights=(1.0,)",), "swept by the settings along_easy"),
     "prevalence of one": (("--config.task.prevalence=1.0,0.5",), "config.task.prevalence=1.0: expected a finite"),
     "phase that does not end": (("--config.training.phase_ends=0.5",), "expected 1 rising shares of training, the last 1"),
-    "unknown site": (("--config.keep.along=hidden_9",), "unknown site; known: last_hidden, input, hidden_0"),
+    "unknown site": (("--config.keep.along=hidden_9",), "config.keep.along=hidden_9: unknown view; known: all, layers, last_hidden, before_last, input"),
     "other features": (("--config.task.features=parity2,parity3",), "config.task.features: the claims of complexity name"),
     "unknown setting": (("--settings=joint,nope",), "unknown setting nope in --settings; known: joint, "),
     "unknown condition": (("--conditions=lion",), "unknown condition lion in --conditions; known: sgd, adam"),
@@ -135,7 +139,7 @@ def test_help_of_an_experiment_has_all_that_it_can_set(call):
     assert status == 0
     for name in ("--preset=smoke", "--preset=quick", "--preset=full", "--settings: joint, ", "--conditions: sgd, adam"):
         assert name in out
-    for dotted, (_, field) in fields_of(Config()).items():
+    for dotted, (_, field) in fields_of(BASE).items():
         line = next(text for text in out.splitlines() if f"--config.{dotted} " in text)
         assert field.metadata["doc"] in line
         assert field.metadata["unit"] in line
@@ -162,7 +166,7 @@ def test_settings_and_conditions_are_chosen(call, tmp_path):
     status, out, _ = call(*asked, "--settings=joint,squared", "--conditions=sgd", "--lanes=2")
     assert status == 0
     assert set(re.findall(r"sgd\.\w+|adam\.\w+", out)) == {"sgd.joint", "sgd.squared"}
-    assert re.search(r"chunks of \d+ x 2 runs", out)
+    assert re.search(r"steps, 2 lanes", out)
     made = assemble(EXPERIMENTS["complexity"], "full", None, 0, [], ["squared", "joint"], ["adam"])
     assert list(made.configs()) == ["adam.joint", "adam.squared"]  # in the experiment's order
     assert made.variant == "settings squared joint, conditions adam"
@@ -201,7 +205,7 @@ def test_a_setting_and_a_condition_that_change_one_field_are_refused():
 def test_numbers_are_decimal_only(text):
     for name in ("training.epochs", "model.widths", "optimizer.learning_rate"):
         with pytest.raises(ConfigError, match=f"config.{name}={text}: expected .*decimal digits"):
-            override(Config(), name, text)
+            override(BASE, name, text)
 
 
 def test_only_print_starts_nothing(call, tmp_path):
@@ -246,13 +250,13 @@ def test_presets_and_tuned_settings():
 )  # fmt: skip
 def test_values_are_read(name, text, expected):
     part, leaf = name.split(".")
-    assert getattr(getattr(override(Config(), name, text), part), leaf) == expected
+    assert getattr(getattr(override(BASE, name, text), part), leaf) == expected
 
 
 @pytest.mark.parametrize(("name", "value"), [("task.twins", "maybe"), ("model.widths", "a,b"), ("training.epochs", True)])
 def test_values_of_the_wrong_type_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"config.{name}"):
-        override(Config(), name, value)
+        override(BASE, name, value)
 
 
 def test_printed_table_and_paths(smoke):

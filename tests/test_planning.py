@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from faults import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import Made
@@ -22,6 +21,7 @@ from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.features import FEATURES, Feature
 from repbias_jax.layout import Layout
 from repbias_jax.models.mlp import MLPOptions
+from tests.faults import tiny
 
 BASE = Config(BinaryOptions(), MLPOptions())
 
@@ -55,7 +55,10 @@ def test_every_option_is_static_or_a_dial(name):
         start = override_all(BASE, {"training.loss_weights": ((1.0, 1.0),) * 2, "training.phase_ends": (0.5, 1.0)})
         other = 1
     else:
-        start, other = BASE, OTHERS.get(name, value + 1 if type(value) is int else value / 2 + 0.01 if type(value) is float else None)
+        start, other = (
+            BASE,
+            OTHERS.get(name, value + 1 if type(value) is int else value / 2 + 0.01 if type(value) is float else None),
+        )
     assert other is not None, f"{name}: no other value listed for this test"
     changed = override_all(start, {name: other})
     before, after = (static_half(c, Runtime()) for c in (start, changed))
@@ -123,7 +126,7 @@ def test_a_workdir_does_not_mix_two_codes_unasked(tmp_path):
     store.write_json(done, {**content, "provenance": {**content["provenance"], "optax": "0.0.1"}})
     run(tiny.EXPERIMENT, folder)  # nothing is trained: whoever measures and reports may have any version
     more = dataclasses.replace(tiny.EXPERIMENT, num_seeds=6)
-    with pytest.raises(store.StoreError, match="optax 0.0.1 instead of .*--mix_code"):
+    with pytest.raises(store.StoreError, match=r"optax 0\.0\.1 instead of .*--mix_code"):
         run(more, folder)
     run(more, folder, mix_code=True)
     assert "optax 0.0.1" in store.read_json(folder / "manifest.json", "train")["stages"]["train"]["mixed_code"]
@@ -150,7 +153,7 @@ def test_probes_find_the_views_they_read():
     config = override_all(tiny.CONFIG, {"keep.views": ("input",)})
     with pytest.raises(ConfigError, match="steering"):
         planning.check(dataclasses.replace(tiny.EXPERIMENT, config=config, probes=("steering",)), "cpu")
-    with pytest.raises(ConfigError, match="unknown view nowhere"):
+    with pytest.raises(ConfigError, match="keep.along=nowhere: unknown view"):
         planning.check(dataclasses.replace(tiny.EXPERIMENT, config=override_all(BASE, {"keep.along": "nowhere"})), "cpu")
 
 

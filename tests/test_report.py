@@ -162,7 +162,7 @@ def test_every_table_wraps_and_sits_in_a_scroll_container():
         assert width.startswith("min(") or width.endswith("em"), width
         assert not width.endswith("rem"), width
     assert "@media(max-width" in style
-    for name in ("page", "card", "probed"):
+    for name in ("page", "card", "external_page"):
         text = (folder / f"{name}.html").read_text()
         assert len(re.findall(r"<table", text)) == len(re.findall(r'<div class="wide[^"]*"><table', text)) > 0, name
     for name in ("page", "card"):

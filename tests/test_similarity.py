@@ -212,7 +212,7 @@ def test_noise_ceiling_is_that_of_rsatoolbox():
 def test_contract_every_probe_of_a_pair(name):
     """Symmetric, finite on random input, documented, and read where it says."""
     found = PROBES[name].function(random_models(4))
-    assert PROBES[name].sites
+    assert PROBES[name].views
     for key, value in found.items():
         assert isinstance(key, Measured)
         assert value.shape == (4, 4)

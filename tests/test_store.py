@@ -86,7 +86,7 @@ def test_load_gives_frames_and_lazy_activations(smoke):
     found = list(results.activations("sgd.joint", "hidden_0"))
     assert [seed for seed, _, _ in found] == [0, 1]
     assert found[0][1].shape == (2, 2048, 32)
-    with pytest.raises(repbias_jax.measure.ConfigError, match="found none"):
+    with pytest.raises(repbias_jax.ConfigError, match="found none"):
         repbias_jax.load(smoke / "figures")
 
 
