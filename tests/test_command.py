@@ -56,7 +56,7 @@ BAD = {
     "weights of another shape": (("--config.training.loss_weights=(1.0,)",), "swept by the settings along_easy"),
     "prevalence of one": (("--config.task.prevalence=1.0,0.5",), "config.task.prevalence=1.0: expected a finite"),
     "phase that does not end": (("--config.training.phase_ends=0.5",), "expected 1 rising shares of training, the last 1"),
-    "unknown site": (("--config.keep.along=hidden_9",), "config.keep.along=hidden_9: unknown view; known: all, layers, last_hidden, before_last, input"),
+    "unknown site": (("--config.keep.along=hidden_9",), "config.keep.along=hidden_9: unknown view; known: all, layers"),
     "other features": (("--config.task.features=parity2,parity3",), "config.task.features: the claims of complexity name"),
     "unknown setting": (("--settings=joint,nope",), "unknown setting nope in --settings; known: joint, "),
     "unknown condition": (("--conditions=lion",), "unknown condition lion in --conditions; known: sgd, adam"),

@@ -28,6 +28,7 @@ from experiments.benchmark.workers import (
     table,
 )
 from repbias_jax import store
+from repbias_jax.config import flatten
 from repbias_jax.layout import LANES
 from repbias_jax.provenance import commit
 
