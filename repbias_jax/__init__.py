@@ -2,6 +2,30 @@
 
 Public names are imported when they are first used, so that `import repbias_jax` alone loads no training code, no storage
 library and no plotting library.
+
+A map of the code. Data flows down this list; nothing imports upwards.
+
+  config.py       what every family of data and models shares: options, dials, experiments, overrides
+  features.py     features of bits as truth tables, from easy to hard
+  data/           generators: factors first, then inputs that have them; DATA
+  models/         Flax models for one example, with sites that can be recorded and edited, and views of them; MODELS
+  training.py     one run, a pure function of (static half, dials, seed)
+  store.py        what is on disk
+  provenance.py   which code and which versions trained a chunk
+  layout.py       groups, chunks, snapshots, points of curves: who trains together and where training stops
+  devices.py      runs over devices and processes
+  population.py   the training loop over chunks: resume, progress
+  probes/         functions of arrays, and a glossary of what they measure; PROBES
+  measure.py      probes over runs, snapshots and views; pairs.py: over pairs of models
+  results.py      tidy frames of a measured experiment
+  statistics.py   seeds to effect, interval and verdict; confirmation.py: what is decided on fresh seeds
+  external/       activations made elsewhere: loaders, the same measures, intervals over examples
+  report/         contrasts that claims are made of, figures, tables, pages, the score card
+  planning.py     what will be run, checked, and what it will cost
+  selection.py    which part of an experiment is run
+  pipeline.py     train, measure, report: the table of contents
+  api.py          `run` from Python
+  probe.py        the command over external/
 """
 
 import importlib
