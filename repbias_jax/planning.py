@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from repbias_jax import devices, layout, store, training
-from repbias_jax.config import Config, ConfigError, Experiment, check_types, flatten, num_outputs, safe_name, sparse
+from repbias_jax.config import (
+    Config,
+    ConfigError,
+    Experiment,
+    check_types,
+    fields_of,
+    flatten,
+    num_outputs,
+    safe_name,
+    sparse,
+)
 from repbias_jax.data import DATA, output_values, reported
 from repbias_jax.layout import Chunk, Group, Layout
 from repbias_jax.models import MODELS
@@ -205,7 +215,7 @@ def place(experiment: Experiment, checked: tuple, folder: Path, num_devices: int
     if not (folder / "manifest.json").exists():
         return plan
     manifest = store.read_json(folder / "manifest.json", "train")
-    _same(folder, manifest["train_covers"], full_settings(plan))
+    _same(folder, manifest["train_covers"], plan)
     extents = tuple(manifest["layout"]["extents"])
     if experiment.num_seeds < extents[-1]:
         raise ConfigError(
@@ -261,16 +271,17 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises ConfigError naming the first field in which two trainings differ."""
+def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
+    """Raises ConfigError naming the first field in which two trainings differ; options that came later had defaults."""
+    new = full_settings(plan)
     pairs = [("the seed", old["seed"], new["seed"])]
     pairs += [(f"runtime.{k}", old["runtime"].get(k), v) for k, v in new["runtime"].items()]
     pairs.append(("settings", sorted(old["settings"]), sorted(new["settings"])))
     pairs.append(("seed_caps", old.get("caps", {}), new.get("caps", {})))
     for name in sorted(set(old["settings"]) & set(new["settings"])):
-        fields, before = new["settings"][name], old["settings"][name]
-        # An option that came later had its default.
-        pairs += [(f"config.{k} (setting {name})", before[k], v) for k, v in fields.items() if k in before]
+        defaults = {k: _plain(field.default) for k, (_, field) in fields_of(plan.configs[name]).items()}
+        before = defaults | old["settings"][name]
+        pairs += [(f"config.{k} (setting {name})", before[k], v) for k, v in new["settings"][name].items()]
     for what, before, now in pairs:
         if before != now:
             raise ConfigError(

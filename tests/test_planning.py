@@ -132,6 +132,20 @@ def test_a_workdir_does_not_mix_two_codes_unasked(tmp_path):
     assert "optax 0.0.1" in store.read_json(folder / "manifest.json", "train")["stages"]["train"]["mixed_code"]
 
 
+def test_an_option_that_came_later_had_its_default(tmp_path):
+    folder = tmp_path / "tiny"
+    run(tiny.EXPERIMENT, folder)
+    path = folder / "manifest.json"
+    manifest = store.read_json(path, "train")
+    for setting in manifest["train_covers"]["settings"].values():
+        del setting["model.head"]
+    store.write_json(path, manifest)
+    planned(tiny.EXPERIMENT, folder)
+    other = dataclasses.replace(tiny.EXPERIMENT, config=override_all(tiny.CONFIG, {"model.head": "unit"}))
+    with pytest.raises(ConfigError, match=r"model\.head .* = pair, but this command asks for unit"):
+        planned(other, folder)
+
+
 # ---------------------------------------------------------------------------------------------- what is refused
 
 
