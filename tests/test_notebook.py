@@ -68,7 +68,7 @@ def test_notebook_runs(notebook, smoke, tmp_path, monkeypatch):
     here, table, there = notebook.cells[run + 1 : -2], notebook.cells[-2], notebook.cells[-1]
     assert len(shown(here, "image/png")) == len(EXPERIMENTS["complexity"].CAPTIONS)
     [card] = shown([table], "text/markdown")
-    assert card.replace("(../results/", "(") in (ROOT / scorecard.RESULTS / "README.md").read_text()
+    assert card.replace("(../results/", "(./") in (ROOT / scorecard.RESULTS / "README.md").read_text()
     names = [name for name in EXPERIMENTS if (ROOT / scorecard.RESULTS / name / "claims.csv").exists()]
     captions = [caption for name in names for caption in EXPERIMENTS[name].CAPTIONS.values()]
     assert [text for text in shown([there], "text/markdown") if not text.startswith("### ")] == captions
