@@ -1,13 +1,10 @@
 """The notebook: in step with its script, without outputs, and run in smoke size."""
 
-import re
-
 import jupytext
 import nbformat
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
-from test_documents import README
 
 from experiments import scorecard
 from experiments.claims import EXPERIMENTS
@@ -41,14 +38,6 @@ def test_script_and_notebook_are_the_same(notebook):
 def test_notebook_has_no_outputs(notebook):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
-
-
-def test_badge_opens_this_notebook_of_the_repository_that_it_clones(notebook):
-    (repository,) = re.findall(
-        r'^REPOSITORY = "https://github.com/(\S+)"', notebook.cells[parameters(notebook)].source, re.M
-    )
-    (opened,) = re.findall(r"\]\(https://colab.research.google.com/github/(\S+)/blob/main/(\S+)\)", README)
-    assert opened == (repository, str(NOTEBOOK.relative_to(ROOT)))
 
 
 def shown(cells, kind):
