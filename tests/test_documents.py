@@ -106,6 +106,7 @@ def test_readme_is_a_first_page():
     assert len(README.splitlines()) <= 200
     assert sum(line.startswith("|") for line in README.splitlines()) <= 40
     assert "OWNER" not in README
+    assert fenced(README, "text") == [(RESULTS / "demo.txt").read_text()]  # what the demo printed
 
 
 def test_ten_lines_of_numpy_recompute_r2(smoke):
