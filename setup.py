@@ -9,8 +9,9 @@ setup(
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["repbias_jax*", "experiments*"]),
+    packages=find_packages(include=["repbias_jax*"]),
     package_data={"repbias_jax.report": ["*.html"]},
+    entry_points={"console_scripts": ["repbias-probe=repbias_jax.probe:main"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -23,12 +24,13 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12,<0.13",
         "pandas>=2.2",
+        "scikit-learn>=1.6",
         "scipy>=1.14",
         "tensorstore>=0.1.80",
         "tqdm>=4.66",
     ],
     extras_require={
-        "benchmark": ["torch>=2.6", "scikit-learn>=1.6"],
+        "benchmark": ["torch>=2.6"],
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "test": [
@@ -43,7 +45,6 @@ setup(
             "pytest-xdist>=3.7",  # two workers, for tests in under 15 minutes
             "rsatoolbox>=0.3.2",
             "ruff>=0.11",
-            "scikit-learn>=1.6",
             "xarray>=2025.1",
             "zarr>=3.1",
         ],

@@ -1,7 +1,8 @@
 """Runs an experiment, or all of them: data, training, measuring, verdicts, figures and a page.
 
   python -m experiments.run --experiment=complexity --workdir=DIR [--preset=smoke|quick|full] [--num_seeds=N] [--seed=0]
-         [--stage=train,measure,report] [--config.NAME=VALUE ...] [--only_print] [--reference=DIR]
+         [--settings=A,B] [--conditions=sgd] [--stage=train,measure,report] [--config.NAME=VALUE ...] [--only_print]
+         [--reference=DIR] [--lanes=N]
          [--shard=i/N] [--distributed]
   python -m experiments.run --experiment=ALL --workdir=DIR [...]      every experiment, and a score card over them
 
@@ -17,23 +18,36 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from experiments import EXPERIMENTS, request
-from experiments.process import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten, record
+from experiments import command
+from experiments.claims import EXPERIMENTS
+from experiments.command import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten
 from experiments.run_all import Job, run_all, write_card
 from repbias_jax import pipeline, planning, store
-from repbias_jax.config import ConfigError, Experiment, describe_type, fields_of
-from repbias_jax.measure import Results
+from repbias_jax.config import ConfigError, Experiment
 from repbias_jax.population import Interrupted
+from repbias_jax.provenance import record
 from repbias_jax.report import tables
+from repbias_jax.results import Results
 
 HEARTBEAT = 30  # seconds of silence after which the processes of a distributed job give one of them up
 
+HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
+COMMANDS = (
+    ("python -m experiments.run", "trains, measures and reports one experiment, or all of them (--experiment=ALL)"),
+    ("python -m experiments.benchmark", "measures speed"),
+    ("python -m experiments.scorecard", "writes the score card of the committed results"),
+    ("python -m repbias_jax.probe", "measures your own activations"),
+)
+STATUS = "0 done; 75 interrupted, run the same command again; 2 bad input; 1 anything else"
 FLAGS = flags.FLAGS
-flags.DEFINE_string("experiment", None, f"name of an experiment, or {request.ALL}: every one and a score card")
+flags.DEFINE_string("experiment", None, f"name of an experiment, or {command.ALL}: every one and a score card")
 flags.DEFINE_string("workdir", None, "folder for results; the experiment gets its own folder in it")
 flags.DEFINE_string("preset", "full", "size of the experiment")
 flags.DEFINE_integer("num_seeds", None, "seeds of every setting that has no cap; by default the preset's")
 flags.DEFINE_integer("seed", 0, "first seed", lower_bound=0)
+flags.DEFINE_list("settings", [], "settings to run, by name; by default the preset's")
+flags.DEFINE_list("conditions", [], "conditions to run, such as sgd; by default the preset's")
+flags.DEFINE_integer("lanes", 0, "runs trained at once in each row, for a new workdir; 0: the backend's number")
 flags.DEFINE_list("stage", list(pipeline.STAGES), "stages to run")
 flags.DEFINE_bool("only_print", False, "show what would be run, and start nothing")
 flags.DEFINE_integer(
@@ -47,47 +61,37 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "distributed", False, "train on all devices of a jax.distributed job, such as a TPU slice; needs --stage=train"
 )
+flags.DEFINE_bool(
+    "mix_code", False, "go on with a workdir of which other code or library versions trained a part; the manifest says so"
+)
 flags.DEFINE_string("reference", None, "also write the small files of a reference run to this folder")
 flags.DEFINE_string("compilation_cache", None, "folder of your own for JAX's persistent compilation cache; default: none")
 
 
 def parse(arguments: Sequence[str]) -> list[str]:
     """Flags by absl; `--config.NAME=VALUE` is kept for `assemble`. Bad flags are one line and status 2."""
-    if any(a in ("--help", "-h", "-help", "--helpfull") for a in arguments):
-        print(help_text())
-        sys.exit(DONE)
+    asks_help = any(a in HELP for a in arguments)
     dotted = [a for a in arguments if a.startswith("--config.")]
     try:
-        rest = FLAGS([a for a in arguments if a not in dotted])
-    except flags.Error as error:
+        rest = FLAGS([a for a in arguments if a not in dotted and a not in HELP])
+        if asks_help:
+            names = [] if not FLAGS.experiment else command.names_of(FLAGS.experiment)
+            print(help_text(names[0] if len(names) == 1 and FLAGS.experiment != command.ALL else ""))
+            sys.exit(DONE)
+    except (flags.Error, ConfigError) as error:
         sys.exit(complain(str(error).replace("\n", " ")))
     return [*rest, *dotted]
 
 
-def help_text() -> str:
-    """Experiments, presets, flags and every dotted name with its type, default and unit."""
-    lines = [str(__doc__), "Flags:"]
-    for flag in FLAGS.flags_by_module_dict().get(__name__, FLAGS.flags_by_module_dict().get("__main__", [])):
+def help_text(name: str = "") -> str:
+    """The commands, flags and experiments, one line each; with `name`, also what that experiment can set."""
+    lines = ["Commands:", *(f"  {line:<38} {what}" for line, what in COMMANDS), "", "Flags of experiments.run:"]
+    for flag in FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("experiment"))]:
         lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default_as_str or 'none'})")
-    for name, module in EXPERIMENTS.items():
-        experiment: Experiment = module.EXPERIMENT
-        lines += ["", f"Experiment {name}: {experiment.title}"]
-        for preset, size in experiment.presets:
-            chosen = ", ".join(size.settings) or "all settings"
-            lines.append(
-                f"  --preset={preset}: {size.num_seeds} seeds; {chosen}; {', '.join(size.columns) or 'all columns'}"
-            )
-        for cap in sorted({cap for _, cap in experiment.seed_caps}):
-            capped = [setting for setting, own in experiment.seed_caps if own == cap]
-            lines.append(f"  at most {cap} seeds: {', '.join(capped)}")
-        lines.append("  dotted names (type, unit; default):")
-        for dotted, (kind, field) in fields_of(experiment.config).items():
-            part, leaf = dotted.split(".")
-            value = getattr(getattr(experiment.config, part), leaf)
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            unit = f", {field.metadata['unit']}" if field.metadata["unit"] else ""
-            lines.append(f"    --config.{dotted}  {field.metadata['doc']} ({describe_type(kind)}{unit}; {text or 'empty'})")
-    return "\n".join(lines)
+    lines += ["  --config.NAME=VALUE: changes a value; --experiment=X --help lists the names", "", "Experiments:"]
+    lines += [f"  {key:<16} {module.EXPERIMENT.title}" for key, module in EXPERIMENTS.items()]
+    lines += ["", f"Exit status: {STATUS}"]
+    return "\n".join(lines + (command.experiment_help(EXPERIMENTS[name].EXPERIMENT) if name else []))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -96,15 +100,16 @@ def main(arguments: Sequence[str]) -> int:
     try:
         jobs, stages, share = _read(arguments[1:])
         if FLAGS.only_print:
-            print("\n".join(request.cost_lines([job.plan for job in jobs])))
+            print("\n".join(command.cost_lines([job.plan for job in jobs])))
             return DONE
         stop, recorded = catch_signals(), record()
 
         def run_one(job: Job) -> pipeline.Outcome:
             seconds = FLAGS.checkpoint_seconds
-            return pipeline.run(job.plan, job.module, job.folder, stages, stop, recorded, seconds, share)
+            how = (stages, stop, recorded, seconds, share, FLAGS.mix_code)
+            return pipeline.run(job.plan, job.module, job.folder, *how)
 
-        if FLAGS.experiment != request.ALL:
+        if FLAGS.experiment != command.ALL:
             return _end_one(jobs[0], run_one(jobs[0]))
         return _end_all(jobs, run_all(jobs, run_one, stop), stages)
     except ConfigError as error:
@@ -121,16 +126,18 @@ def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, in
     dotted = [a for a in arguments if a.startswith("--config.")]
     if extra := [a for a in arguments if a not in dotted]:
         raise ConfigError(f"unexpected argument {extra[0]}; flags are written --name=value")
-    names, stages = request.names_of(_required("experiment")), request.stages_of(FLAGS.stage)
-    for flag in ("reference", "distributed"):
-        if FLAGS.experiment == request.ALL and FLAGS[flag].value:
-            raise ConfigError(f"--{flag} needs one experiment, not --experiment={request.ALL}")
+    names, stages = command.names_of(_required("experiment")), command.stages_of(FLAGS.stage)
+    for flag in ("reference", "distributed", "settings"):
+        if FLAGS.experiment == command.ALL and FLAGS[flag].value:
+            raise ConfigError(f"--{flag} needs one experiment, not --experiment={command.ALL}")
     experiments = {}
     for name in names:
         with _named(name):
-            experiments[name] = request.assemble(EXPERIMENTS[name], FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted)
+            experiments[name] = command.assemble(
+                EXPERIMENTS[name], FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted, FLAGS.settings, FLAGS.conditions
+            )
     folders = {name: Path(_required("workdir")) / name for name in names}
-    share = request.share_of(FLAGS.shard, {} if FLAGS.distributed else os.environ)
+    share = command.share_of(FLAGS.shard, {} if FLAGS.distributed else os.environ)
     _start_jax(list(folders.values()), stages, share)
     jobs = []
     for name in names:
@@ -143,7 +150,7 @@ def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, in
 def _required(name: str) -> str:
     value = FLAGS[name].value
     if not value:
-        raise ConfigError(f"--{name} is missing" + (f"; known: {request.known()}" if name == "experiment" else ""))
+        raise ConfigError(f"--{name} is missing" + (f"; known: {command.known()}" if name == "experiment" else ""))
     return value
 
 
@@ -153,7 +160,7 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}" if FLAGS.experiment == request.ALL else str(error)) from error
+        raise ConfigError(f"{name}: {error}" if FLAGS.experiment == command.ALL else str(error)) from error
 
 
 def _start_jax(folders: Sequence[Path], stages: Sequence[str], share: tuple[int, int]) -> None:
@@ -189,7 +196,7 @@ def _join(stages: Sequence[str], share: tuple[int, int]) -> None:
 def _plan(experiment: Experiment, folder: Path, stages: Sequence[str]) -> planning.Plan:
     """One experiment, checked and laid out."""
     recorded = "" if "train" in stages else planning.recorded_backend(folder)
-    checked = planning.check(experiment, recorded or jax.default_backend())
+    checked = planning.check(experiment, recorded or jax.default_backend(), lanes=FLAGS.lanes)
     plan = planning.place(experiment, checked, folder, jax.device_count())
     if FLAGS.distributed and plan.layout.rows != jax.device_count():
         raise ConfigError(

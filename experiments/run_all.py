@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from experiments.process import complain
+from experiments.command import complain
 from repbias_jax import store
 from repbias_jax.config import ConfigError
 from repbias_jax.pipeline import Outcome

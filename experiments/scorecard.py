@@ -1,12 +1,17 @@
-"""The score card of the reference runs: `experiments/results/scorecard.csv`, and the tables of two READMEs.
+"""The score card of the reference runs: `experiments/results/scorecard.csv`, and the tables of three documents.
 
 python -m experiments.scorecard          after a reference run; a test fails where one of them is not up to date
+
+Runs that were judged by earlier rules are judged again by the present ones from their committed values
+(`experiments/first_look.py`); the card has both verdicts.
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
-from experiments import EXPERIMENTS
+from experiments import first_look
+from experiments.claims import EXPERIMENTS
 from repbias_jax import store
 from repbias_jax.report import card
 
@@ -14,24 +19,51 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path("experiments/results")
 BLOCK = re.compile(r"(?<=<!-- claims -->\n).*?(?=<!-- /claims -->)", re.S)
 
+# What README shows: the factors that the paper's title and abstract name, and what they do to analyses, whatever came of
+# them; all others are on the full card.
+HEADLINES = ("C01", "C02", "C04", "C05", "C07", "C08", "C09", "C10", "C12", "C19", "C25", "C26")
+
 
 def sources() -> list[card.Source]:
-    """What the experiments with a reference run bring to the card."""
-    found = [card.read(ROOT / RESULTS / name, module) for name, module in EXPERIMENTS.items()]
-    return [source for source in found if source is not None]
+    """What the experiments with a reference run bring to the card, judged by the present rules."""
+    found = {name: card.read(ROOT / RESULTS / name, module) for name, module in EXPERIMENTS.items()}
+    return [
+        source._replace(rows=first_look.judged_again(ROOT / RESULTS / name, EXPERIMENTS[name], source.rows))
+        for name, source in found.items()
+        if source is not None
+    ]
 
 
 def sections() -> dict[Path, str]:
-    """What stands between the markers: the claims in README, their exploratory columns beside the results."""
+    """What stands between the markers: headline claims in README; beside the results the whole card, and what changed."""
     rows = card.rows_of(sources())
+    whole, explored = (card.markdown(rows, ".", exploratory) for exploratory in (False, True))
     return {
-        ROOT / "README.md": card.markdown(rows, str(RESULTS)),
-        ROOT / RESULTS / "README.md": card.markdown(rows, ".", exploratory=True),
+        ROOT / "README.md": card.headlines(rows, HEADLINES, str(RESULTS), str(RESULTS / "README.md")),
+        ROOT / RESULTS / "README.md": f"### All claims\n\n{whole}\n### Exploratory columns\n\n{explored}",
+        ROOT / RESULTS / "DECISIONS.md": _changes(changed(rows)),
     }
 
 
-if __name__ == "__main__":
+def changed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the card whose verdict is another word than that of the first look."""
+    return [row for row in rows if row["verdict_first_look"] not in ("", row["verdict"])]
+
+
+def _changes(rows: list[dict[str, Any]]) -> str:
+    """A table of verdicts that changed."""
+    lines = ["| claim | first look, old rules | the same values, new rules |", "|---|---|---|"]
+    lines += [f"| {row['id']} {row['column']} | {row['verdict_first_look']} | {row['verdict']} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def write() -> None:
+    """Writes `scorecard.csv` and what stands between the markers."""
     card.write_table(ROOT / RESULTS, sources())
     for path, section in sections().items():
         written = BLOCK.sub(lambda _, new=section: new, path.read_text(encoding="utf-8"))
         store.write_bytes(path, written.encode())
+
+
+if __name__ == "__main__":
+    write()

@@ -13,11 +13,12 @@ import math
 import re
 import reprlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -25,57 +26,110 @@ class ConfigError(ValueError):
     """Input that can never work; the message is one line that says what, what was expected and where."""
 
 
-def _field(default: Any, doc: str, unit: str = "", dial: bool = False, **bounds: Any) -> Any:
-    """A dataclass field with its documentation, unit, range (`low`, `high`, `above`, `below`) and `choices`."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "unit": unit, "dial": dial, **bounds})
+Fill = Callable[["Config"], Any]
+
+
+def option(
+    default: Any, doc: str, unit: str = "", dial: bool = False, fill: Fill | None = None, switch: bool = False,
+    **bounds: Any,
+) -> Any:  # fmt: skip
+    """A dataclass field with what `--help`, the checks and the dials need to know about it.
+
+    Args:
+      default: the value of an unset option.
+      doc: what it means, for `--help`.
+      unit: unit of the value; empty where it has none.
+      dial: whether it is mapped over runs (an array) or static (decides shapes and code).
+      fill: of a dial, the number that enters the program, where that is not the option's own value.
+      switch: of a dial, whether being zero or not is static, so that a program without it has no trace of it.
+      **bounds: the range, as `low`, `high`, `above`, `below`, or `choices`.
+    """
+    own = {"doc": doc, "unit": unit, "dial": dial, "fill": fill, "switch": switch}
+    return dataclasses.field(default=default, metadata={**own, **bounds})
+
+
+class Factor(NamedTuple):
+    """What a generator says about one of its factors. The name of a factor carries no meaning.
+
+    Attributes:
+      values: C, the number of values, 0..C-1.
+      role: `feature` (an output can be trained on it), `part` (an intermediate function of a feature's input), `twin`
+        (the same function as a feature, of input that no output needs), `bit` (of a crossed design), `latent` (a cause
+        of features that is no function of the input) or `nuisance`.
+      of: the feature that a part, a bit or a twin belongs to; empty for the others.
+    """
+
+    values: int
+    role: str
+    of: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Which features an input has and which of them are asked for."""
+    """What every family of data has: features, which of them are outputs, and how many examples there are.
 
-    name: str = _field("binary", "data generator, a key of DATA")
-    features: tuple[str, ...] = _field(("parity1", "parity4"), "features of the input, keys of FEATURES")
-    outputs: tuple[str, ...] = _field((), "factors the outputs report; empty: the features, in order")
-    num_bits: int = _field(32, "length of the input", "bits", low=1, high=4096)
-    first_bits: tuple[int, ...] = _field((), "where each feature's block starts; empty: one after the other", "bits", low=0)
-    twins: bool = _field(True, "give every feature an unused twin: the same function of bits nobody asks for")
-    num_train: int = _field(8192, "training set", "examples", low=1)
-    num_test: int = _field(2048, "test set", "examples", low=2)
-    num_probe: int = _field(2048, "probe set, half to fit and half to score", "examples", low=4)
-    prevalence: tuple[float, ...] = _field(
-        (), "P(feature = 1) in training; empty: its base rate", "probability", True, above=0.0, below=1.0
+    A family is a subclass beside its generator; its default `name` is its key in `DATA`.
+    """
+
+    name: str = option("", "data generator, a key of DATA")
+    features: tuple[str, ...] = option((), "features of the input")
+    outputs: tuple[str, ...] = option((), "factors the outputs report; empty: the features, in order")
+    num_train: int = option(8192, "training set", "examples", low=1)
+    num_test: int = option(2048, "test set", "examples", low=2)
+    num_probe: int = option(2048, "probe set, half to fit and half to score", "examples", low=4)
+    exposure: tuple[float, ...] = option(
+        (),
+        "share of examples in which an output's label enters the loss; empty: 1",
+        "share",
+        True,
+        fill=lambda config: config.task.exposure or (1.0,) * num_outputs(config.task),
+        above=0.0,
+        high=1.0,
     )
-    predictivity: tuple[float, ...] = _field(
-        (), "P(feature = target) at prevalence 1/2; empty: 1/2, independent", "probability", True, low=0.5, high=1.0
+    output_order: tuple[int, ...] = option(
+        (),
+        "the reported factor at each output position; empty: as listed",
+        "",
+        True,
+        fill=lambda config: config.task.output_order or tuple(range(num_outputs(config.task))),
+        low=0,
     )
-    exposure: tuple[float, ...] = _field(
-        (), "share of examples in which an output's label enters the loss; empty: 1", "share", True, above=0.0, high=1.0
-    )
-    output_order: tuple[int, ...] = _field((), "position of the reported factors; empty: as listed", "", True, low=0)
 
 
 @dataclass(frozen=True)
 class Model:
-    """Which network."""
+    """What every family of models has.
 
-    name: str = _field("mlp", "architecture, a key of MODELS")
-    widths: tuple[int, ...] = _field((256, 128, 64, 64), "hidden layers", "units", low=1, high=65536)
-    activation: str = _field("relu", "nonlinearity", choices=("relu", "leaky_relu", "tanh", "gelu"))
-    dropout: float = _field(0.0, "dropout rate after every hidden layer", "probability", True, low=0.0, below=1.0)
-    init_scale: float = _field(1.0, "factor on the LeCun-normal initial weights", "", True, above=0.0)
+    A family is a subclass beside its module; its default `name` is its key in `MODELS`.
+    """
+
+    name: str = option("", "architecture, a key of MODELS")
+    activation: str = option("relu", "nonlinearity", choices=("relu", "leaky_relu", "tanh", "gelu"))
+    dropout: float = option(0.0, "dropout rate", "probability", True, switch=True, low=0.0, below=1.0)
+    init_scale: float = option(1.0, "factor on the initial weights", "", True, above=0.0)
+    head: str = option(
+        "pair",
+        "outputs: a logit for each value, or one unit z for each binary feature, with logits (-z/2, z/2)",
+        choices=("pair", "unit"),
+    )
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """How weights are updated."""
 
-    name: str = _field("sgd", "update rule", choices=("sgd", "momentum", "adam", "adamw", "rmsprop"))
-    learning_rate: float = _field(0.1, "step size", "", True, above=0.0)
-    momentum: float = _field(0.9, "decay of the momentum rule's trace", "", True, low=0.0, below=1.0)
-    weight_decay: float = _field(0.0, "L2 penalty's gradient; decoupled for adamw", "", True, low=0.0)
-    reset_phase: int = _field(
-        0, "the rule's memory is made anew where this phase begins; phases count from 0; 0: never", "", True, low=0
+    name: str = option("sgd", "update rule", choices=("sgd", "momentum", "adam", "adamw", "rmsprop"))
+    learning_rate: float = option(0.1, "step size", "", True, above=0.0)
+    momentum: float = option(0.9, "decay of the momentum rule's trace", "", True, low=0.0, below=1.0)
+    weight_decay: float = option(0.0, "L2 penalty's gradient; decoupled for adamw", "", True, low=0.0)
+    reset_phase: int = option(
+        0,
+        "the optimizer state is re-initialised where this phase begins; phases count from 0; 0: never",
+        "",
+        True,
+        fill=lambda config: config.phase_steps[config.optimizer.reset_phase - 1] if config.optimizer.reset_phase else -1,
+        switch=True,
+        low=0,
     )
 
 
@@ -83,42 +137,54 @@ class Optimizer:
 class Training:
     """What is minimised, for how long, and where it is looked at."""
 
-    loss: str = _field("cross_entropy", "loss over [O, C] logits", choices=("cross_entropy", "squared"))
-    batch_size: int = _field(128, "batch", "examples", low=1)
-    epochs: int = _field(160, "passes over the training set", "epochs", low=1)
-    observe_every: int = _field(128, "distance of points on the loss and accuracy curves", "steps", low=1)
-    loss_weights: tuple[tuple[float, ...], ...] = _field(
-        (), "weight of each output's loss, a row a phase; empty: 1", "", True, low=0.0
+    loss: str = option("cross_entropy", "loss over [O, C] logits", choices=("cross_entropy", "squared"))
+    batch_size: int = option(128, "batch", "examples", low=1)
+    epochs: int = option(160, "passes over the training set", "epochs", low=1)
+    observe_every: int = option(128, "distance of points on the loss and accuracy curves", "steps", low=1)
+    loss_weights: tuple[tuple[float, ...], ...] = option(
+        (),
+        "weight of each output's loss, a row for each phase; empty: 1",
+        "",
+        True,
+        fill=lambda config: config.training.loss_weights or ((1.0,) * num_outputs(config.task),),
+        low=0.0,
     )
-    phase_ends: tuple[float, ...] = _field(
-        (), "where each phase ends, the last at 1; empty: one phase", "share of training", True, above=0.0, high=1.0
+    phase_ends: tuple[float, ...] = option(
+        (),
+        "where each phase ends, the last at 1; empty: one phase",
+        "share of training",
+        True,
+        fill=lambda config: config.phase_steps,
+        above=0.0,
+        high=1.0,
     )
-    dense: tuple[float, ...] = _field(
+    dense: tuple[float, ...] = option(
         (), "from where to where points of the curves are `dense_every` apart", "share of training", low=0.0, high=1.0
     )
-    dense_every: int = _field(10, "distance of those points", "steps", low=1)
+    dense_every: int = option(10, "distance of those points", "steps", low=1)
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Which activations are stored. Every site is kept at the first and the last step."""
+    """Which activations are stored. Every stored view is kept at the first and the last step."""
 
-    probe_set: str = _field(
+    probe_set: str = option(
         "balanced", "examples whose activations are kept", choices=("balanced", "natural", "decorrelated")
     )
-    shared: bool = _field(False, "all seeds see the same probe examples, so that their representations can be compared")
-    along: str = _field("last_hidden", "site kept along training")
-    every: int = _field(0, "distance of snapshots along training; 0: only first and last", "steps", low=0)
-    until: int = _field(0, "from this step on, snapshots are `every_late` apart; 0: never", "steps", low=0)
-    every_late: int = _field(0, "distance of snapshots after `until`; 0: as before", "steps", low=0)
+    shared: bool = option(False, "all seeds see the same probe examples, so that their representations can be compared")
+    along: str = option("last_hidden", "view kept along training: a view or one of the model's named places")
+    every: int = option(0, "distance of snapshots along training; 0: only first and last", "steps", low=0)
+    until: int = option(0, "from this step on, snapshots are `every_late` apart; 0: never", "steps", low=0)
+    every_late: int = option(0, "distance of snapshots after `until`; 0: as before", "steps", low=0)
+    views: tuple[str, ...] = option((), "views or named places that are stored; empty: all")
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that decides the numbers of one setting, but for its seed."""
 
-    task: Task = Task()
-    model: Model = Model()
+    task: Task
+    model: Model
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
     keep: Keep = Keep()
@@ -138,6 +204,11 @@ class Config:
         """Training phases, P."""
         return max(1, len(self.training.loss_weights))
 
+    @property
+    def phase_steps(self) -> tuple[int, ...]:
+        """The step at which each phase ends, `[P]`."""
+        return tuple(round(share * self.num_steps) for share in self.training.phase_ends or (1.0,))
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -153,26 +224,22 @@ class Static:
     """The half of a setting that decides shapes and code: one compilation each."""
 
     config: Config
-    dropout: bool
-    reset: bool  # of the optimizer's memory
+    switches: tuple[str, ...]  # dotted names of the dials that are on
     runtime: Runtime
 
 
 class Dials(NamedTuple):
-    """The half of a setting that is mapped over. Scalars `[]` unless said."""
+    """The half of a setting that is mapped over: every option marked as a dial, by its name, float32 or int32.
 
-    learning_rate: Array
-    momentum: Array
-    weight_decay: Array
-    reset_step: Array  # step before which the optimizer's memory is made anew, int32; -1: never
-    dropout: Array
-    init_scale: Array
-    prevalence: Array  # [F]
-    predictivity: Array  # [F]
-    exposure: Array  # [O]
-    output_order: Array  # [O]
-    loss_weights: Array  # [P, O]
-    phase_ends: Array  # [P]
+    Those of this module: task `exposure` [O], `output_order` [O]; model `dropout`, `init_scale` []; optimizer
+    `learning_rate`, `momentum`, `weight_decay` [], `reset_phase` [] (the step before which the state is re-initialised,
+    -1: never); training `loss_weights` [P, O], `phase_ends` [P] (steps).
+    """
+
+    task: dict[str, Array]
+    model: dict[str, Array]
+    optimizer: dict[str, Array]
+    training: dict[str, Array]
 
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -207,6 +274,7 @@ class Experiment:
     name is `column.setting`. The first column carries the verdicts. `tuned` holds length and rate where a setting needs
     its own to be learned, by full name; they were chosen by accuracy alone and give way to what a user asks for.
     `seed_caps` are the numbers of seeds that settings have at most, in every column: a map needs few where no claim reads.
+    `overrides` are what a preset and a user ask for; they are applied last, to every setting.
     `variant` says what differs from frozen reference settings, or that there are none yet: verdicts are then illustrations.
     """
 
@@ -222,14 +290,23 @@ class Experiment:
     seed_caps: tuple[tuple[str, int], ...] = ()
     seed: int = 0
     variant: str = ""
+    overrides: Overrides = ()
 
     def configs(self) -> dict[str, Config]:
-        """The configuration of every setting, by its full name `column.setting`."""
+        """The configuration of every setting, by its full name `column.setting`.
+
+        Raises:
+          ConfigError: a setting and a column change the same field, so that one would silently undo the other.
+        """
         tuned, configs = dict(self.tuned), {}
         for column, changes in self.columns:
             for setting, own in self.settings:
                 name = f"{column}.{setting}"
-                configs[name] = override_all(self.config, dict((*own, *changes, *tuned.get(name, ()))))
+                if clash := sorted(dict(own).keys() & dict(changes).keys()):
+                    raise ConfigError(
+                        f"condition {column} and setting {setting} both change config.{clash[0]}: expected one"
+                    )
+                configs[name] = override_all(self.config, dict((*own, *changes, *tuned.get(name, ()), *self.overrides)))
         return configs
 
     def caps(self) -> dict[str, int]:
@@ -251,37 +328,36 @@ def static_half(config: Config, runtime: Runtime) -> Static:
         reset[part.name] = dataclasses.replace(value, **dials)
     phases = ((),) * config.num_phases
     reset["training"] = dataclasses.replace(reset["training"], loss_weights=phases)
-    return Static(Config(**reset), config.model.dropout > 0, config.optimizer.reset_phase > 0, runtime)
+    values = flatten(config)
+    switches = tuple(n for n, (_, f) in fields_of(config).items() if f.metadata["switch"] and values[n] != f.default)
+    return Static(Config(**reset), switches, runtime)
 
 
-def dials_of(config: Config, base_rates: tuple[float, ...]) -> Dials:
-    """The dials of one setting.
+def dials_of(config: Config) -> Dials:
+    """The dials of one setting, from every option marked as one. Args: a checked configuration."""
+    parts: dict[str, dict[str, Array]] = {part: {} for part in Dials._fields}
+    for name, (_, field) in fields_of(config).items():
+        part, leaf = name.split(".")
+        if field.metadata["dial"]:
+            fill = field.metadata["fill"]
+            parts[part][leaf] = _array(fill(config) if fill else getattr(getattr(config, part), leaf))
+    return Dials(**parts)
 
-    Args:
-      config: a checked configuration.
-      base_rates: P(feature = 1) under uniform inputs, for each feature.
 
-    Returns:
-      float32 and int32 arrays, F features, O outputs, P phases.
+def _array(value: Any) -> Array:
+    """Whole numbers as int32, all others as float32."""
+    found = np.asarray(value)
+    return jnp.asarray(found, jnp.int32 if found.dtype.kind == "i" else jnp.float32)
+
+
+def sparse(config: Config) -> dict[str, Any]:
+    """What differs from the default, by dotted name, and always the names of the families.
+
+    An option that is added later, with the old behaviour as its default, changes no digest of this.
     """
-    task, training, outputs = config.task, config.training, num_outputs(config.task)
-    real, whole = jnp.float32, jnp.int32
-    ends = [round(share * config.num_steps) for share in training.phase_ends or (1.0,)]
-    reset_phase = config.optimizer.reset_phase
-    return Dials(
-        learning_rate=jnp.asarray(config.optimizer.learning_rate, real),
-        momentum=jnp.asarray(config.optimizer.momentum, real),
-        weight_decay=jnp.asarray(config.optimizer.weight_decay, real),
-        reset_step=jnp.asarray(ends[reset_phase - 1] if reset_phase else -1, whole),
-        dropout=jnp.asarray(config.model.dropout, real),
-        init_scale=jnp.asarray(config.model.init_scale, real),
-        prevalence=jnp.asarray(task.prevalence or base_rates, real),
-        predictivity=jnp.asarray(task.predictivity or (0.5,) * len(task.features), real),
-        exposure=jnp.asarray(task.exposure or (1.0,) * outputs, real),
-        output_order=jnp.asarray(task.output_order or tuple(range(outputs)), whole),
-        loss_weights=jnp.asarray(training.loss_weights or ((1.0,) * outputs,), real),
-        phase_ends=jnp.asarray(ends, whole),
-    )
+    values = {n: (getattr(getattr(config, n.split(".")[0]), n.split(".")[1]), f) for n, (_, f) in fields_of(config).items()}
+    always = ("task.name", "model.name")
+    return {name: value for name, (value, field) in values.items() if name in always or value != field.default}
 
 
 def fields_of(config: Config) -> dict[str, tuple[Any, dataclasses.Field]]:
@@ -300,10 +376,20 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def override_all(config: Config, changes: Mapping[str, Any]) -> Config:
-    """`config` with dotted names replaced, each checked for type and range."""
-    for name, value in changes.items():
-        config = override(config, name, value)
+    """`config` with dotted names replaced, each checked for type and range.
+
+    A name without a dot replaces a whole part (`model`); whole parts come first, so that no leaf is lost.
+    """
+    for name in sorted(changes, key=lambda name: "." in name):  # stable
+        config = override(config, name, changes[name]) if "." in name else _replace_part(config, name, changes[name])
     return config
+
+
+def _replace_part(config: Config, name: str, value: Any) -> Config:
+    kinds = {"task": Task, "model": Model, "optimizer": Optimizer, "training": Training, "keep": Keep}
+    if name not in kinds or not isinstance(value, kinds[name]):
+        raise ConfigError(f"config.{name}={value!r}: expected one of {', '.join(kinds)} and options of that kind")
+    return dataclasses.replace(config, **{name: value})
 
 
 def override(config: Config, name: str, value: Any) -> Config:
@@ -352,6 +438,8 @@ def _read(name: str, kind: Any, text: str) -> Any:
         return text.lower() == "true"
     if kind is float and text.lower() in ("nan", "inf", "-inf"):
         return float(text)
+    if re.search(r"\b0[xXbBoO]|\d_", text):
+        raise ConfigError(f"config.{name}={text}: expected {describe_type(kind)}, in decimal digits without separators")
     try:
         value = ast.literal_eval(text) if text else ()
     except (ValueError, SyntaxError) as error:

@@ -4,7 +4,9 @@ Arrays of runs are `[rows, lanes, ...]`: rows are sharded over devices, a row a 
 Compiled programs have no collective; processes speak to each other only between segments, here, in `agree` and `gather`.
 """
 
+import resource
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -67,6 +69,22 @@ class Spread:
             piece = jax.tree.map(lambda x, a=first: x[a : a + self.devices], own)
             found.append(self.program(*jax.device_put(piece, self.sharding), *common))
         return jax.device_put(jax.tree.map(lambda *x: jnp.concatenate(x), *found), self.sharding)
+
+
+def memory_bytes() -> int:
+    """Memory of a local device; of a CPU what is available to this process; 0: unknown."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return int((device.memory_stats() or {}).get("bytes_limit", 0))
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    found = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    group = Path("/sys/fs/cgroup/memory.max")
+    text = group.read_text().strip() if group.is_file() else "max"
+    found += [int(text)] if text.isdigit() else []
+    memory = Path("/proc/meminfo")
+    lines = memory.read_text().splitlines() if memory.is_file() else []
+    found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return min(found, default=0)
 
 
 def is_first() -> bool:

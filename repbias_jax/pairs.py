@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repbias_jax import population, store
-from repbias_jax.population import Chunk, Interrupted
+from repbias_jax import store, training
+from repbias_jax.layout import Chunk
+from repbias_jax.population import Interrupted
 from repbias_jax.probes import PROBES
 from repbias_jax.probes.moments import Measured
 
@@ -55,7 +56,7 @@ def compare(folder: Path, chunks: Sequence[Chunk], probes: Sequence[str], stop: 
         if stop():
             raise Interrupted(f"all chunks are measured, the pairs of {column} are not")
         for name in names:
-            for wanted in PROBES[name].sites:
+            for wanted in PROBES[name].views:
                 sites, phi = zip(*(_read(folder, model, wanted) for model in models), strict=True)
                 yield from _rows(name, models, sites, phi, PROBES[name].function(phi))
 
@@ -74,9 +75,9 @@ def models_of(chunks: Sequence[Chunk]) -> dict[str, list[Model]]:
 
 
 def _read(folder: Path, model: Model, site: str) -> tuple[str, np.ndarray]:
-    """The site's own name and a model's activations `[N, D]` on the score half of its probe set."""
+    """The view's own name and a model's activations `[N, D]` on the score half of its probe set."""
     arrays = store.Activations(folder / model.chunk.path / "activations.zarr")
-    own = population.resolve_site(site, arrays.attributes()["sites"])
+    own = training.places_of(model.chunk.group.static)[site][0]
     time, half = list(arrays.read(f"snapshot_{own}")).index(model.step), arrays.shape(own)[2] // 2
     return own, arrays.read(own, np.s_[model.place, time, half:])
 

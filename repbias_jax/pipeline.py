@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from repbias_jax import measure, population, report, store
+from repbias_jax import layout, measure, population, report, store
 from repbias_jax.config import Experiment
-from repbias_jax.planning import Plan, covered, estimate, existing, settings_table, source_of
-from repbias_jax.population import Chunk
+from repbias_jax.layout import Chunk
+from repbias_jax.planning import Plan, check_memory, covered, estimate, existing, full_settings, settings_table, source_of
 
 STAGES = ("train", "measure", "report")
 DISK_MARGIN = 1.1
@@ -34,6 +34,7 @@ class Outcome(NamedTuple):
 def run(
     plan: Plan, module: ModuleType, folder: Path, stages: Sequence[str], stop: Callable[[], bool],
     record: Mapping[str, Any], checkpoint_seconds: float = 10.0, share: tuple[int, int] = (0, 1),
+    mix_code: bool = False,
 ) -> Outcome:  # fmt: skip
     """Runs the stages that are asked for and not up to date.
 
@@ -46,11 +47,12 @@ def run(
       record: versions, commit and so on, for the manifest; never compared.
       checkpoint_seconds: shortest time between two checkpoints.
       share: i of N independent processes.
+      mix_code: whether to go on where other code or versions trained a part; the manifest then says so.
     """
     covers = covered(plan)
     covers["report"] |= {"module": source_of(Path(str(module.__file__)))}
     code = store.digest({k: v for k, v in covers["measure"].items() if k != "seeds"})
-    own, shared = population.share_of(plan.chunks, *share), share[1] > 1
+    own, shared = layout.shard_of(plan.chunks, *share), share[1] > 1
     _begin(folder, plan, covers, record)
 
     def current(stage: str) -> bool:
@@ -59,30 +61,35 @@ def run(
     def end(stage: str, files: Sequence[str], begun: float, **more: Any) -> None:
         _note(folder, stage, covers[stage], files, record, time.monotonic() - begun, **more)
 
-    present, begun = plan.chunks, time.monotonic()
+    present, begun, mixed = plan.chunks, time.monotonic(), ""
     if "train" in stages and not current("train"):
         with store.lock(folder / "manifest.lock", wait=True):
             store.write_table(folder / "settings.csv", *settings_table(plan))
-        population.train(folder, own, plan.layout, stop, checkpoint_seconds)
+        mixed = population.other_code(folder, plan.chunks)
+        if mixed and not mix_code:
+            raise store.StoreError(
+                f"{folder}: {mixed}, which may give other numbers: use that code, another --workdir, or --mix_code to go on"
+            )
+        population.train(folder, own, stop, checkpoint_seconds)
     present = [chunk for chunk in plan.chunks if _trained(folder, [chunk])]
     for chunk in present:
-        measure.verify_chunk(folder / chunk.path)
+        store.verify_chunk(folder / chunk.path)
     missing = [chunk for chunk in plan.chunks if chunk.path not in {c.path for c in present}]
     said, waiting = _in_words(plan.chunks, missing), bool(missing) and "train" in stages
     if missing:
         covers = {stage: {**cover, "missing": [chunk.path for chunk in missing]} for stage, cover in covers.items()}
     if not waiting and not current("train"):
         if "train" in stages or (missing and present and (folder / "settings.csv").exists()):
-            end("train", ["settings.csv"], begun)
+            end("train", ["settings.csv"], begun, **({"mixed_code": mixed} if mixed else {}))
         else:
             _refuse(folder, "train", stages)
 
     if "measure" in stages and not current("measure"):
         begun, mine = time.monotonic(), [chunk for chunk in own if _trained(folder, [chunk])]
-        measure.measure(folder, plan.experiment.name, mine, plan.layout, plan.experiment.probes, stop, code)
+        measure.measure(folder, plan.experiment.name, mine, plan.experiment.probes, stop, code)
         if waiting and _trained(folder, plan.chunks):
             # The others got done meanwhile, and may have left the merging to this process.
-            return run(plan, module, folder, stages, stop, record, checkpoint_seconds, share)
+            return run(plan, module, folder, stages, stop, record, checkpoint_seconds, share, mix_code)
         if not waiting and measure.all_measured(folder, present, code):
             # What is written once for the whole experiment has one writer; of several processes the last one merges.
             with store.lock(folder / "lock", wait=shared):
@@ -128,7 +135,9 @@ def _described(experiment: Experiment, said: str) -> Experiment:
 def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Makes the folder and its manifest; a manifest that is there keeps its stages."""
     if not _trained(folder, plan.chunks):
-        need = estimate(plan)["disk_bytes"] * DISK_MARGIN - _used(folder)
+        cost = estimate(plan)
+        check_memory(plan, cost)
+        need = cost["disk_bytes"] * DISK_MARGIN - _used(folder)
         free = shutil.disk_usage(existing(folder)).free
         if need > free:
             raise store.StoreError(f"{folder}: needs about {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free")
@@ -139,8 +148,9 @@ def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[
         there = manifest.get("layout", {"extents": extents})["extents"]
         if there != extents[: len(there)]:
             raise store.StoreError(f"{folder}: another process asked for {there[-1]} seeds meanwhile; run again")
-        layout = {"rows": plan.layout.rows, "lanes": plan.layout.lanes, "extents": extents}
-        fresh = {"experiment": plan.experiment.name, "layout": layout, "train_covers": covers["train"]["train"]}
+        groups = {g.name: g.lanes for g in plan.groups}
+        laid = {"rows": plan.layout.rows, "least_rows": plan.layout.least_rows, "lanes": groups, "extents": extents}
+        fresh = {"experiment": plan.experiment.name, "layout": laid, "train_covers": full_settings(plan)}
         if any(manifest.get(k) != v for k, v in fresh.items()):
             manifest |= {**fresh, "record": {**record, "variant": plan.experiment.variant}}
             store.write_json(path, manifest)

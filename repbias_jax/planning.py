@@ -3,22 +3,33 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from repbias_jax import population, store, training
-from repbias_jax.config import Config, ConfigError, Experiment, Runtime, check_types, flatten, num_outputs, safe_name
-from repbias_jax.data import DATA
+from repbias_jax import devices, layout, store, training
+from repbias_jax.config import (
+    Config,
+    ConfigError,
+    Experiment,
+    check_types,
+    fields_of,
+    flatten,
+    num_outputs,
+    safe_name,
+    sparse,
+)
+from repbias_jax.data import DATA, output_values, reported
+from repbias_jax.layout import Chunk, Group, Layout
 from repbias_jax.models import MODELS
-from repbias_jax.population import Chunk, Group, Layout
+from repbias_jax.models.family import PLACES, resolve
 from repbias_jax.probes import PROBES
 
-LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
 MAX_SEED = training.SHARED_SEED
+MAX_RUNS = 1_000_000
 
 
 class Plan(NamedTuple):
@@ -28,22 +39,29 @@ class Plan(NamedTuple):
     configs: dict[str, Config]
     groups: list[Group]
     layout: Layout
-    runtime: Runtime
+    backend: str
 
     @property
     def chunks(self) -> list[Chunk]:
         """All chunks, in order."""
-        return population.chunks_of(self.groups, self.layout)
+        return layout.chunks_of(self.groups, self.layout)
 
 
-def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list[Group], Runtime]:
+def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[str, Config], list[Group], str]:
     """Checks types, ranges, names and shapes; nothing is written.
+
+    Args:
+      experiment: with its overrides applied.
+      backend: that trains.
+      lanes: runs that share a device; 0: what suits the backend and the size of a run.
 
     Raises:
       ConfigError: what was wrong, what was expected and where.
     """
     if experiment.num_seeds < 1:
         raise ConfigError(f"--num_seeds={experiment.num_seeds}: expected at least 1")
+    if lanes < 0:
+        raise ConfigError(f"--lanes={lanes}: expected at least 1, or 0 for what suits the backend")
     known = [setting for setting, _ in experiment.settings]
     for name, cap in experiment.seed_caps:
         if name not in known or cap < 1:
@@ -57,22 +75,19 @@ def check(experiment: Experiment, backend: str) -> tuple[dict[str, Config], list
     for name in experiment.probes:
         if name not in PROBES:
             raise ConfigError(f"unknown probe {name}; known: {', '.join(PROBES)}")
-    runtime = Runtime(backend, LANES.get(backend, 8))
     configs = experiment.configs()
     for name in (experiment.name, *configs):
         safe_name(name, "experiment and settings")  # they name folders
-    for config in configs.values():
+    for name, config in configs.items():
         _check_config(config)
+        _check_probes(name, config, experiment.probes)
     if any(PROBES[name].kind == "pair" for name in experiment.probes):
         _check_pairs(configs)
-    groups = population.groups_of(configs, runtime)
-    for group in groups:
-        sites, along = population.sites_of(group.static, group.dials[group.settings[0]]), group.static.config.keep.along
-        for name in (*sites, *DATA[group.static.config.task.name].feature_names(group.static.config.task)):
-            safe_name(name, "sites and features")
-        if along not in ("last_hidden", *sites):
-            raise ConfigError(f"config.keep.along={along}: unknown site; known: last_hidden, {', '.join(sites)}")
-    return configs, groups, runtime
+    groups = layout.groups_of(configs, backend, lanes)
+    runs = layout.count_runs(groups, Layout(1, experiment.seed, (experiment.num_seeds,), experiment.caps()))
+    if runs > MAX_RUNS:
+        raise ConfigError(f"--num_seeds={experiment.num_seeds}: {runs:,} runs; expected at most {MAX_RUNS:,}")
+    return configs, groups, backend
 
 
 def _check_config(config: Config) -> None:
@@ -80,10 +95,29 @@ def _check_config(config: Config) -> None:
     for kind, name, known in (("task", config.task.name, DATA), ("model", config.model.name, MODELS)):
         if name not in known:
             raise ConfigError(f"config.{kind}.name={name}: unknown; known: {', '.join(known)}")
-    DATA[config.task.name].check(config.task)
+    source, family = DATA[config.task.name], MODELS[config.model.name]
+    for kind, value, options in (("task", config.task, source.OPTIONS), ("model", config.model, family.options)):
+        if type(value) is not options:
+            raise ConfigError(
+                f"config.{kind}: {type(value).__name__} with the name {value.name}; expected {options.__name__}"
+            )
+    source.check(config.task)
+    family.check(config.model, config.task)
     task, training_ = config.task, config.training
-    if not config.model.widths:
-        raise ConfigError("config.model.widths is empty: expected at least one hidden layer, such as 128,64")
+    if config.model.head == "unit" and set(output_values(task)) != {2}:
+        raise ConfigError(
+            f"config.model.head=unit: outputs have {', '.join(map(str, output_values(task)))} values; expected 2 for all"
+        )
+    views, places = family.views(config.model, task), family.places(config.model, task)
+    for name in (*views, *source.factors(task)):
+        safe_name(name, "views and factors")
+    for option, names in (("along", (config.keep.along,)), ("views", config.keep.views)):
+        for name in names:
+            if name not in (*places, *views):
+                known = ", ".join((*places, *views))
+                raise ConfigError(f"config.keep.{option}={name}: unknown view; known: {known}")
+    if len(resolve(config.keep.along, places, views)) != 1:
+        raise ConfigError(f"config.keep.along={config.keep.along}: expected one view; known: {', '.join(views)}")
     if training_.batch_size > task.num_train:
         raise ConfigError(
             f"config.training.batch_size={training_.batch_size}: expected at most config.task.num_train={task.num_train}"
@@ -106,6 +140,35 @@ def _check_config(config: Config) -> None:
         )
     if training_.dense and not (len(training_.dense) == 2 and training_.dense[0] < training_.dense[1]):
         raise ConfigError(f"config.training.dense={training_.dense}: expected two rising shares of training, or none")
+
+
+def _check_probes(name: str, config: Config, probes: Sequence[str]) -> None:
+    """Raises ConfigError where a probe would not find what it reads."""
+    task, family = config.task, MODELS[config.model.name]
+    views, places = family.views(config.model, task), family.places(config.model, task)
+    stored = {v for n in (*config.keep.views, config.keep.along) for v in resolve(n, places, views)}
+    known = DATA[task.name].probe_factors(task, config.keep.probe_set)
+    for probe in probes:
+        wanted = {v for place in PROBES[probe].views for v in resolve(place, places, views)}
+        lacking = sorted(wanted - stored) if config.keep.views else []
+        if lacking:
+            raise ConfigError(
+                f"config.keep.views={','.join(config.keep.views)} (setting {name}): expected also {', '.join(lacking)}, "
+                f"which the probe {probe} reads"
+            )
+        fixed = sorted(v for v in wanted if views[v].spread is None)
+        if PROBES[probe].kind == "intervention" and fixed:
+            raise ConfigError(
+                f"config.model.name={config.model.name} (setting {name}): probe {probe} changes {', '.join(fixed)}, whose "
+                f"changes cannot be spread over a site; expected another probe or model"
+            )
+        unknown = [output for output in reported(task) if output not in known]
+        if PROBES[probe].kind == "intervention" and PROBES[probe].labelled and unknown:
+            raise ConfigError(
+                f"config.task.outputs={','.join(reported(task))} (setting {name}): probe {probe} reads reported factors, "
+                f"and the probe set {config.keep.probe_set} does not have the factor {unknown[0]}; expected outputs among "
+                f"{', '.join(known)}"
+            )
 
 
 def _check_pairs(configs: Mapping[str, Config]) -> None:
@@ -138,19 +201,21 @@ def recorded_backend(folder: Path) -> str:
     return store.read_json(path, "train")["train_covers"]["runtime"]["backend"] if path.exists() else ""
 
 
-def place(experiment: Experiment, checked: tuple, folder: Path, devices: int) -> Plan:
-    """Lays the runs out: as the workdir has them, or anew, a row a device.
+def place(experiment: Experiment, checked: tuple, folder: Path, num_devices: int) -> Plan:
+    """Lays the runs out: as the workdir has them, or anew, at most a row for each device.
 
     Raises:
       ConfigError: the workdir holds another configuration, or more seeds.
     """
-    configs, groups, runtime = checked
-    layout = Layout(devices, runtime.lanes, experiment.seed, (experiment.num_seeds,), experiment.caps())
-    plan = Plan(experiment, configs, groups, layout, runtime)
+    configs, groups, backend = checked
+    # On CPU one device compiles another program than several, so that bits differ; processes of one job share all rows.
+    least = num_devices if jax.process_count() > 1 else min(2, num_devices) if backend == "cpu" else 1
+    laid = Layout(num_devices, experiment.seed, (experiment.num_seeds,), experiment.caps(), least)
+    plan = Plan(experiment, configs, groups, laid, backend)
     if not (folder / "manifest.json").exists():
         return plan
     manifest = store.read_json(folder / "manifest.json", "train")
-    _same(folder, manifest["train_covers"], covered(plan)["train"])
+    _same(folder, manifest["train_covers"], plan)
     extents = tuple(manifest["layout"]["extents"])
     if experiment.num_seeds < extents[-1]:
         raise ConfigError(
@@ -159,15 +224,29 @@ def place(experiment: Experiment, checked: tuple, folder: Path, devices: int) ->
         )
     if experiment.num_seeds > extents[-1]:
         extents = (*extents, experiment.num_seeds)
-    return plan._replace(layout=layout._replace(rows=manifest["layout"]["rows"], extents=extents))
+    rows = manifest["layout"]["rows"]
+    return plan._replace(
+        layout=laid._replace(rows=rows, extents=extents, least_rows=manifest["layout"].get("least_rows", rows))
+    )
+
+
+def full_settings(plan: Plan) -> dict[str, Any]:
+    """All options of all settings, as the manifest keeps them."""
+    settings = {name: {k: _plain(v) for k, v in flatten(config).items()} for name, config in plan.configs.items()}
+    return {"settings": settings, **_runtime(plan)}
+
+
+def _runtime(plan: Plan) -> dict[str, Any]:
+    lanes = {name: group.lanes for group in plan.groups for name in group.settings}
+    runtime = {"backend": plan.backend, "precision": plan.groups[0].static.runtime.precision, "lanes": lanes}
+    caps = {"caps": dict(plan.layout.caps)} if plan.layout.caps else {}
+    return {"runtime": runtime, "seed": plan.layout.seed, **caps}
 
 
 def covered(plan: Plan) -> dict[str, dict[str, Any]]:
-    """What each stage depends on: the contents of its fingerprint."""
-    settings = {name: {k: _plain(v) for k, v in flatten(config).items()} for name, config in plan.configs.items()}
-    runtime = dataclasses.asdict(plan.runtime)
-    train = {"format": store.FORMAT, "settings": settings, "runtime": runtime, "seed": plan.layout.seed}
-    train |= {"caps": dict(plan.layout.caps)} if plan.layout.caps else {}
+    """What each stage depends on: the contents of its fingerprint. Of settings that is what differs from the defaults."""
+    settings = {name: {k: _plain(v) for k, v in sparse(config).items()} for name, config in plan.configs.items()}
+    train = {"format": store.FORMAT, "settings": settings, **_runtime(plan)}
     here = Path(__file__).parent
     probes = {
         "probes": list(plan.experiment.probes),
@@ -192,16 +271,17 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises ConfigError naming the first field in which two trainings differ."""
-    new = new["train"]
+def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
+    """Raises ConfigError naming the first field in which two trainings differ; options that came later had defaults."""
+    new = full_settings(plan)
     pairs = [("the seed", old["seed"], new["seed"])]
     pairs += [(f"runtime.{k}", old["runtime"].get(k), v) for k, v in new["runtime"].items()]
     pairs.append(("settings", sorted(old["settings"]), sorted(new["settings"])))
     pairs.append(("seed_caps", old.get("caps", {}), new.get("caps", {})))
     for name in sorted(set(old["settings"]) & set(new["settings"])):
-        fields = new["settings"][name]
-        pairs += [(f"config.{k} (setting {name})", old["settings"][name].get(k), v) for k, v in fields.items()]
+        defaults = {k: _plain(field.default) for k, (_, field) in fields_of(plan.configs[name]).items()}
+        before = defaults | old["settings"][name]
+        pairs += [(f"config.{k} (setting {name})", before[k], v) for k, v in new["settings"][name].items()]
     for what, before, now in pairs:
         if before != now:
             raise ConfigError(
@@ -225,50 +305,81 @@ def check_workdir(folder: Path) -> None:
 
 
 def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
-    """`settings.csv`: a row a setting, a column a field."""
+    """`settings.csv`: a row for each setting, a column for each option of any family, then views and places."""
+    names = list(dict.fromkeys(name for config in plan.configs.values() for name in flatten(config)))
     rows = []
     for group in plan.groups:
-        sites = " ".join(population.sites_of(group.static, group.dials[group.settings[0]]))
+        views = training.views_of(group.static)
+        stored = training.stored_views(group.static)
+        fed = " ".join(name for name in stored if views[name].label_fed)
+        found = {p: v for p, v in training.places_of(group.static).items() if p in PLACES}
+        places = ";".join(f"{p}={' '.join(v for v in own if v in stored)}" for p, own in found.items())
         for name in group.settings:
             config = plan.configs[name]
-            task = config.task
-            outputs = " ".join(task.outputs or DATA[task.name].feature_names(task))
-            values = [str(_plain(v)) for v in flatten(config).values()]
-            rows.append([name, name.split(".")[0], group.name, config.num_steps, outputs, sites, *values])
-    return ["setting", "column", "group", "num_steps", "outputs", "sites", *flatten(plan.experiment.config)], rows
+            own = {k: str(_plain(v)) for k, v in flatten(config).items()}
+            first = [
+                name,
+                name.split(".")[0],
+                group.name,
+                config.num_steps,
+                " ".join(reported(config.task)),
+                " ".join(stored),
+            ]
+            rows.append([*first, *(own.get(n, "") for n in names), places, fed])
+    return ["setting", "column", "group", "num_steps", "outputs", "sites", *names, "places", "label_fed"], rows
 
 
 def estimate(plan: Plan) -> dict[str, float]:
-    """What a run will cost. Returns: chunks, compilations, runs, run_steps, flops, disk_bytes, device_bytes."""
+    """What a run will cost.
+
+    Returns:
+      chunks, compilations, runs, run_steps, flops, disk_bytes, and device_bytes, the memory of the fullest device.
+    """
     total: dict[str, float] = dict.fromkeys(
         ("chunks", "compilations", "runs", "run_steps", "flops", "disk_bytes", "device_bytes"), 0.0
     )
-    chunks, stack = plan.chunks, plan.layout.rows * plan.layout.lanes
-    devices = min(plan.layout.rows, len(jax.devices()))
+    chunks = plan.chunks
     total["chunks"] = len(chunks)
+    counts: dict[str, int] = {}
+    rows: dict[str, set[int]] = {}
+    for chunk in chunks:
+        counts[chunk.group.name] = counts.get(chunk.group.name, 0) + len(chunk.runs)
+        rows.setdefault(chunk.group.name, set()).add(chunk.rows)
     for group in plan.groups:
         static, config, dials = group.static, group.static.config, group.dials[group.settings[0]]
-        runs = sum(len(chunk.runs) for chunk in chunks if chunk.group.name == group.name)
-        sites = population.sites_of(static, dials)
-        along = population.resolve_site(config.keep.along, tuple(sites))
-        kept = {n: len(population.snapshots_of(config)) if n == along else 2 for n in sites}
-        activations = sum(4 * kept[n] * examples * units for n, (examples, units) in sites.items())
-        step_flops, state_bytes, data_bytes = _cost_of_run(static, dials)
-        looking = sum(4 * examples * units for examples, units in sites.values())
-        total["compilations"] += 5
+        runs = counts.get(group.name, 0)
+        if not runs:
+            continue
+        sizes, kept = training.view_sizes(static, dials), layout.snapshots_by_view(static)
+        activations = sum(4 * len(kept[n]) * examples * units for n, (examples, units) in sizes.items())
+        state_bytes, data_bytes = _bytes_of_run(static, dials)
+        looking = sum(4 * examples * units for examples, units in sizes.values())
+        total["compilations"] += 5 * len(rows[group.name])
         total["runs"] += runs
         total["run_steps"] += runs * config.num_steps
-        total["flops"] += runs * config.num_steps * step_flops
+        total["flops"] += runs * config.num_steps * layout.step_flops(group)
         total["disk_bytes"] += runs * (activations + 2 * state_bytes)
-        total["device_bytes"] = max(total["device_bytes"], stack / devices * (4 * state_bytes + data_bytes + looking))
+        per_device = max(rows[group.name]) / min(max(rows[group.name]), jax.device_count()) * group.lanes
+        total["device_bytes"] = max(total["device_bytes"], per_device * (4 * state_bytes + 2 * data_bytes + looking))
     return total
 
 
-def _cost_of_run(static: Any, dials: Any) -> tuple[float, float, float]:
-    """Floating-point operations of one update (6 a weight and example), bytes of a run's state, bytes of its data."""
+def check_memory(plan: Plan, cost: Mapping[str, float]) -> None:
+    """Raises ConfigError where training needs more memory than there is. Args: cost, from `estimate`."""
+    rows = max((chunk.rows for chunk in plan.chunks), default=1)
+    shared = min(rows, jax.local_device_count()) if plan.backend == "cpu" else 1  # devices of a CPU share its memory
+    need, there = shared * cost["device_bytes"], devices.memory_bytes()
+    if there and need > there:
+        raise ConfigError(
+            f"training needs about {need / 1e9:.1f} GB of memory at once, and {there / 1e9:.1f} GB are there: use a "
+            f"smaller --lanes, --devices, config.task.num_train or config.task.num_probe"
+        )
+
+
+def _bytes_of_run(static: Any, dials: Any) -> tuple[float, float]:
+    """Bytes of a run's state, and of its data."""
     config, seed = static.config, jax.ShapeDtypeStruct((), jnp.int32)
     data = jax.eval_shape(lambda d, s: training.make_data(config.task, config.keep.probe_set, d, s), dials, seed)
     state = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, seed)
-    weights = sum(x.size for x in jax.tree.leaves(state.params) if x.ndim > 1)
-    sizes = [float(sum(4 * x.size for x in jax.tree.leaves(tree))) for tree in (state, data)]
-    return 6.0 * weights * config.training.batch_size, sizes[0], sizes[1]
+    sizes = [float(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))) for tree in (state, data)]
+    return sizes[0], sizes[1]

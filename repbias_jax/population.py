@@ -1,20 +1,17 @@
-"""Many runs at once: groups, chunks, lanes, devices, resuming and progress.
+"""The training loop over chunks: programs, progress, checkpoints and resume.
 
-Runs that share their static half form a group and its programs are compiled once. A chunk is `rows x lanes` runs that
-train at once: rows are sharded over devices, lanes are the innermost `vmap`, and the rows of one device follow each
-other. So bits depend on the number of lanes and not on the number of devices, chunks or runs, and a chunk begun on two
-devices can be finished on one. No program has a collective.
+The rows of a chunk that share a device follow each other, so a chunk begun on two devices can be finished on one, with
+the same bits. No program has a collective.
 """
 
 import contextlib
 import functools
 import itertools
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +20,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from repbias_jax import devices, store, training
-from repbias_jax.config import Config, Dials, Runtime, Static, Task, dials_of, flatten, num_outputs, static_half
-from repbias_jax.data import DATA
+from repbias_jax import devices, provenance, store, training
+from repbias_jax.config import Static, Task
+from repbias_jax.data import DATA, reported
 from repbias_jax.devices import Spread, make_mesh
+from repbias_jax.layout import Chunk, points_of, snapshots_by_view
 
 FIRST_STEPS = 64  # of a segment, before it is known how long a step takes
 SEGMENT_SECONDS = 20.0  # a longer stretch is cut, so that signals and checkpoints are never far away
@@ -36,134 +34,14 @@ class Interrupted(Exception):
     """Training was asked to stop, and everything so far is saved."""
 
 
-class Group(NamedTuple):
-    """All settings that share their static half."""
-
-    name: str
-    static: Static
-    settings: tuple[str, ...]
-    dials: Mapping[str, Dials]  # by setting
-
-
-class Chunk(NamedTuple):
-    """The runs of a group that train at once; unit of memory, checkpoint and resume."""
-
-    group: Group
-    name: str
-    runs: tuple[tuple[str, int], ...]  # (setting, seed)
-
-    @property
-    def path(self) -> str:
-        """Folder below the experiment's."""
-        return f"{self.group.name}/{self.name}"
-
-
-class Layout(NamedTuple):
-    """How runs are laid out; decided when a workdir is made, and kept, because bits depend on it."""
-
-    rows: int
-    lanes: int
-    seed: int
-    extents: tuple[int, ...]  # numbers of seeds: 4, then extended to 16
-    caps: Mapping[str, int] = {}  # the number of seeds that a setting has at most, whatever the extents
-
-
-def groups_of(configs: Mapping[str, Config], runtime: Runtime) -> list[Group]:
-    """Groups settings by their static half, in order of appearance."""
-    found: dict[Static, list[str]] = {}
-    for name, config in configs.items():
-        found.setdefault(static_half(config, runtime), []).append(name)
-    groups = []
-    for static, names in found.items():
-        rates = DATA[static.config.task.name].base_rates(static.config.task)
-        # A field that came later counts where it is used, so that folders keep their names.
-        fields = {k: v for k, v in flatten(static.config).items() if k != "keep.shared" or v}
-        code = store.digest([fields, static.dropout, static.reset, static.runtime.__dict__])[:8]
-        dials = {name: dials_of(configs[name], rates) for name in names}
-        groups.append(Group(f"{names[0]}-{code}", static, tuple(names), dials))
-    return groups
-
-
-def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
-    """All chunks; adding an extent leaves those of the extents before as they are."""
-    chunks = []
-    for group in groups:
-        pieces: list[tuple[tuple[str, int], ...]] = []
-        for low, high in itertools.pairwise((0, *layout.extents)):
-            seeds = ((k, name) for k in range(low, high) for name in group.settings if k < layout.caps.get(name, high))
-            runs = [(name, layout.seed + k) for k, name in seeds]
-            size = layout.rows * layout.lanes
-            pieces += [tuple(runs[i : i + size]) for i in range(0, len(runs), size)]
-        chunks += [Chunk(group, f"chunk_{i:03d}", piece) for i, piece in enumerate(pieces)]
-    return chunks
-
-
-def share_of(chunks: Sequence[Chunk], index: int, count: int) -> list[Chunk]:
-    """The chunks of one of `count` independent processes: dealt out by cost, dearest first.
-
-    Every chunk is in exactly one share, whatever `count` is; a process that is started again with another `count`
-    skips what is done.
-    """
-
-    def cost(chunk: Chunk) -> float:
-        config = chunk.group.static.config
-        weights = sum(a * b for a, b in itertools.pairwise((config.task.num_bits, *config.model.widths)))
-        return len(chunk.runs) * config.num_steps * config.training.batch_size * weights
-
-    dealt = sorted(range(len(chunks)), key=lambda i: -cost(chunks[i]))  # stable: every process deals alike
-    return [chunks[i] for i in sorted(dealt[index::count])]
-
-
-def snapshots_of(config: Config) -> tuple[int, ...]:
-    """Steps at which the site along training is kept."""
-    keep, end, steps, step = config.keep, config.num_steps, [0], 0
-    while keep.every:
-        late = keep.until and keep.every_late and step >= keep.until
-        step += keep.every_late if late else keep.every
-        if step >= end:
-            break
-        steps.append(step)
-    return (*steps, end)
-
-
-def points_of(config: Config) -> tuple[int, ...]:
-    """Segment ends, step 0 first: the points of the curves, and all snapshots."""
-    regular = range(0, config.num_steps, config.training.observe_every)
-    first, last = (round(share * config.num_steps) for share in config.training.dense or (0, 0))
-    dense = range(first, last, config.training.dense_every)
-    return tuple(sorted({*regular, *dense, *snapshots_of(config), config.num_steps}))
-
-
-def sites_of(static: Static, dials: Dials) -> dict[str, tuple[int, int]]:
-    """Sites of a model with their examples and units, without running it. Returns: (N, D) by site, in order."""
-
-    task = static.config.task
-
-    def look(dials: Dials, seed: jax.Array) -> list[jax.Array]:
-        blank = jnp.zeros(DATA[task.name].input_shape(task), jnp.float32)
-        _, found = training.build_model(static).apply(training.init(static, dials, seed).params, blank, dials)
-        names.extend(found)  # a transformed function would give them back sorted
-        return list(found.values())
-
-    names: list[str] = []
-    shapes = jax.eval_shape(look, dials, jax.ShapeDtypeStruct((), jnp.int32))
-    return {name: (task.num_probe, math.prod(s.shape)) for name, s in zip(names, shapes, strict=True)}
-
-
-def resolve_site(name: str, sites: Sequence[str]) -> str:
-    """A site's name; `last_hidden` is the penultimate layer, the last before the logits; `before_last` the one before."""
-    places = {"last_hidden": -1, "before_last": -2}
-    return [site for site in sites if site != "logits"][places[name]] if name in places else name
-
-
-def saved_like(one: Any, config: Config, layout: Layout, sharding: jax.sharding.Sharding) -> store.Saved:
+def saved_like(one: Any, chunk: Chunk, sharding: jax.sharding.Sharding) -> store.Saved:
     """A chunk's checkpoint as shapes. Args: one, the state of one run as shapes; where it shall come back to."""
-    stack = (layout.rows, layout.lanes)
+    config, stack = chunk.group.static.config, (chunk.rows, chunk.group.lanes)
 
     def stacked(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*stack, *shape), dtype, sharding=sharding)
 
-    curve = (len(points_of(config)), len(training.SPLITS), num_outputs(config.task), len(training.METRICS))
+    curve = (len(points_of(config)), len(training.SPLITS), len(reported(config.task)), len(training.METRICS))
     state = jax.tree.map(lambda x: stacked(x.shape, x.dtype), one)
     return store.Saved(state, stacked((), np.uint32), stacked(curve, np.float32), stacked((), np.uint32))
 
@@ -185,7 +63,13 @@ class Programs:
         self.segment = Spread(mesh, lambda *a: training.segment(static, *a), 4, shared=2)
         self.observe = Spread(mesh, lambda d, x, s: training.observe(static, d, x, s), 3)
         self.represent = Spread(mesh, lambda d, x, s: training.represent(static, d, x, s), 3)
+        self.is_finite = Spread(mesh, _is_finite, 1)
         self.fingerprint = Spread(mesh, store.fingerprint, 1)
+
+
+def _is_finite(state: training.State) -> jax.Array:
+    """Whether all weights of a run are finite; no update makes them so again."""
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state.params)]))
 
 
 @functools.cache
@@ -232,34 +116,54 @@ class Progress:
 
 
 def train(
-    folder: Path, chunks: Sequence[Chunk], layout: Layout, stop: Callable[[], bool], checkpoint_seconds: float
-) -> None:
+    folder: Path, chunks: Sequence[Chunk], stop: Callable[[], bool], checkpoint_seconds: float,
+    after: Callable[[Chunk], None] | None = None,
+) -> None:  # fmt: skip
     """Trains every chunk that is not done, each to its end, and leaves a done marker in its folder.
 
     Args:
       folder: the experiment's folder.
-      chunks: from `chunks_of`, or a share of them.
-      layout: rows and lanes.
+      chunks: from `chunks_of`, or a shard of them.
       stop: polled between segments; when true, everything is saved and `Interrupted` raised.
       checkpoint_seconds: shortest time between two checkpoints.
+      after: called with each chunk as soon as it is done, whether it was trained now or before.
     """
     runs = sum(len(c.runs) for c in chunks)
     run_steps = sum(len(c.runs) * c.group.static.config.num_steps for c in chunks)
     progress = Progress(runs, run_steps, min(10.0, checkpoint_seconds))
-    mesh = make_mesh(layout.rows)
     try:
         for _, members in itertools.groupby(chunks, key=lambda c: c.group.name):
-            todo = [c for c in members if not _is_done(folder / c.path, c, progress)]
-            programs = Programs(todo[0].group.static, mesh) if todo else None
-            for chunk in todo:
-                if devices.agree(stop())[0]:
-                    raise Interrupted(f"stopped before {chunk.path}; the chunks before it are done")
-                lock = store.lock(folder / chunk.path / "lock") if devices.is_first() else contextlib.nullcontext()
-                with lock:
-                    if not _is_done(folder / chunk.path, chunk, progress):
-                        _Trainer(folder / chunk.path, chunk, layout, programs, progress).run(stop, checkpoint_seconds)
+            programs: dict[int, Programs] = {}  # by rows
+            for chunk in members:
+                if not _is_done(folder / chunk.path, chunk, progress):
+                    if devices.agree(stop())[0]:
+                        raise Interrupted(f"stopped before {chunk.path}; the chunks before it are done")
+                    if chunk.rows not in programs:
+                        programs[chunk.rows] = Programs(chunk.group.static, make_mesh(chunk.rows))
+                    lock = store.lock(folder / chunk.path / "lock") if devices.is_first() else contextlib.nullcontext()
+                    with lock:
+                        if not _is_done(folder / chunk.path, chunk, progress):
+                            trainer = _Trainer(folder / chunk.path, chunk, programs[chunk.rows], progress)
+                            trainer.run(stop, checkpoint_seconds)
+                if after is not None:
+                    after(chunk)
     finally:
         progress.close()
+
+
+def other_code(folder: Path, chunks: Sequence[Chunk]) -> str:
+    """Which code or versions trained what is there of some chunks, where they are not the present ones; empty: none."""
+    present: dict[str, dict[str, str]] = {}
+    for chunk in chunks:
+        if chunk.group.name not in present:
+            present[chunk.group.name] = provenance.provenance_of(chunk.group.static)
+        for marker in ("done.json", "begun.json"):
+            path = folder / chunk.path / marker
+            before = store.read_json(path, "train").get("provenance", {}) if path.exists() else present[chunk.group.name]
+            found = provenance.difference(before, present[chunk.group.name])
+            if found:
+                return f"{chunk.path} was trained with {found}"
+    return ""
 
 
 def _is_done(folder: Path, chunk: Chunk, progress: Progress) -> bool:
@@ -276,23 +180,23 @@ def _is_done(folder: Path, chunk: Chunk, progress: Progress) -> bool:
 class _Trainer:
     """One chunk, from its start or its last checkpoint to its done marker."""
 
-    def __init__(self, folder: Path, chunk: Chunk, layout: Layout, programs: Any, progress: Progress):
-        self.folder, self.chunk, self.layout, self.programs, self.progress = folder, chunk, layout, programs, progress
-        self.config = chunk.group.static.config
+    def __init__(self, folder: Path, chunk: Chunk, programs: Programs, progress: Progress):
+        self.folder, self.chunk, self.programs, self.progress = folder, chunk, programs, progress
+        self.config, self.lanes = chunk.group.static.config, chunk.group.lanes
         self.points = points_of(self.config)
-        self.rows = devices.rows_here(layout.rows, programs.mesh)
-        # A short last chunk is filled up with copies of its last run, which are computed and dropped.
-        filled = [*chunk.runs, *[chunk.runs[-1]] * (layout.rows * layout.lanes - len(chunk.runs))]
-        here = filled[self.rows.start * layout.lanes : self.rows.stop * layout.lanes]
-        self.runs = slice(self.rows.start * layout.lanes, min(self.rows.stop * layout.lanes, len(chunk.runs)))
+        self.rows = devices.rows_here(chunk.rows, programs.mesh)
+        # A chunk that is not full is filled up with copies of its last run, which are computed and dropped.
+        filled = [*chunk.runs, *[chunk.runs[-1]] * (chunk.rows * self.lanes - len(chunk.runs))]
+        here = filled[self.rows.start * self.lanes : self.rows.stop * self.lanes]
+        self.runs = slice(self.rows.start * self.lanes, min(self.rows.stop * self.lanes, len(chunk.runs)))
         dials = [chunk.group.dials[setting] for setting, _ in here]
         self.dials = jax.tree.map(lambda *x: self._place(np.stack([np.asarray(v) for v in x])), *dials)
         self.seeds = self._place(np.asarray([k for _, k in here], np.int32))
 
     def _place(self, values: np.ndarray) -> jax.Array:
         """Values of this process's runs `[run, ...]`, filled up, as an array `[rows, lanes, ...]` over the devices."""
-        values = values.reshape(len(self.rows), self.layout.lanes, *values.shape[1:])
-        return devices.place(values, self.layout.rows, self.rows, self.programs.sharding)
+        values = values.reshape(len(self.rows), self.lanes, *values.shape[1:])
+        return devices.place(values, self.chunk.rows, self.rows, self.programs.sharding)
 
     def _real(self, values: np.ndarray) -> np.ndarray:
         """This process's own runs `[run, ...]` of its values `[rows, lanes, ...]`, without what fills them up."""
@@ -302,8 +206,11 @@ class _Trainer:
         """Trains to the end; raises Interrupted after saving when `stop` says so."""
         if devices.is_first():
             store.sweep(self.folder)
+            if not (self.folder / "begun.json").exists():
+                own = provenance.provenance_of(self.chunk.group.static)
+                store.write_json(self.folder / "begun.json", {"format": store.FORMAT, "provenance": own})
         devices.agree(0)  # nobody writes before everything is swept
-        data = self.programs.data(self.dials, self.seeds)
+        data = self._wait(self.programs.data(self.dials, self.seeds), stop)
         checkpoints = store.Checkpoints(self.folder / "checkpoint")
         try:
             step, state, curves = self._start(checkpoints)
@@ -318,12 +225,14 @@ class _Trainer:
                 end = min(next(p for p in self.points if p > step), step + longest)
                 begun = time.monotonic()
                 state = self.programs.segment(self.dials, self.seeds, data, state, np.int32(step), np.int32(end))
+                jax.block_until_ready(state)
+                advanced = end - step
                 if end in self.points:
                     self._look(end, data, state, curves, activations)
-                jax.block_until_ready(state)
+                    end = self._skip_if_diverged(end, data, state, curves, activations)
                 now = time.monotonic()
                 ending, seconds, waited = devices.agree(stop(), now - begun, now - clock)
-                longest = max(1, int(SEGMENT_SECONDS * (end - step) / seconds))
+                longest = max(1, int(SEGMENT_SECONDS * advanced / seconds))
                 advanced, step = end - step, end
                 if ending or step == self.config.num_steps or waited >= checkpoint_seconds:
                     self._save(checkpoints, step, state, curves)
@@ -336,11 +245,36 @@ class _Trainer:
         finally:
             checkpoints.close()
 
+    def _wait(self, data: training.Data, stop: Callable[[], bool]) -> training.Data:
+        """`data` once they are drawn; a signal is heard meanwhile, when nothing is there yet to be saved."""
+        leaves = jax.tree.leaves(data)
+        while jax.process_count() == 1 and not all(leaf.is_ready() for leaf in leaves):
+            if stop():
+                raise Interrupted(f"stopped while the data of {self.chunk.path} were drawn; the chunks before it are done")
+            time.sleep(0.002)
+        return data
+
+    def _skip_if_diverged(self, step: int, data: Any, state: Any, curves: np.ndarray, activations: Any) -> int:
+        """The last step where every run of the chunk has diverged, which no update can mend; else `step`.
+
+        What is left of the chunk is as it would be: missing points of the curves, and activations that are not finite.
+        """
+        sound = self._real(devices.fetch(self.programs.is_finite(state)))
+        if step == self.config.num_steps or devices.agree(bool(sound.any()))[0]:
+            return step
+        if devices.is_first():
+            print(
+                f"train: {self.chunk.path}: all {len(self.chunk.runs)} runs have diverged by step {step}", file=sys.stderr
+            )
+        for later in (p for p in self.points if p > step):
+            self._look(later, data, state, curves, activations)
+        return self.config.num_steps
+
     def _start(self, checkpoints: store.Checkpoints) -> tuple[int, Any, np.ndarray]:
         """Step, state and curves to go on from."""
         state = self.programs.init(self.dials, self.seeds)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), state)
-        like = saved_like(one, self.config, self.layout, self.programs.sharding)
+        like = saved_like(one, self.chunk, self.programs.sharding)
         step, saved, damaged = checkpoints.restore(like, lambda found: is_sound(self.programs.fingerprint, found), True)
         for line in damaged:
             print(line, file=sys.stderr, flush=True)
@@ -357,17 +291,21 @@ class _Trainer:
             "seed": (("run",), np.asarray([k for _, k in self.chunk.runs], np.int32)),
             "setting": (("run",), np.asarray([settings.index(s) for s, _ in self.chunk.runs], np.int32)),
         }
-        sites = sites_of(self.chunk.group.static, next(iter(self.chunk.group.dials.values())))
-        along = resolve_site(self.config.keep.along, tuple(sites))
-        self.kept = {name: snapshots_of(self.config) if name == along else (0, self.config.num_steps) for name in sites}
-        attributes = {"settings": settings, "sites": list(sites), "along": along, "split": "0 fit, 1 score"}
+        static = self.chunk.group.static
+        sizes, self.kept = (
+            training.view_sizes(static, next(iter(self.chunk.group.dials.values()))),
+            snapshots_by_view(static),
+        )
+        along = training.along_view(static)
+        attributes = {"settings": settings, "sites": list(sizes), "along": along, "split": "0 fit, 1 score"}
         activations = store.Activations(self.folder / "activations.zarr")
-        shapes = {name: (self.kept[name], *sites[name]) for name in sites}
-        factors = {f"factor.{name}": values for name, values in data.probe_factors.items()}
-        size = store.Size(len(self.chunk.runs), self.layout.lanes, examples)
-        activations.create(shapes, size, tuple(factors), coordinates, attributes)
+        shapes = {name: (self.kept[name], *sizes[name]) for name in sizes}
+        factors = {f"factor.{name}": values for name, values in data.probe.factors.items()}
+        known = DATA[self.config.task.name].probe_factors(self.config.task, self.config.keep.probe_set)
+        size = store.Size(len(self.chunk.runs), self.lanes, examples)
+        activations.create(shapes, size, {f"factor.{n}": f.values for n, f in known.items()}, coordinates, attributes)
         for name, values in factors.items():
-            activations.write(name, self.runs, self._real(devices.fetch(values)).astype(np.int8))
+            activations.write(name, self.runs, self._real(devices.fetch(values)))
         return activations
 
     def _look(self, step: int, data: Any, state: Any, curves: np.ndarray, activations: store.Activations) -> None:
@@ -395,7 +333,9 @@ class _Trainer:
                 {"setting": setting, "seed": seed, "fingerprint": f"{int(value):08x}"}
                 for (setting, seed), value in zip(self.chunk.runs, prints, strict=False)
             ]
-            done = {"format": store.FORMAT, "runs": runs, "steps": self.config.num_steps}
+            own = provenance.provenance_of(self.chunk.group.static)
+            laid = {"rows": self.chunk.rows, "lanes": self.lanes}
+            done = {"format": store.FORMAT, "runs": runs, "steps": self.config.num_steps, "layout": laid, "provenance": own}
             store.write_json(self.folder / "done.json", done | {"files": store.metadata_sums(self.folder)})
         devices.agree(0)  # nobody looks for the marker before it is there
 
@@ -404,5 +344,5 @@ class _Trainer:
         for (setting, seed), values in zip(self.chunk.runs, curves, strict=False):
             for t, step in enumerate(self.points):
                 for split, name in enumerate(training.SPLITS):
-                    for output in range(values.shape[2]):
-                        yield setting, seed, step, output, name, *(store.number(v) for v in values[t, split, output])
+                    for output, feature in enumerate(reported(self.config.task)):
+                        yield setting, seed, step, feature, name, *(store.number(v) for v in values[t, split, output])

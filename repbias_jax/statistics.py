@@ -1,18 +1,28 @@
 """From seeds to an effect, an interval and a verdict.
 
 One primary statistic per part of a claim, one value per seed, paired within a seed. Verdicts are computed here and
-nowhere else:
+nowhere else. With the expected side positive, [L, U] the 95 % interval, [l, u] the 90 % interval and m the smallest
+effect that matters, the first row that applies:
 
-  reproduced         the 95 % interval is on the expected side of zero and the effect is at least the smallest that matters
-  reproduced, small  on that side, but smaller
-  opposite           the interval is on the other side
-  no difference      the 90 % interval lies within plus and minus the smallest effect that matters
-  inconclusive       none of these
-  not measured       fewer than 12 seeds, or a compared cell in which under 75 % of the seeds learned their features
+  any part      the gate fails, fewer than 12 seeds, nothing finite   not measured
+  directional   L > 0 or U < 0, and the second measure's 95 %
+                interval lies wholly beyond zero on the other side    depends on the measure
+                L >= m                                                reproduced
+                L > 0 and U < m                                       reproduced, small
+                L > 0                                                 reproduced, size not shown
+                U < 0 and L > -m                                      opposite, small
+                U < 0                                                 opposite
+                -m <= l and u <= m                                    no difference
+                else                                                  inconclusive
+  equivalence   -m <= l and u <= m                                    reproduced
+                L > m or U < -m                                       opposite
+                else                                                  inconclusive
 
-An equivalence part is `reproduced` when its 90 % interval lies within the margin and `opposite` when its 95 % interval
-lies outside; its p is that of two one-sided tests against the margin, that of all others is two-sided against zero. A
-claim with several parts has the verdict of its least favourable part, in the order of `ORDER`.
+Beside an equivalence part the second measure is only shown. Parts of kind `shown` or `ours` do not decide. A claim with
+several parts has the verdict of its least favourable measured deciding part, in the order of `ORDER`, and the mark
+`partial` where another deciding part is not measured. p is one-sided in the claimed direction, of an equivalence part
+that of two one-sided tests against the margin, of a claim with several parts the largest. What is not measured, or only
+in part, counts as p = 1 in Holm's correction.
 
 Source: ours.
 """
@@ -29,17 +39,32 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from repbias_jax.measure import MASTERY, Results
+from repbias_jax.results import MASTERY, Results
 
 MIN_SEEDS, MIN_PASS_RATE, EQUAL_ACCURACY = 12, 0.75, 0.01
 NOT_RUN = "its settings are not in this preset"
-ORDER = ("reproduced", "reproduced, small", "inconclusive", "no difference", "opposite", "not measured")
+DEPENDS = "depends on the measure"
+ORDER = (
+    "reproduced", "reproduced, size not shown", "reproduced, small", "inconclusive", "no difference", DEPENDS,
+    "opposite, small", "opposite", "not measured",
+)  # fmt: skip
+KINDS = ("deciding", "shown", "ours")
+
+# Where a claim comes from, and how we know what is said there.
+SOURCES = {
+    "P": "the paper, arXiv 2405.05847: from its abstract, its authors' posts and readers' notes, without the full text",
+    "F": "its follow-up, arXiv 2507.22216: from its abstract, its authors' posts and readers' notes, without the full text",
+    "HL20": "Hermann and Lampinen 2020, arXiv 2006.12433: from the full text",
+    "ours": "ours: not a claim of these papers",
+}
 
 CLAIM_COLUMNS = (
     "id", "column", "claim", "statistic", "effect", "ci_low", "ci_high", "boot_low", "boot_high", "margin", "runs",
     "left_out", "pass_rate", "accuracy_difference", "p", "p_holm", "paper", "verdict", "verdict_all_seeds", "note",
-    "exploratory",
+    "exploratory", "side", "kind", "partial", "source", "known_from", "second_statistic", "second_effect", "second_low",
+    "second_high", "second_runs",
 )  # fmt: skip
+VALUE_COLUMNS = ("id", "column", "seed", "value", "passed", "second")
 
 
 At = int | pd.Series  # a step, or one a seed
@@ -57,10 +82,11 @@ class Part:
       passed: seeds by compared cells, whether every feature asked for was learned at every snapshot used.
       side: +1 or -1, the expected sign; 0 for an equivalence part.
       sesoi: the smallest effect that matters; the margin of an equivalence part.
-      secondary: the same effect by another measure; where the verdicts differ the card says so.
-      secondary_sesoi: its smallest effect that matters, where it is on another scale.
+      secondary: the same effect by another measure, by seed, with the same sign expected.
+      secondary_statistic: what that is, in words and symbols; empty where there is none.
       accuracy: difference in accuracy between the features, by seed, where equal accuracy is a premise.
       everyone: `values` whether or not seeds passed, where a seed's value depends on which others are in (pseudo-values).
+      kind: `deciding`, or `shown` or `ours`, which have a verdict of their own and no say in that of the claim.
     """
 
     label: str
@@ -70,19 +96,37 @@ class Part:
     side: int
     sesoi: float
     secondary: pd.Series | None = None
-    secondary_sesoi: float | None = None
+    secondary_statistic: str = ""
     accuracy: pd.Series | None = None
     everyone: pd.Series | None = None
+    kind: str = "deciding"
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One statement of the paper and its parts. `paper` is what the paper says, in words."""
+    """One statement and its parts.
+
+    Attributes:
+      id: `C01`, ...
+      text: what is claimed.
+      paper: what its source says, in words.
+      parts: in order.
+      source: names of `SOURCES`, separated by commas, with a remark after a semicolon if one is needed: `P, F`.
+      separate: whether each part stands for itself, in Holm's correction too, and there is no verdict over all.
+    """
 
     id: str
     text: str
     paper: str
     parts: tuple[Part, ...]
+    source: str = ""
+    separate: bool = False
+
+
+def known_from(source: str) -> str:
+    """How we know what the sources of a claim say: the texts of `SOURCES`."""
+    names = source.split(";")[0].split(",")
+    return "; ".join(SOURCES[name] for name in map(str.strip, names) if name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,22 +213,51 @@ def equivalence_p(values: np.ndarray, sesoi: float) -> float:
     return max(sign_flips(values - sesoi, -1), sign_flips(values + sesoi, +1))
 
 
-def verdict(found: Summary, side: int, sesoi: float) -> str:
-    """The verdict of one part, seeds and pass rate being sufficient. Args: as in `Part`."""
-    if not math.isfinite(found.ci_low):
+def verdict(found: Summary, side: int, sesoi: float, second: Summary | None = None, pass_rate: float = 1.0) -> str:
+    """The verdict of one part: the first row that applies of the table at the top of this module.
+
+    Args:
+      found: of the seeds that pass.
+      side: as in `Part`.
+      sesoi: as in `Part`.
+      second: of the second measure of the same seeds; nothing where it has no interval.
+      pass_rate: of the compared cell in which the fewest seeds pass.
+    """
+    if found.runs < MIN_SEEDS or not pass_rate >= MIN_PASS_RATE or not math.isfinite(found.ci_low):
         return "not measured"
     if side == 0:
-        if -sesoi <= found.inner_low and found.inner_high <= sesoi:
-            return "reproduced"
-        return "opposite" if found.ci_low > sesoi or found.ci_high < -sesoi else "inconclusive"
-    low, high = sorted((side * found.ci_low, side * found.ci_high))
+        return _equivalence(found, sesoi)
+    (low, high), (inner_low, inner_high) = towards(side, found)
+    if second is not None and second.runs >= MIN_SEEDS and (low > 0 or high < 0):
+        second_low, second_high = towards(side, second)[0]
+        if (low > 0 and second_high < 0) or (high < 0 and second_low > 0):
+            return DEPENDS
     if low > 0:
-        return "reproduced" if side * found.effect >= sesoi else "reproduced, small"
+        return "reproduced" if low >= sesoi else "reproduced, small" if high < sesoi else "reproduced, size not shown"
     if high < 0:
-        return "opposite"
-    if -sesoi <= found.inner_low and found.inner_high <= sesoi:
-        return "no difference"
-    return "inconclusive"
+        return "opposite, small" if low > -sesoi else "opposite"
+    return "no difference" if -sesoi <= inner_low and inner_high <= sesoi else "inconclusive"
+
+
+def _equivalence(found: Summary, margin: float) -> str:
+    """The verdict of an equivalence part."""
+    if -margin <= found.inner_low and found.inner_high <= margin:
+        return "reproduced"
+    return "opposite" if found.ci_low > margin or found.ci_high < -margin else "inconclusive"
+
+
+def towards(side: int, found: Summary) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The 95 and 90 % intervals, turned so that the expected side is positive."""
+    outer, inner = (found.ci_low, found.ci_high), (found.inner_low, found.inner_high)
+    return (outer, inner) if side > 0 else ((-outer[1], -outer[0]), (-inner[1], -inner[0]))
+
+
+def least_favourable(verdicts: Sequence[str]) -> tuple[str, bool]:
+    """The verdict of a claim from those of its deciding parts, and whether some of them, not all, are not measured."""
+    measured = [word for word in verdicts if word != "not measured"]
+    if not measured:
+        return "not measured", False
+    return max(measured, key=ORDER.index), len(measured) < len(verdicts)
 
 
 def gate(results: Results, cells: Sequence[tuple[str, Sequence[str], Sequence[Step]]]) -> pd.DataFrame:
@@ -214,10 +287,14 @@ def _holds(curve: pd.Series, step: Step) -> bool:
     return len(inside) > 0 and bool((inside > MASTERY).all())
 
 
-def values_of(claims: Sequence[Claim], column: str) -> list[tuple[str, str, int, float, bool]]:
-    """What the verdicts rest on: claim and part, column, seed, value, whether it passed the gate in all cells."""
+def values_of(claims: Sequence[Claim], column: str) -> list[tuple[str, str, int, float, bool, float]]:
+    """What the verdicts rest on, by seed: claim and part, column, seed, value, whether it passed in all cells, second."""
+
+    def at(values: pd.Series | None, seed: object) -> float:
+        return math.nan if values is None else float(values.get(seed, math.nan))
+
     return [
-        (claim.id + part.label, column, int(str(seed)), float(part.values.get(seed, math.nan)), bool(passed.all()))
+        (claim.id + part.label, column, int(str(seed)), at(part.values, seed), bool(passed.all()), at(part.secondary, seed))
         for claim in claims
         for part in claim.parts
         for seed, passed in part.passed.iterrows()
@@ -233,90 +310,147 @@ def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[
       exploratory: whether the column is a comparison and no test of the claims; its rows say so.
     """
     rows: list[dict[str, object]] = []
+    tested: set[str] = set()
     for claim in claims:
         parts = [_row(claim, part) for part in claim.parts]
-        rows += parts if len(parts) == 1 else [_together(claim, parts), *parts]
-    names = {claim.id for claim in claims}
-    corrected = holm({str(r["id"]): float(str(r["p"])) for r in rows if r["id"] in names})
+        own = parts if parts and (claim.separate or len(parts) == 1) else [_together(claim, parts), *parts]
+        tested |= {str(r["id"]) for r in (own if claim.separate else own[:1]) if r["kind"] == "deciding"}
+        rows += own
+    corrected = holm({str(r["id"]): float(str(r["p"])) for r in rows if r["id"] in tested})
     for row in rows:
         row |= {"column": column, "exploratory": exploratory, "p_holm": corrected.get(str(row["id"]), math.nan)}
     return [{name: row.get(name, math.nan) for name in CLAIM_COLUMNS} for row in rows]
 
 
+def _common(claim: Claim) -> dict[str, object]:
+    """What all rows of a claim say of it."""
+    told = {"claim": claim.text, "paper": claim.paper}
+    return told | {"source": claim.source, "known_from": known_from(claim.source)}
+
+
 def _together(claim: Claim, parts: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """The row of a claim with several parts, or with none."""
-    common: dict[str, object] = {"id": claim.id, "claim": claim.text, "paper": claim.paper}
+    common = _common(claim) | {"id": claim.id, "kind": "deciding"}
     if not parts:
         nothing = {"runs": 0, "left_out": 0, "p": math.nan, "verdict": "not measured", "verdict_all_seeds": "not measured"}
-        return common | nothing | {"statistic": "", "note": NOT_RUN}
+        return common | nothing | {"partial": False, "statistic": "", "note": NOT_RUN}
+    return common | together({part.label: row for part, row in zip(claim.parts, parts, strict=True)})
+
+
+def together(parts: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """What a claim with several parts has of them, from their rows by label; those that do not decide are left out.
+
+    A claim without a deciding part is not measured.
+    """
+    deciding = {label: row for label, row in parts.items() if row["kind"] == "deciding"}
+    decided, partial = least_favourable([str(row["verdict"]) for row in deciding.values()])
+    everyone, _ = least_favourable([str(row["verdict_all_seeds"]) for row in deciding.values()])
+    used = [row for row in deciding.values() if row["verdict"] != "not measured"] or list(deciding.values())
 
     def all_of(name: str) -> list[float]:
-        return [float(str(part[name])) for part in parts]
+        return [float(str(row[name])) for row in used] or [math.nan]
 
-    return common | {
-        "statistic": " and ".join(part.label for part in claim.parts) + " together",
-        "runs": int(min(all_of("runs"))),
-        "left_out": int(max(all_of("left_out"))),
-        "pass_rate": float(np.min(all_of("pass_rate"))),
-        "p": float(np.max(all_of("p"))),  # NaN where a part was not measured
-        "verdict": max((str(part["verdict"]) for part in parts), key=ORDER.index),
-        "verdict_all_seeds": max((str(part["verdict_all_seeds"]) for part in parts), key=ORDER.index),
-        "note": "; ".join(dict.fromkeys(str(part["note"]) for part in parts if part["note"])),
+    runs, left_out = ([0 if math.isnan(v) else int(v) for v in all_of(name)] for name in ("runs", "left_out"))
+    return {
+        "statistic": " and ".join(deciding) + (" together" if len(deciding) > 1 else " decides"),
+        "runs": min(runs),
+        "left_out": max(left_out),
+        "pass_rate": min(all_of("pass_rate")),
+        "p": math.nan if partial or decided == "not measured" else max(all_of("p")),
+        "verdict": decided,
+        "verdict_all_seeds": everyone,
+        "partial": partial,
+        "note": "; ".join(dict.fromkeys(str(row["note"]) for row in deciding.values() if row["note"])),
     }
 
 
 def _row(claim: Claim, part: Part) -> dict[str, object]:
     """One part, judged."""
+    if part.kind not in KINDS:
+        raise ValueError(f"{claim.id}{part.label}: kind {part.kind!r}, expected one of {', '.join(KINDS)}")
     values = part.values.reindex(part.passed.index)
-    passed = part.passed.all(axis=1) & np.isfinite(values)
+    passed = part.passed.all(axis=1)
     rate = float(part.passed.mean().min()) if len(part.passed) else math.nan
-    used = summarise(values[passed].to_numpy())
-    all_seeds = values if part.everyone is None else part.everyone
-    everyone = summarise(all_seeds[np.isfinite(all_seeds)].to_numpy())
-    decided = verdict(used, part.side, part.sesoi)
-    p = used.p if part.side else equivalence_p(values[passed].to_numpy(), part.sesoi)
-    notes = []
-    if used.runs < MIN_SEEDS or not rate >= MIN_PASS_RATE:
-        decided = "not measured"
-        short = f"{used.runs} seeds, pass rate {rate:.2f}: needs {MIN_SEEDS} and {MIN_PASS_RATE}"
-        notes.append(short if len(part.passed) else NOT_RUN)
-    if part.secondary is not None and decided != "not measured":
-        second = summarise(part.secondary.reindex(values.index)[passed].dropna().to_numpy())
-        if verdict(second, part.side, part.secondary_sesoi or part.sesoi) != decided:
-            notes.append("depends on the measure")
+    everyone = values if part.everyone is None else part.everyone
+    found = judged(values, passed, part.side, part.sesoi, rate, part.secondary, everyone)
+    notes = [] if len(part.passed) else [NOT_RUN]
+    notes += [str(found["note"])] if len(part.passed) and found["note"] else []
     equal = math.nan
     if part.accuracy is not None:
-        difference = summarise(part.accuracy.reindex(values.index)[passed].dropna().to_numpy())
+        used = passed & np.isfinite(values)
+        difference = summarise(part.accuracy.reindex(values.index)[used].dropna().to_numpy())
         equal = difference.effect
         if not max(abs(difference.inner_low), abs(difference.inner_high)) <= EQUAL_ACCURACY:
             notes.append("equal accuracy not shown")
+    named = {"id": claim.id + part.label, "statistic": part.statistic, "kind": part.kind, "accuracy_difference": equal}
+    named |= {"second_statistic": part.secondary_statistic if part.secondary is not None else ""}
+    return _common(claim) | found | named | {"partial": False, "note": "; ".join(notes)}
+
+
+def judged(
+    values: pd.Series,
+    passed: pd.Series,
+    side: int,
+    sesoi: float,
+    pass_rate: float,
+    second: pd.Series | None,
+    everyone: pd.Series,
+) -> dict[str, object]:
+    """The numbers and the verdict of one part, from what `claim_values.csv` holds of it.
+
+    Args:
+      values: one number a seed.
+      passed: whether a seed passes the gate in all compared cells, alike.
+      side: as in `Part`.
+      sesoi: as in `Part`.
+      pass_rate: of the compared cell in which the fewest seeds pass.
+      second: the second measure, by seed, or nothing.
+      everyone: one number for each seed that has one, whether or not it passes.
+    """
+    passed = passed & np.isfinite(values)
+    used = summarise(values[passed].to_numpy())
+    other = None if second is None else second.reindex(values.index)[passed]
+    beside = summarise([] if other is None else other[np.isfinite(other)].to_numpy())
+    decided = verdict(used, side, sesoi, beside, pass_rate)
+    measured = decided != "not measured"
+    overall = summarise(everyone[np.isfinite(everyone)].to_numpy())
+    x = values[passed].to_numpy()
+    p = math.nan if not measured else sign_flips(x, side) if side else equivalence_p(x, sesoi)
+    short = f"{used.runs} seeds, pass rate {pass_rate:.2f}: needs {MIN_SEEDS} and {MIN_PASS_RATE}"
     return {
-        "id": claim.id + part.label,
-        "claim": claim.text,
-        "statistic": part.statistic,
         "effect": used.effect,
         "ci_low": used.ci_low,
         "ci_high": used.ci_high,
         "boot_low": used.boot_low,
         "boot_high": used.boot_high,
-        "margin": part.sesoi,
+        "margin": sesoi,
+        "side": side,
         "runs": used.runs,
         "left_out": len(values) - used.runs,
-        "pass_rate": rate,
-        "accuracy_difference": equal,
-        "p": math.nan if decided == "not measured" else p,
-        "paper": claim.paper,
+        "pass_rate": pass_rate,
+        "p": p,
         "verdict": decided,
-        "verdict_all_seeds": verdict(everyone, part.side, part.sesoi) if everyone.runs >= MIN_SEEDS else "not measured",
-        "note": "; ".join(notes),
+        "verdict_all_seeds": verdict(overall, side, sesoi),
+        "second_effect": beside.effect,
+        "second_low": beside.ci_low,
+        "second_high": beside.ci_high,
+        "second_runs": beside.runs,
+        "note": "" if measured else short,
     }
 
 
-def holm(p: dict[str, float]) -> dict[str, float]:
-    """Holm's step-down correction. Args: p by name, NaN where not measured. Returns: the same, corrected."""
-    known = sorted((value, name) for name, value in p.items() if math.isfinite(value))
-    corrected, running = dict.fromkeys(p, math.nan), 0.0
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction over a family: what has no p, since it was not measured, counts as p = 1.
+
+    Args:
+      p: by name.
+
+    Returns:
+      The same, corrected.
+    """
+    known = sorted((value if math.isfinite(value) else 1.0, name) for name, value in p.items())
+    corrected, running = {}, 0.0
     for rank, (value, name) in enumerate(known):
         running = max(running, min(1.0, (len(known) - rank) * value))
         corrected[name] = running
-    return corrected
+    return {name: corrected[name] for name in p}

@@ -8,13 +8,14 @@ import contextlib
 import csv
 import fcntl
 import hashlib
+import heapq
 import io
 import json
 import math
 import os
+import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -28,7 +29,8 @@ from jax import Array
 
 FORMAT = 2
 CURVE_COLUMNS = ("setting", "seed", "step", "output", "split", "loss", "accuracy", "worst_class")
-# What a damaged file makes orbax and tensorstore raise: both report it by one of these.
+# What a damaged file makes orbax and tensorstore raise: both report it by one of these. Of a checkpoint it is asked only
+# where its structure is known to be the one that is wanted: another structure raises the same.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
@@ -40,16 +42,17 @@ class StoreError(RuntimeError):
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes `path`'s place whole or not at all: temporary name, sync, rename, sync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    # Opened by hand, since what `tempfile` makes is for its owner alone, whatever the umask allows to others.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
@@ -65,7 +68,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 def sweep(folder: Path) -> None:
     """Removes what a killed process left half-written in a folder: our temporary files, tensorstore's and orbax's."""
     arrays = folder / "activations.zarr"
-    for leftover in (*folder.glob(".*.tmp"), *arrays.glob(".*.tmp"), *arrays.rglob("*.__lock")):
+    ours = (own for place in (folder, arrays, folder / "checkpoint") for own in place.glob(".*.tmp"))
+    for leftover in (*ours, *arrays.rglob("*.__lock")):
         leftover.unlink(missing_ok=True)
     for leftover in (folder / "checkpoint").glob("*orbax-checkpoint-tmp*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -92,24 +96,17 @@ def read_json(path: Path, stage: str) -> Any:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file, a row at a time."""
+    """Writes a CSV file, a row at a time; every cell is read back as it was."""
     with replacing(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_inert(value) for value in row] for row in rows)
+        plain = csv.writer(text, lineterminator="\n")
+        quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        plain.writerow(columns)
+        for row in rows:
+            # The plain writer leaves a lone carriage return unquoted, and readers end the row there.
+            returns = any(isinstance(value, str) and "\r" in value for value in row)
+            (quoted if returns else plain).writerow(row)
         text.detach()  # flushes; the file is not ours to close
-
-
-def _inert(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula: text that would be one, and is no number, is quoted as theirs is."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and len(value) > 1:
-        try:
-            float(value)
-        except ValueError:
-            value = f"'{value}"
-    # Python's writer leaves a lone carriage return unquoted, and its reader ends the row there.
-    return value.replace("\r", " ") if isinstance(value, str) else value
 
 
 def read_table(path: Path) -> Iterator[list[str]]:
@@ -118,6 +115,45 @@ def read_table(path: Path) -> Iterator[list[str]]:
         reader = csv.reader(file)
         next(reader)
         yield from reader
+
+
+@contextlib.contextmanager
+def merged_rows(
+    paths: Sequence[Path], folder: Path, key: Callable[[Sequence[str]], Any], at_once: int = 64
+) -> Iterator[Iterator[list[str]]]:
+    """The rows of many sorted tables, sorted, with no more than `at_once` of their files open at a time.
+
+    Where there are more, stretches of neighbours are merged into temporary files first, and those again until few are
+    left. The temporary files go at the end; what a killed process leaves of them, `sweep` removes.
+
+    Args:
+      paths: CSV files with the same header, each sorted by `key`; of equal rows those of earlier files come first.
+      folder: for temporary files.
+      key: of a row; compared.
+      at_once: files to read at the same time, two or more.
+
+    Yields:
+      All rows, without headers.
+
+    Source: ours.
+    """
+    left, made = list(paths), []
+    try:
+        while len(left) > at_once:
+            merged = []
+            for first in range(0, len(left), at_once):
+                part = left[first : first + at_once]
+                made.append(folder / f".merged.{secrets.token_hex(8)}.tmp")
+                write_table(made[-1], (), heapq.merge(*map(read_table, part), key=key))
+                for old in part:
+                    if old in made:
+                        old.unlink()
+                merged.append(made[-1])
+            left = merged
+        yield heapq.merge(*map(read_table, left), key=key)
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
 
 
 def number(value: float) -> str:
@@ -144,6 +180,11 @@ def verify(folder: Path, files: Mapping[str, str], stage: str) -> None:
             state = "damaged" if path.is_file() else "missing"
             place = folder if stage == "train" else path
             raise StoreError(f"{path}: {state}; delete {place} and rerun --stage={stage}")
+
+
+def verify_chunk(chunk: Path) -> None:
+    """Raises StoreError when a chunk is not done or one of its small files is damaged."""
+    verify(chunk, read_json(chunk / "done.json", "train")["files"], "train")
 
 
 @contextlib.contextmanager
@@ -194,8 +235,28 @@ class Saved(NamedTuple):
     curve_sums: Any  # fingerprints of the curves, uint32 [rows, lanes]
 
 
+def structure(tree: Any) -> dict[str, str]:
+    """What a tree of arrays is made of: by path, each array's type and shape, such as `float32[2, 4]`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_path(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _path(path: Sequence[Any]) -> str:
+    """A path in a tree as orbax writes it: `state/params/kernel`."""
+    return "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
+
+
+def _difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """The first difference between two structures, in words, and how many there are; empty: none."""
+    names = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    if not names:
+        return ""
+    more = f", and {len(names) - 1} more" if names[1:] else ""
+    return f"{names[0]} is {found.get(names[0], 'not there')}, expected {wanted.get(names[0], 'nothing')}{more}"
+
+
 class Checkpoints:
-    """The checkpoints of a chunk, synchronous, the last two kept."""
+    """The checkpoints of a chunk, synchronous, the last two kept. `structure.json` beside them says what they hold."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
@@ -206,6 +267,7 @@ class Checkpoints:
     def save(self, step: int, saved: Saved) -> None:
         """Saves all runs at a step. Raises StoreError when it cannot; the checkpoint before is then still whole."""
         with writing(self.folder):
+            self._describe(saved)
             written = self._manager.save(step, args=ocp.args.StandardSave(saved._asdict()))  # pyright: ignore[reportCallIssue]
         if not written:
             raise StoreError(f"{self.folder}: step {step} was not saved; delete {self.folder} and rerun --stage=train")
@@ -220,9 +282,13 @@ class Checkpoints:
 
         Returns:
           Its step and the checkpoint (-1 and None: none is sound), and a line for each damaged one that was passed over.
+
+        Raises:
+          StoreError: checkpoints are made of other arrays than are asked for. That is no damage, and nothing is removed.
         """
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            self._compare(step, like)
             saved = self._restore_one(step, like, is_sound)
             if saved is not None:
                 return step, saved, damaged
@@ -231,6 +297,38 @@ class Checkpoints:
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
                 self._manager.reload()
         return -1, None, damaged
+
+    def _describe(self, saved: Saved) -> None:
+        """Writes what checkpoints are made of, where that does not stand there yet."""
+        wanted = structure(saved._asdict())
+        if jax.process_index() == 0 and self._described() != wanted:
+            write_json(self.folder / "structure.json", {"format": FORMAT, "arrays": wanted})
+
+    def _described(self) -> dict[str, str] | None:
+        """What `structure.json` says; None: it is damaged or not there."""
+        try:
+            return read_json(self.folder / "structure.json", "train")["arrays"]
+        except StoreError:
+            return None
+
+    def _compare(self, step: int, like: Saved) -> None:
+        """Raises StoreError where a checkpoint is made of other arrays than `like`, as far as that can be told."""
+        found = self._described()
+        if found is None:  # of an older version, or damaged: orbax's own description, which nothing protects
+            found = self._read_by_orbax(step)
+        if found is not None and (differs := _difference(found, structure(like._asdict()))):
+            raise StoreError(
+                f"{self.folder / str(step)}: undamaged, but of another structure ({differs}); go on with the code and the "
+                "versions of jax, flax and optax it was begun with, or use another --workdir"
+            )
+
+    def _read_by_orbax(self, step: int) -> dict[str, str] | None:
+        """A step's structure by orbax's metadata; None: they are damaged."""
+        try:
+            found: Any = self._manager.item_metadata(step)
+            return structure(found.tree if hasattr(found, "tree") else found)
+        except DAMAGE:
+            return None
 
     def _restore_one(self, step: int, like: Saved, is_sound: Callable[[Saved], bool]) -> Saved | None:
         """A checkpoint whose fingerprints are as they were saved, or None."""
@@ -274,6 +372,11 @@ class Size(NamedTuple):
     examples: int
 
 
+def smallest_integer(num_values: int) -> np.dtype:
+    """The smallest signed integer type that holds the values 0 to `num_values` - 1."""
+    return next(np.dtype(t) for t in (np.int8, np.int16, np.int32) if num_values - 1 <= np.iinfo(t).max)
+
+
 class Activations:
     """The activations of a chunk: one zarr v3 array `[run, snapshot, example, unit]` a site, and what explains them."""
 
@@ -285,7 +388,7 @@ class Activations:
         self,
         sites: Mapping[str, tuple[tuple[int, ...], int, int]],
         size: Size,
-        factors: Sequence[str],
+        factors: Mapping[str, int] | Sequence[str],
         coordinates: Mapping[str, tuple[tuple[str, ...], np.ndarray]],
         attributes: Mapping[str, Any],
     ) -> None:
@@ -294,7 +397,7 @@ class Activations:
         Args:
           sites: by name, the steps of its snapshots, examples N and units D.
           size: runs, runs of a piece and examples.
-          factors: names of the arrays `[run, example]` of factors.
+          factors: names of the arrays `[run, example]` of factors, and how many values each has; of names alone, up to 128.
           coordinates: small arrays by name, with their dimensions' names.
           attributes: of the group.
         """
@@ -305,9 +408,9 @@ class Activations:
                 shape = (size.runs, len(steps), examples, units)
                 self._create(name, shape, (lanes, 1, examples, units), np.dtype(np.float32), dimensions)
                 self._write(f"snapshot_{name}", np.asarray(steps, np.int32), (f"snapshot_{name}",))
-            for name in factors:
+            for name, values in (factors if isinstance(factors, Mapping) else dict.fromkeys(factors, 2)).items():
                 shape = (size.runs, size.examples)
-                self._create(name, shape, (lanes, size.examples), np.dtype(np.int8), ("run", "example"))
+                self._create(name, shape, (lanes, size.examples), smallest_integer(values), ("run", "example"))
             for name, (dimensions, values) in coordinates.items():
                 self._write(name, values, dimensions)
             self._describe(attributes)
@@ -350,10 +453,18 @@ class Activations:
         return ts.open({**spec, **more}).result()
 
     def write(self, name: str, index: Any, values: np.ndarray) -> None:
-        """Writes a part of an array: some runs, and of a site one snapshot. Args: values `[run, ...]`."""
+        """Writes a part of an array: some runs, and of a site one snapshot. Args: values `[run, ...]`.
+
+        Raises:
+          StoreError: it cannot be written, or the array's integers do not hold the values.
+        """
         if len(values):
+            dtype = self._open[name].dtype.numpy_dtype
+            if dtype.kind == "i" and not (values == values.astype(dtype)).all():
+                where, low, high = self.folder / name, values.min(), values.max()
+                raise StoreError(f"{where}: values from {low} to {high} do not fit its type, {dtype.name}")
             with writing(self.folder):
-                self._open[name][index].write(values).result()
+                self._open[name][index].write(values.astype(dtype)).result()
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Reads (a part of) an array. Raises StoreError naming it when a piece is missing or damaged."""

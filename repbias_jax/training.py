@@ -10,20 +10,26 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
 from repbias_jax.config import Dials, Static, Task, num_outputs
-from repbias_jax.data import DATA
+from repbias_jax.data import DATA, output_values
 from repbias_jax.models import MODELS
+from repbias_jax.models.family import View, resolve
 
 METRICS = ("loss", "accuracy", "worst_class")  # of an output; accuracy is the mean over classes, in [0, 1]
 SPLITS = ("train", "test")
+IMPOSSIBLE = -1e9  # the logit of a value that an output does not have
 SHARED_SEED = 2**31 - 1  # whose probe examples all seeds see where they share them; no run has it
 
 
 class Keys(NamedTuple):
-    """One key per role. They depend on the seed alone, so effects are paired within a seed across settings."""
+    """One key per role. They depend on the seed alone, so effects are paired within a seed across settings.
+
+    A new role goes to the end: the keys of the others stay as they are.
+    """
 
     train: Array
     test: Array
@@ -31,37 +37,58 @@ class Keys(NamedTuple):
     init: Array
     batches: Array
     dropout: Array
+    drawn: Array
 
 
 class Data(NamedTuple):
     """What one run is trained, tested and probed on."""
 
     train_inputs: Array  # [num_train, ...]
-    train_labels: Array  # [num_train, O]
+    train_labels: Array  # [num_train, O], by output position
+    train_order: Array  # [O], the listed output at each position; [num_train, O] where each example has its own
     test_inputs: Array  # [num_test, ...]
     test_labels: Array  # [num_test, O]
-    probe_inputs: Array  # [N, ...]
-    probe_factors: dict[str, Array]  # [N] each
+    test_order: Array  # [O] or [num_test, O]
+    probe: "Probe"
+
+
+class Probe(NamedTuple):
+    """The examples at which representations are looked at."""
+
+    inputs: Array  # [N, ...]
+    factors: dict[str, Array]  # [N] each
+    order: Array  # [O] or [N, O]
 
 
 class State(NamedTuple):
     """What changes during training."""
 
     params: Any
-    optimizer: Any
+    opt_state: Any
 
 
 def keys_of(seed: Array) -> Keys:
     """The keys of a seed. Args: seed, int32 `[]`."""
     run = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), seed)
-    return Keys(*jax.random.split(run, len(Keys._fields)))
+    train, test, probe, init_, batches, dropout = jax.random.split(run, 6)
+    return Keys(train, test, probe, init_, batches, dropout, drawn=jax.random.fold_in(run, 6))
 
 
 def build_model(static: Static) -> nn.Module:
     """The Linen module of a static half."""
     config = static.config
-    values = DATA[config.task.name].num_values(config.task)
-    return MODELS[config.model.name](config.model, num_outputs(config.task), values, static.dropout)
+    values = max(2, *output_values(config.task))
+    return MODELS[config.model.name].build(config.model, num_outputs(config.task), values, static.switches)
+
+
+def views_of(static: Static) -> dict[str, View]:
+    """The views of a model, in layer order."""
+    return MODELS[static.config.model.name].views(static.config.model, static.config.task)
+
+
+def places_of(static: Static) -> dict[str, tuple[str, ...]]:
+    """The views that each named place of a model stands for."""
+    return MODELS[static.config.model.name].places(static.config.model, static.config.task)
 
 
 def make_data(task: Task, probe_set: str, dials: Dials, seed: Array, shared: bool = False) -> Data:
@@ -70,25 +97,37 @@ def make_data(task: Task, probe_set: str, dials: Dials, seed: Array, shared: boo
     `shared`: the probe set is the same for all seeds.
     """
     source, keys = DATA[task.name], keys_of(seed)
-    train, fair = task.num_train, source.decorrelated(task, dials)
+    train, fair = task.num_train, source.fair(task, dials)
+    drawn = source.draw(task, dials, keys.drawn)
 
     def one(key: Array, is_train: Array) -> Any:
-        return source.sample(task, jax.tree.map(lambda a, b: jnp.where(is_train, a, b), dials, fair), key)
+        return source.sample(task, jax.tree.map(lambda a, b: jnp.where(is_train, a, b), dials, fair), drawn, key)
 
     # One call for both sets: it is the drawing that takes long to compile.
     each = jnp.concatenate([jax.random.split(keys.train, train), jax.random.split(keys.test, task.num_test)])
-    drawn = jax.vmap(one)(each, jnp.arange(len(each)) < train)
-    probe_key = keys_of(jnp.int32(SHARED_SEED)).probe if shared else keys.probe
-    probe, factors = source.probe_set(task, dials, probe_set, probe_key)
-    return Data(drawn.inputs[:train], drawn.labels[:train], drawn.inputs[train:], drawn.labels[train:], probe, factors)
+    found = jax.vmap(one)(each, jnp.arange(len(each)) < train)
+    common = source.order_of(task, dials, drawn)
+    orders = (found.order[:train], found.order[train:]) if common is None else (common, common)
+    return Data(
+        found.inputs[:train], found.labels[:train], orders[0], found.inputs[train:], found.labels[train:], orders[1],
+        make_probe(task, probe_set, dials, seed, shared),
+    )  # fmt: skip
+
+
+def make_probe(task: Task, probe_set: str, dials: Dials, seed: Array, shared: bool = False) -> Probe:
+    """Draws the probe set of one run, alone. Args: as `make_data`."""
+    source, keys = DATA[task.name], keys_of(seed)
+    key = keys_of(jnp.int32(SHARED_SEED)).probe if shared else keys.probe
+    return Probe(*source.probe_set(task, dials, source.draw(task, dials, keys.drawn), probe_set, key))
 
 
 def make_optimizer(name: str, dials: Dials) -> optax.GradientTransformation:
     """The update rule, built from traced numbers inside the mapped function."""
-    rate, decay = dials.learning_rate, dials.weight_decay
+    own = dials.optimizer
+    rate, decay = own["learning_rate"], own["weight_decay"]
     rules = {
         "sgd": lambda: optax.sgd(rate),
-        "momentum": lambda: optax.sgd(rate, momentum=dials.momentum),  # pyright: ignore[reportArgumentType]
+        "momentum": lambda: optax.sgd(rate, momentum=own["momentum"]),  # pyright: ignore[reportArgumentType]
         "adam": lambda: optax.adam(rate),
         "rmsprop": lambda: optax.rmsprop(rate),
     }
@@ -99,10 +138,14 @@ def make_optimizer(name: str, dials: Dials) -> optax.GradientTransformation:
 
 def init(static: Static, dials: Dials, seed: Array) -> State:
     """Initial weights and optimizer state of one run."""
-    task = static.config.task
-    blank = jnp.zeros(DATA[task.name].input_shape(task), jnp.float32)
-    params = build_model(static).init(keys_of(seed).init, blank, dials)
+    params = build_model(static).init(keys_of(seed).init, blank_input(static), dials)
     return State(params, make_optimizer(static.config.optimizer.name, dials).init(params))
+
+
+def blank_input(static: Static) -> Array:
+    """An input of zeros, for shapes."""
+    spec = DATA[static.config.task.name].input_spec(static.config.task)
+    return jnp.zeros(spec.shape, spec.dtype)
 
 
 def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State, start: Array, stop: Array) -> State:
@@ -132,17 +175,19 @@ def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State,
 
         def one_step(step: Array, state: State) -> State:
             chosen = jax.lax.dynamic_slice_in_dim(order, (step - epoch * per_epoch) * batch, batch)
-            dropout = jax.random.fold_in(keys.dropout, step) if static.dropout else None
-            weights = dials.loss_weights[jnp.searchsorted(dials.phase_ends[:-1], step, side="right")]
+            key = jax.random.fold_in(keys.dropout, step) if "model.dropout" in static.switches else None
+            phase = jnp.searchsorted(dials.training["phase_ends"][:-1], step, side="right")
+            orders = data.train_order if data.train_order.ndim == 1 else data.train_order[chosen]
             gradient = jax.grad(_total_loss)(
-                state.params, model, static, dials, data.train_inputs[chosen], data.train_labels[chosen], weights, dropout
-            )
-            memory = state.optimizer
-            if static.reset:
-                fresh = optimizer.init(state.params)
-                memory = jax.tree.map(lambda new, old: jnp.where(step == dials.reset_step, new, old), fresh, memory)
-            updates, memory = optimizer.update(gradient, memory, state.params)
-            return State(optax.apply_updates(state.params, updates), memory)
+                state.params, model, static, dials, data.train_inputs[chosen], data.train_labels[chosen], orders,
+                dials.training["loss_weights"][phase], key,
+            )  # fmt: skip
+            opt_state = state.opt_state
+            if "optimizer.reset_phase" in static.switches:
+                fresh, now = optimizer.init(state.params), step == dials.optimizer["reset_phase"]
+                opt_state = jax.tree.map(lambda new, old: jnp.where(now, new, old), fresh, opt_state)
+            updates, opt_state = optimizer.update(gradient, opt_state, state.params)
+            return State(optax.apply_updates(state.params, updates), opt_state)
 
         first = jnp.maximum(start, epoch * per_epoch)
         last = jnp.minimum(stop, (epoch + 1) * per_epoch)
@@ -163,61 +208,125 @@ def shuffled(key: Array, count: int) -> Array:
         return jnp.sort(both).astype(jnp.uint32).astype(jnp.int32)
 
 
-def _total_loss(params, model, static, dials, inputs, labels, weights, key) -> Array:
-    """Loss of a batch: the weighted SUM over outputs of the mean over examples."""
+def _total_loss(params, model, static, dials, inputs, labels, orders, weights, key) -> Array:
+    """Loss of a batch, teacher-forced: the weighted SUM over outputs of the mean over examples.
+
+    Args: labels `[B, O]` by position, orders `[O]` or `[B, O]`, weights `[O]` by listed output.
+    """
     if key is None:
-        logits, _ = jax.vmap(lambda x: model.apply(params, x, dials))(inputs)
+        logits, _ = jax.vmap(lambda x, y: model.apply(params, x, dials, y))(inputs, labels)
     else:
         keys = jax.random.split(key, len(inputs))
-        logits, _ = jax.vmap(lambda x, k: model.apply(params, x, dials, k))(inputs, keys)
-    return jnp.sum(losses(static.config.training.loss, logits, labels).mean(axis=0) * weights)
+        logits, _ = jax.vmap(lambda x, y, k: model.apply(params, x, dials, y, k))(inputs, labels, keys)
+    logits = possible(static, logits, orders)
+    own = losses(static.config.training.loss, logits, labels, static.config.model.head, values_at(static, orders))
+    if orders.ndim == 1:
+        return jnp.sum(own.mean(axis=0) * weights[orders])
+    return jnp.sum((own * weights[orders]).mean(axis=0))
 
 
-def losses(name: str, logits: Array, labels: Array) -> Array:
+def values_at(static: Static, orders: Array) -> Array | None:
+    """The number of values of the output at each position, as `orders`; None where all have as many."""
+    values = output_values(static.config.task)
+    return None if len(set(values)) == 1 else jnp.asarray(values, jnp.int32)[orders]
+
+
+def possible(static: Static, logits: Array, orders: Array) -> Array:
+    """Logits `[..., O, C]`, IMPOSSIBLE for values that an output does not have. Args: orders `[O]` or `[..., O]`."""
+    values = values_at(static, orders)
+    if values is None:
+        return logits
+    places = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    real = jnp.expand_dims(places, tuple(range(values.ndim))) < values[..., None]
+    return jnp.where(jnp.broadcast_to(real, logits.shape), logits, IMPOSSIBLE)
+
+
+def losses(name: str, logits: Array, labels: Array, head: str = "pair", values: Array | None = None) -> Array:
     """Loss of each output.
 
     `cross_entropy`: softmax cross-entropy in nats. `squared`: mean over values of (logit - target)^2, targets +1 for
-    the label and -1 for the other values. A label outside 0..C-1 costs nothing.
+    the label and -1 for the other values; with the head `unit`, (z - t)^2 with t = +1 or -1. A label outside 0..C-1 costs
+    nothing.
 
     Args:
       name: `cross_entropy` or `squared`.
       logits: `[..., O, C]`.
       labels: int `[..., O]`.
+      head: `pair` or `unit`, of which z = logits[1] - logits[0].
+      values: int `[O]` or `[..., O]`, how many of the C values an output has; all, if not given.
 
     Returns:
       `[..., O]`, at least zero.
     """
     chex.assert_shape(labels, logits.shape[:-1])
     hot = jax.nn.one_hot(labels, logits.shape[-1])
+    seen = jnp.sum(hot, axis=-1)
     if name == "cross_entropy":
         return -jnp.sum(hot * jax.nn.log_softmax(logits), axis=-1)
-    return jnp.mean(jnp.square(logits - (2 * hot - 1)), axis=-1) * jnp.sum(hot, axis=-1)
+    if head == "unit":
+        return jnp.square(logits[..., 1] - logits[..., 0] - (2 * hot[..., 1] - 1)) * seen
+    squares = jnp.square(logits - (2 * hot - 1))
+    if values is None:
+        return jnp.mean(squares, axis=-1) * seen
+    counts = jnp.broadcast_to(values, labels.shape)
+    real = jnp.expand_dims(jnp.arange(logits.shape[-1]), tuple(range(counts.ndim))) < counts[..., None]
+    return jnp.sum(jnp.where(real, squares, 0), axis=-1) / counts * seen
 
 
-def forward(static: Static, dials: Dials, params: Any, inputs: Array) -> tuple[Array, dict[str, Array]]:
-    """Deterministic outputs. Args: inputs `[N, ...]`. Returns: logits `[N, O, C]` and sites `[N, ...]` by name."""
+def forward(
+    static: Static, dials: Dials, params: Any, inputs: Array, order: Array, edits: dict[str, Array] | None = None
+) -> tuple[Array, dict[str, Array]]:  # fmt: skip
+    """Deterministic outputs without labels, by LISTED output.
+
+    Args:
+      static: the static half.
+      dials: of the run.
+      params: of the model.
+      inputs: `[N, ...]`.
+      order: `[O]` or `[N, O]`, the listed output at each position.
+      edits: changes of sites by name, `[N, ...]` each.
+
+    Returns:
+      logits `[N, O, C]`, and sites `[N, ...]` by name.
+    """
     model = build_model(static)
     with jax.default_matmul_precision(static.runtime.precision):
-        found: Any = jax.vmap(lambda x: model.apply(params, x, dials))(inputs)
-    return found
+        found: Any = jax.vmap(lambda x, e: model.apply(params, x, dials, edits=e))(inputs, edits or {})
+    logits = possible(static, found[0], order)
+    return by_listed(logits, order), found[1]
+
+
+def by_listed(values: Array, order: Array) -> Array:
+    """Values `[N, O, ...]` by output position in the order in which outputs are listed. Args: order `[O]` or `[N, O]`."""
+    place = jnp.argsort(order, axis=-1)
+    if order.ndim == 1:
+        return values[:, place]
+    return jnp.take_along_axis(values, place.reshape(*place.shape, *(1,) * (values.ndim - 2)), axis=1)
 
 
 def observe(static: Static, dials: Dials, data: Data, state: State) -> Array:
     """A point on the curves of one run.
 
     Returns:
-      float32 `[2, O, 3]`: SPLITS x outputs x METRICS. Train is the first `num_test` examples of the training set.
+      float32 `[2, O, 3]`: SPLITS x outputs as listed x METRICS. Train is the first `num_test` examples of the training set.
       A class that does not occur is left out of its output's accuracy.
     """
     size = len(data.test_labels)
-    pairs = ((data.train_inputs[:size], data.train_labels[:size]), (data.test_inputs, data.test_labels))
-    return jnp.stack([_scores(static, dials, state, inputs, labels) for inputs, labels in pairs])
+    train_order = data.train_order if data.train_order.ndim == 1 else data.train_order[:size]
+    return jnp.stack(
+        [
+            _scores(static, dials, state, data.train_inputs[:size], data.train_labels[:size], train_order),
+            _scores(static, dials, state, data.test_inputs, data.test_labels, data.test_order),
+        ]
+    )
 
 
-def _scores(static: Static, dials: Dials, state: State, inputs: Array, labels: Array) -> Array:
-    logits, _ = forward(static, dials, state.params, inputs)
+def _scores(static: Static, dials: Dials, state: State, inputs: Array, labels: Array, order: Array) -> Array:
+    logits, _ = forward(static, dials, state.params, inputs, order)
+    labels, listed = by_listed(labels, order), jnp.arange(labels.shape[1], dtype=jnp.int32)
     seen = jnp.sum(labels >= 0, axis=0)
-    loss = losses(static.config.training.loss, logits, labels).sum(axis=0) / seen
+    config = static.config
+    loss = losses(config.training.loss, logits, labels, config.model.head, values_at(static, listed)).sum(axis=0) / seen
     hot = jax.nn.one_hot(labels, logits.shape[-1])  # [N, O, C]
     right = (jnp.argmax(logits, axis=-1) == labels)[..., None]
     by_class = jnp.sum(hot * right, axis=0) / jnp.sum(hot, axis=0)  # NaN where a class does not occur
@@ -228,6 +337,33 @@ def _scores(static: Static, dials: Dials, state: State, inputs: Array, labels: A
 
 
 def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[str, Array]:
-    """Activations of one run on its probe set. Returns: float32 `[N, D]` by site, flattened."""
-    _, sites = forward(static, dials, state.params, data.probe_inputs)
-    return {name: value.reshape(len(value), -1) for name, value in sites.items()}
+    """Activations of one run on its probe set, without labels. Returns: float32 `[N, D]` for each stored view."""
+    _, sites = forward(static, dials, state.params, data.probe.inputs, data.probe.order)
+    views = views_of(static)
+    found = {name: jax.vmap(views[name].read)(sites[views[name].site]) for name in stored_views(static)}
+    return {name: value.astype(jnp.float32) for name, value in found.items()}  # an input may be tokens
+
+
+def stored_views(static: Static) -> tuple[str, ...]:
+    """The views whose activations are stored, in layer order."""
+    views, places, keep = views_of(static), places_of(static), static.config.keep
+    wanted = {v for name in (*keep.views, keep.along) for v in resolve(name, places, views)}
+    return tuple(name for name in views if name in wanted) if keep.views else tuple(views)
+
+
+def along_view(static: Static) -> str:
+    """The view that is kept along training."""
+    return resolve(static.config.keep.along, places_of(static), views_of(static))[0]
+
+
+def view_sizes(static: Static, dials: Dials) -> dict[str, tuple[int, int]]:
+    """Examples and units `(N, D)` of every stored view, in layer order, without running the model."""
+
+    def look(dials: Dials, seed: Array) -> dict[str, Array]:
+        params = init(static, dials, seed).params
+        found: Any = build_model(static).apply(params, blank_input(static), dials)
+        views = views_of(static)
+        return {name: views[name].read(found[1][views[name].site]) for name in stored_views(static)}
+
+    shapes = jax.eval_shape(look, dials, jax.ShapeDtypeStruct((), np.int32))
+    return {name: (static.config.task.num_probe, shapes[name].shape[0]) for name in stored_views(static)}

@@ -9,8 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from experiments import teams
-from experiments.benchmark import COLUMNS
+from experiments.benchmark import workers
+from experiments.benchmark.speed import COLUMNS
 
 ROUNDS = 2
 PARTS = {"speed", "ratio", "accuracy", "start", "lanes", "runs", "checkpoint", "probe"}
@@ -40,7 +40,7 @@ def find(rows, part, name, quantity):
 def test_every_part_is_there(measured):
     rows, manifest, printed = measured
     assert tuple(rows[0]) == COLUMNS
-    assert PARTS | ({"calibration"} if teams.installed("torch") else set()) == {row["part"] for row in rows}
+    assert PARTS | ({"calibration"} if workers.installed("torch") else set()) == {row["part"] for row in rows}
     assert len({(row["part"], row["name"], row["quantity"]) for row in rows}) == len(rows)
     assert all(f"\n{part} " in printed for part in PARTS)
     assert {"jax", "jaxlib", "numpy", "python"} <= set(manifest["versions"])
@@ -66,8 +66,8 @@ def test_missing_libraries_are_said(measured):
     rows, _, printed = measured
     for module, library in (("torch", "PyTorch"), ("sklearn", "scikit-learn")):
         said = [row for row in rows if row["quantity"] == f"skipped: {library} is not installed"]
-        assert bool(said) != teams.installed(module)
-        assert any(row["name"].startswith(library) and row["rounds"] != "0" for row in rows) == teams.installed(module)
+        assert bool(said) != workers.installed(module)
+        assert any(row["name"].startswith(library) and row["rounds"] != "0" for row in rows) == workers.installed(module)
         assert all(row["name"] in printed for row in said)
 
 
@@ -96,16 +96,16 @@ def test_accuracies_summarise_their_runs(measured):
 
 
 def test_probe_agrees_with_scikit_learn(measured):
-    if teams.installed("sklearn"):
+    if workers.installed("sklearn"):
         assert find(measured[0], "probe", "r2", "largest difference")[1] < 1e-5
 
 
 def test_paired_ratios_are_by_round():
-    assert teams.paired([1.0, 4.0], [2.0, 2.0]) == [0.5, 2.0]
-    slow = teams.paired([2.0, 20.0], [4.0, 40.0])  # the machine was ten times slower in the second round
+    assert workers.paired([1.0, 4.0], [2.0, 2.0]) == [0.5, 2.0]
+    slow = workers.paired([2.0, 20.0], [4.0, 40.0])  # the machine was ten times slower in the second round
     assert slow == [0.5, 0.5]
     with pytest.raises(ValueError):
-        teams.paired([1.0], [1.0, 2.0])
+        workers.paired([1.0], [1.0, 2.0])
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ def test_paired_ratios_are_by_round():
     ],
 )
 def test_break_even(ours, theirs, expected):
-    assert teams.break_even(*ours, *theirs) == expected
+    assert workers.break_even(*ours, *theirs) == expected
 
 
 def test_summary_has_order_statistics():
-    assert teams.summary("speed", "a", "wall", "s", [3.0, 1.0, 2.0])[4:] == (3, 1.0, 2.0, 3.0)
-    assert "skipped" in teams.table([teams.missing("speed", "a", "b")])
+    assert workers.summary("speed", "a", "wall", "s", [3.0, 1.0, 2.0])[4:] == (3, 1.0, 2.0, 3.0)
+    assert "skipped" in workers.table([workers.missing("speed", "a", "b")])
 
 
 class Recorder:
@@ -135,20 +135,20 @@ class Recorder:
 
     def sample(self, method, **arguments):
         self.turns.append(self.name)
-        return teams.Sample(float(len(self.turns)), arguments["epochs"])
+        return workers.Sample(float(len(self.turns)), arguments["epochs"])
 
 
 def test_teams_take_turns():
     turns = []
     jobs = {name: (Recorder(name, turns), "advance", {"epochs": 1.0}) for name in "abc"}
-    found = teams.rounds_of(jobs, 3)
+    found = workers.rounds_of(jobs, 3)
     assert "".join(turns) == "abcbcacab"
     assert [s.wall for s in found["a"]] == [1.0, 6.0, 8.0]
-    assert teams.rounds_of({}, 3) == {}
+    assert workers.rounds_of({}, 3) == {}
 
 
 def test_worker_failures_show_their_reason(tmp_path):
-    team = teams.Team(tmp_path, "loop", {"learning_rate": 0.1, "batch": 1, "folder": str(tmp_path), "seeds": [0]})
+    team = workers.Team(tmp_path, "loop", {"learning_rate": 0.1, "batch": 1, "folder": str(tmp_path), "seeds": [0]})
     try:
         with pytest.raises(RuntimeError, match=r"train_inputs\.npy"):
             team.call("advance", epochs=1)
@@ -157,8 +157,8 @@ def test_worker_failures_show_their_reason(tmp_path):
 
 
 def test_worker_that_hangs_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(teams, "PATIENCE", 0.2)
-    team = teams.Team(tmp_path, "loop")
+    monkeypatch.setattr(workers, "PATIENCE", 0.2)
+    team = workers.Team(tmp_path, "loop")
     team.workers = [subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)]
     try:
         with pytest.raises(RuntimeError, match=f"no answer from process {team.workers[0].pid}"):
@@ -166,3 +166,60 @@ def test_worker_that_hangs_is_given_up(tmp_path, monkeypatch):
     finally:
         team.workers[0].kill()
         team.close()
+
+
+def accelerator(folder, *more):
+    line = [sys.executable, "-m", "experiments.benchmark", "--accelerator", f"--output={folder}", *more]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def test_accelerator_refuses_a_cpu_in_one_line(tmp_path):
+    done = accelerator(tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "expected a GPU or TPU" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("correct", "same fingerprints as uninterrupted"),
+        ("lanes", "2 lanes, command buffer default, rate"),
+        ("rivals", "PyTorch"),
+        ("transformer", "transformer, skipped: "),
+        ("cnn", "convnet, skipped: "),
+        ("memory", "2 lanes, predicted"),
+    ],
+)
+def test_accelerator_parts_run_tiny(tmp_path, part, expected):
+    """Each leaves its rows; what is compared with the CPU agrees with it, here trivially."""
+    done = accelerator(tmp_path, "--allow_cpu", f"--part={part}", "--seconds=400")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "accelerator.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["part"] for row in rows} == {part}
+    assert any(f"{row['name']}, {row['quantity']}".startswith(expected) or row["quantity"] == expected for row in rows) or (
+        part == "rivals" and workers.installed("torch")
+    )
+    assert not any(row["value"] == "NO" or row["quantity"].startswith(("failed", "stopped")) for row in rows), rows
+    manifest = json.loads((tmp_path / "accelerator_manifest.json").read_text())
+    assert manifest["tiny"]
+    assert {"device", "versions", "commit", "seconds"} <= set(manifest)
+
+
+def test_accelerator_stops_in_time(tmp_path):
+    """A process that is not done when the time is over is ended, and a row says so."""
+    done = accelerator(tmp_path, "--allow_cpu", "--part=paper", "--seconds=12")
+    assert done.returncode == 0, done.stderr
+    assert "stopped: the time of this part is over" in (tmp_path / "accelerator.csv").read_text()
+
+
+def test_scale_counts_files_memory_and_disk(tmp_path):
+    line = [sys.executable, "-m", "experiments.benchmark", "--part=scale", "--smoke", f"--output={tmp_path}"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "scale.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert int(row["run_steps"]) == 4 * int(row["runs"])
+    assert all(float(row[name]) > 0 for name in row)

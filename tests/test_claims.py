@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from made import SEEDS, Made
 
-from experiments import complexity
-from repbias_jax import measure
+from experiments.claims import complexity
+from repbias_jax.results import Results
 from repbias_jax.statistics import gate, judge
 
 STEPS = list(range(0, 321, 8))
@@ -78,7 +78,8 @@ def test_every_statistic_by_hand(made):
     assert found["C01a"].secondary.mean() == pytest.approx(0.4 / 0.6, abs=1e-3)
     assert found["C04b"].secondary.mean() == pytest.approx(0.15 - 0.25, abs=1e-3)
     rows = {r["id"]: r["verdict"] for r in judge(list(claims.values()), "sgd", False)}
-    assert set(rows.values()) == {"reproduced"}
+    mixed = {"C04": "depends on the measure", "C04b": "depends on the measure"}  # their mean is under the whole
+    assert {name: word for name, word in rows.items() if word != "reproduced"} == mixed
     assert {
         r["id"] for r in judge(complexity.claims(made, "adam"), "adam", True) if r["verdict"] != "not measured"
     } == set()
@@ -133,7 +134,7 @@ def test_windows_with_under_20_points_have_no_value(made):
 
 
 def test_r2_of_final_is_on_the_scale_of_the_last_snapshot(smoke):
-    results = measure.Results(smoke)
+    results = Results(smoke)
     for feature in ("parity1", "parity4"):
         total = results.values("sgd.along", "total_variance")
         for step in (0, 16, 32):

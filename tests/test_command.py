@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments import EXPERIMENTS, request
+from experiments.claims import EXPERIMENTS
+from experiments.command import assemble, experiment_help
 from repbias_jax import planning
 from repbias_jax.config import Config, ConfigError, fields_of, override
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.results import Results
+from repbias_jax.statistics import NOT_RUN, judge
+
+BASE = Config(BinaryOptions(), MLPOptions())
 
 SMOKE = ("--experiment=complexity", "--preset=smoke")
 
@@ -40,8 +47,8 @@ BAD = {
     "width zero": (("--config.model.widths=8,0",), "config.model.widths=0: expected a finite number"),
     "unknown activation": (("--config.model.activation=sine",), "'sine': unknown; known: relu, leaky_relu, tanh, gelu"),
     "unknown rule": (("--config.optimizer.name=lion",), "'lion': unknown; known: sgd, momentum, adam"),
-    "unknown model": (("--config.model.name=rnn",), "config.model.name=rnn: unknown; known: mlp"),
-    "unknown data": (("--config.task.name=text",), "config.task.name=text: unknown; known: binary"),
+    "unknown model": (("--config.model.name=rnn",), "config.model.name='rnn': unknown; known: mlp"),
+    "unknown data": (("--config.task.name=text",), "config.task.name='text': unknown; known: binary"),
     "too few bits": (("--config.task.num_bits=4",), "reads bit 4, which the input has not; expected at least 5 bits"),
     "overlapping blocks": (("--config.task.first_bits=0,0",), "overlap at bit 0; expected disjoint blocks"),
     "batch over the data": (("--config.training.batch_size=100000",), "expected at most config.task.num_train=512"),
@@ -49,8 +56,12 @@ BAD = {
     "weights of another shape": (("--config.training.loss_weights=(1.0,)",), "swept by the settings along_easy"),
     "prevalence of one": (("--config.task.prevalence=1.0,0.5",), "config.task.prevalence=1.0: expected a finite"),
     "phase that does not end": (("--config.training.phase_ends=0.5",), "expected 1 rising shares of training, the last 1"),
-    "unknown site": (("--config.keep.along=hidden_9",), "unknown site; known: last_hidden, input, hidden_0"),
+    "unknown site": (("--config.keep.along=hidden_9",), "config.keep.along=hidden_9: unknown view; known: all, layers"),
     "other features": (("--config.task.features=parity2,parity3",), "config.task.features: the claims of complexity name"),
+    "unknown setting": (("--settings=joint,nope",), "unknown setting nope in --settings; known: joint, "),
+    "unknown condition": (("--conditions=lion",), "unknown condition lion in --conditions; known: sgd, adam"),
+    "settings of all": (("--experiment=ALL", "--settings=joint"), "--settings needs one experiment, not --experiment=ALL"),
+    "negative lanes": (("--lanes=-1",), "--lanes=-1: expected at least 1"),
     "swept field": (("--config.training.loss=squared",), "config.training.loss: swept by the settings squared"),
 }  # fmt: skip
 
@@ -106,16 +117,95 @@ def test_workdir_of_another_configuration(call, smoke, tmp_path):
     assert (tmp_path / "complexity" / "manifest.json").read_bytes() == before
 
 
-def test_help_lists_experiments_presets_and_every_dotted_name(call):
-    status, out, _ = call("--help")
+def test_help_is_one_line_for_each_command_flag_and_experiment(call):
+    status, out, err = call("--help")
+    assert (status, err) == (0, "")
+    lines = [line.split("python -m ")[-1].strip() for line in out.splitlines()]
+    for name in (*EXPERIMENTS, "experiments.run ", "repbias_jax.probe ", "--preset:", "--num_seeds:", "--settings:"):
+        assert len([line for line in lines if line.split()[:1] == [name.strip()]]) == 1, name
+    assert len(out.splitlines()) < 50
+    assert "--config.model.widths" not in out
+
+
+def test_help_of_the_command_itself_has_the_flags(command):
+    """Where the module is the program, its flags have another module's name."""
+    done = command("--help")
+    assert "--workdir:" in done.stdout
+    assert len(done.stdout.splitlines()) < 50
+
+
+def test_help_of_an_experiment_has_all_that_it_can_set(call):
+    status, out, _ = call("--experiment=complexity", "--help")
     assert status == 0
-    for name in (*EXPERIMENTS, "--preset=smoke", "--preset=quick", "--preset=full", "--num_seeds", "--only_print"):
+    for name in ("--preset=smoke", "--preset=quick", "--preset=full", "--settings: joint, ", "--conditions: sgd, adam"):
         assert name in out
-    for dotted, (_, field) in fields_of(Config()).items():
+    for dotted, (_, field) in fields_of(BASE).items():
         line = next(text for text in out.splitlines() if f"--config.{dotted} " in text)
         assert field.metadata["doc"] in line
         assert field.metadata["unit"] in line
-    assert re.search(r"--config.model.widths .*int,int,.*units; 256,128,64,64", out)
+    assert re.search(r"--config.model.widths .*int,int,.*units, >= 1 and <= 65536; 256,128,64,64", out)
+    assert re.search(r"--config.model.activation .*one of relu leaky_relu tanh gelu; relu", out)
+
+
+def test_help_says_how_defaults_of_an_experiment_differ():
+    experiment = EXPERIMENTS["complexity"].EXPERIMENT
+    changed = dataclasses.replace(experiment, config=override(experiment.config, "model.widths", "7,5"))
+    (line,) = [text for text in experiment_help(changed) if "differ from" in text]
+    assert "model.widths=7,5" in line
+    assert "model.widths" not in "".join(text for text in experiment_help(experiment) if "differ from" in text)
+
+
+def test_help_of_an_unknown_experiment(call):
+    status, out, err = call("--experiment=nope", "--help")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: unknown --experiment=nope; known: ")
+
+
+def test_settings_and_conditions_are_chosen(call, tmp_path):
+    asked = ("--experiment=complexity", f"--workdir={tmp_path}", "--only_print")
+    status, out, _ = call(*asked, "--settings=joint,squared", "--conditions=sgd", "--lanes=2")
+    assert status == 0
+    assert set(re.findall(r"sgd\.\w+|adam\.\w+", out)) == {"sgd.joint", "sgd.squared"}
+    assert re.search(r"steps, 2 lanes", out)
+    made = assemble(EXPERIMENTS["complexity"], "full", None, 0, [], ["squared", "joint"], ["adam"])
+    assert list(made.configs()) == ["adam.joint", "adam.squared"]  # in the experiment's order
+    assert made.variant == "settings squared joint, conditions adam"
+
+
+def test_all_of_the_settings_are_no_variant():
+    experiment = EXPERIMENTS["components"].EXPERIMENT
+    names = [name for name, _ in experiment.settings]
+    assert assemble(EXPERIMENTS["components"], "full", None, 0, [], names).variant == experiment.variant
+
+
+def test_an_override_of_what_a_chosen_condition_compares_is_refused():
+    with pytest.raises(ConfigError, match="condition adam: an override changes a field that the conditions compare"):
+        assemble(EXPERIMENTS["complexity"], "full", None, 0, ["--config.optimizer.name=adam"], [], ["adam"])
+
+
+def test_claims_whose_settings_were_not_chosen_say_so(smoke):
+    results = Results(smoke)
+    results.settings = results.settings.loc[["sgd.joint"]]
+    rows = judge(EXPERIMENTS["complexity"].claims(results, "sgd"), "sgd", False)
+    notes = {row["id"]: str(row["note"]) for row in rows}
+    assert NOT_RUN in notes["C02"]
+    assert NOT_RUN not in notes["C36"]
+
+
+def test_a_setting_and_a_condition_that_change_one_field_are_refused():
+    sound = EXPERIMENTS["complexity"].EXPERIMENT
+    clash = dataclasses.replace(sound, settings=(("fast", (("optimizer.learning_rate", 0.5),)),))
+    with pytest.raises(ConfigError, match=r"condition adam and setting fast both change config.optimizer.learning_rate"):
+        clash.configs()
+    for module in EXPERIMENTS.values():
+        module.EXPERIMENT.configs()
+
+
+@pytest.mark.parametrize("text", ["0x10", "0b1", "0o7", "1_000", "0X10,8"])
+def test_numbers_are_decimal_only(text):
+    for name in ("training.epochs", "model.widths", "optimizer.learning_rate"):
+        with pytest.raises(ConfigError, match=f"config.{name}={text}: expected .*decimal digits"):
+            override(BASE, name, text)
 
 
 def test_only_print_starts_nothing(call, tmp_path):
@@ -134,17 +224,17 @@ def test_own_optimizer_takes_the_place_of_the_columns(call, tmp_path):
     assert status == 0
     assert "chosen.joint" in out
     assert "sgd" not in out
-    made = request.assemble(EXPERIMENTS["complexity"], "full", None, 0, ["--config.optimizer.name=adam"])
+    made = assemble(EXPERIMENTS["complexity"], "full", None, 0, ["--config.optimizer.name=adam"])
     assert {c.optimizer.name for c in made.configs().values()} == {"adam"}
     assert {c.training.epochs for c in made.configs().values()} == {160}  # tuned lengths were for SGD
 
 
 def test_presets_and_tuned_settings():
-    full = request.assemble(EXPERIMENTS["complexity"], "full", None, 0, []).configs()
+    full = assemble(EXPERIMENTS["complexity"], "full", None, 0, []).configs()
     assert full["sgd.joint"].optimizer.learning_rate == 0.1
     assert full["sgd.ladder"].training.epochs == 320
     assert full["adam.ladder"].optimizer.learning_rate == 3e-4
-    longer = request.assemble(EXPERIMENTS["complexity"], "full", 3, 7, ["--config.training.epochs=5"])
+    longer = assemble(EXPERIMENTS["complexity"], "full", 3, 7, ["--config.training.epochs=5"])
     assert (longer.num_seeds, longer.seed) == (3, 7)
     assert {c.training.epochs for c in longer.configs().values()} == {5}
 
@@ -160,13 +250,13 @@ def test_presets_and_tuned_settings():
 )  # fmt: skip
 def test_values_are_read(name, text, expected):
     part, leaf = name.split(".")
-    assert getattr(getattr(override(Config(), name, text), part), leaf) == expected
+    assert getattr(getattr(override(BASE, name, text), part), leaf) == expected
 
 
 @pytest.mark.parametrize(("name", "value"), [("task.twins", "maybe"), ("model.widths", "a,b"), ("training.epochs", True)])
 def test_values_of_the_wrong_type_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"config.{name}"):
-        override(Config(), name, value)
+        override(BASE, name, value)
 
 
 def test_printed_table_and_paths(smoke):

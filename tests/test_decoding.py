@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made import acting, probed, roles_of
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
@@ -11,6 +12,7 @@ from sklearn.metrics import balanced_accuracy_score
 import repbias_jax
 from repbias_jax.probes import decoding, logistic
 from repbias_jax.probes.moments import Measured, orders
+from repbias_jax.probes.readout import balanced_accuracy
 
 EXAMPLE = 1 / 500  # of a class, about, where accuracies may differ by one example
 
@@ -59,9 +61,9 @@ def sklearn_fit(x, y, l2):
 
 run_readouts = jax.jit(logistic.readouts)
 run_choice = jax.jit(logistic.cross_validated)
-run_decode = jax.jit(decoding.decode, static_argnums=2)
-run_nonlinear = jax.jit(decoding.decode_nonlinear, static_argnums=2)
-run_transfer = jax.jit(decoding.transfer, static_argnums=2)
+run_decode = probed(decoding.decode)
+run_nonlinear = probed(decoding.decode_nonlinear)
+run_transfer = probed(decoding.transfer)
 
 
 @pytest.mark.parametrize("kind", ["random", "untrained", "trained"])
@@ -167,7 +169,7 @@ def test_more_units_than_examples_find_nothing_where_nothing_is():
 
 def test_too_few_steps_are_said(monkeypatch):
     monkeypatch.setattr(logistic, "STEPS", 1)
-    found = jax.jit(lambda fit, score: decoding.decode(fit, score, 2))(*sides(*planted(n=256)))
+    found = probed(decoding.decode)(*sides(*planted(n=256)))
     assert found[Measured("decode_converged", "a")] == 0
 
 
@@ -284,7 +286,7 @@ def test_agreement_of_outputs_is_balanced_over_the_feature():
         hot = lambda unit: jax.nn.one_hot((x[:, unit] > 0.5).astype(jnp.int32), 2)  # noqa: E731
         return {"first": hot(0), "never": jnp.zeros((len(x), 2))}
 
-    found = decoding.reliance(*sides(phi, factors), finish)
+    found = acting(decoding.reliance, finish)(*sides(phi, factors))
     assert found[Measured("agreement", "a", "first")] == 1
     assert found[Measured("agreement", "b", "first")] == pytest.approx(0.5, abs=0.05)
     assert found[Measured("agreement", "a", "never")] == 0.5
@@ -294,8 +296,48 @@ def test_agreement_of_outputs_is_balanced_over_the_feature():
 @pytest.mark.parametrize("function", [decoding.decode, decoding.decode_nonlinear, decoding.transfer])
 def test_bits_do_not_depend_on_the_neighbours(function):
     runs = [sides(*planted(n=256, d=8, seed=s, strengths=(1.0 + s, 0.2))) for s in range(4)]
-    many = jax.jit(jax.vmap(lambda fit, score: function(fit, score, 2)))
+    many = jax.jit(jax.vmap(lambda fit, score: function(fit, score, roles_of(fit[1]))))
     stack = lambda chosen: jax.tree.map(lambda *x: jnp.stack(x), *chosen)  # noqa: E731
     among, alone = many(*stack(runs)), many(*stack([runs[0]] * 4))
     for key, values in alone.items():
         np.testing.assert_array_equal([among[key][0], *values[1:]], [values[0]] * 4, err_msg=str(key))
+
+
+def test_a_fit_without_an_answer_takes_none_from_the_next(monkeypatch):
+    """Of two features that agree on every scored example nothing is said; of a third what is said without them."""
+    monkeypatch.setattr(decoding, "SIZES", (64,))
+    phi, factors = planted(n=512, strengths=(3.0, 1.0))
+    alone = run_transfer(*sides(phi, {n: factors[n] for n in "ac"}))
+    copied = {**factors, "b": np.where(np.arange(1024) < 512, factors["b"], factors["a"])}
+    found = run_transfer(*sides(phi, {n: copied[n] for n in "abc"}))
+    assert np.isnan(found[Measured("follow", "a", "b", "64")])
+    for metric in ("follow", "follow_accuracy", "follow_shuffled"):
+        key = Measured(metric, "a", "c", "64")
+        assert found[key] == alone[key], metric
+    assert found[Measured("follow", "a", "c", "64")] > 0.6
+
+
+def test_a_constant_label_is_nobody_elses(monkeypatch):
+    monkeypatch.setattr(decoding, "SIZES", (64,))
+    phi, factors = planted(n=512)
+    alone = run_transfer(*sides(phi, {n: factors[n] for n in "bc"}))
+    found = run_transfer(*sides(phi, {**factors, "a": np.zeros(1024, int)}))
+    for other in "bc":
+        assert np.isnan([v for k, v in found.items() if k.feature == "a" and k.other == other]).all()
+    for key, value in alone.items():
+        np.testing.assert_array_equal(found[key], value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_order_lets_no_value_through(bad):
+    value = jnp.asarray([1.5, -0.25, 1e-30], jnp.float32)
+    for earlier in ((jnp.asarray([bad, 1.0]),), (jnp.asarray(3e38), jnp.asarray(3e38)), (jnp.arange(4),), ()):
+        np.testing.assert_array_equal(jax.jit(logistic.after)(value, *earlier), value)
+
+
+def test_no_number_says_no_code():
+    logits = jnp.asarray([[[1.0, jnp.nan, -1.0]]])
+    said = logistic.decided(logits)
+    np.testing.assert_array_equal(said, [[1, -1, 0]])
+    assert np.isnan(balanced_accuracy(said, jnp.asarray([[1, 0, 0]]), 2)).all()
+    np.testing.assert_array_equal(logistic.decided(jnp.asarray([[[0.0, jnp.nan], [1.0, 0.0]]])), [[1, -1]])

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repbias_jax.config import Config, ConfigError, Task, dials_of, override_all
-from repbias_jax.data import DATA, binary
+from repbias_jax.config import Config, ConfigError, dials_of, override_all
+from repbias_jax.data import DATA, binary, output_values, reported
+from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.features import FEATURES, look_up
+from repbias_jax.models.mlp import MLPOptions
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +62,13 @@ def test_bits_given_inverts_value_and_is_uniform(name):
 
 
 def config(**changes) -> Config:
-    return override_all(Config(), {k.replace("__", "."): v for k, v in changes.items()})
+    return override_all(Config(BinaryOptions(), MLPOptions()), {k.replace("__", "."): v for k, v in changes.items()})
 
 
 def draw(config, number=4096, key=0, dials=None):
     task = config.task
-    dials = dials or dials_of(config, DATA[task.name].base_rates(task))
-    return jax.jit(jax.vmap(lambda k: binary.sample(task, dials, k)))(jax.random.split(jax.random.key(key), number))
+    dials = dials or dials_of(config)
+    return jax.jit(jax.vmap(lambda k: binary.sample(task, dials, None, k)))(jax.random.split(jax.random.key(key), number))
 
 
 def test_labels_are_functions_of_the_bits_and_twins_read_others():
@@ -110,7 +112,7 @@ def test_prevalence_exposure_and_predictivity_are_dials():
     for name, expected in (("parity1", 0.9), ("parity4", 0.8), ("twin_parity4", 0.5)):
         assert abs(np.mean(np.asarray(other.factors[name]) == target) - expected) < 0.015
     np.testing.assert_array_equal(other.labels[:, 0], target)
-    fair = binary.decorrelated(made.task, dials_of(made, (0.5, 0.5)))
+    fair = binary.fair(made.task, dials_of(made))
     assert abs(np.mean(draw(made, 20_000, dials=fair).factors["parity1"]) - 0.5) < 0.02
 
 
@@ -125,8 +127,8 @@ def test_output_order_moves_labels():
 )
 def test_balanced_halves_cross_all_bits_exactly(features):
     task = config(task__features=features).task
-    dials = dials_of(config(task__features=features), (0.5,) * len(features))
-    _, factors = jax.jit(lambda k: binary.probe_set(task, dials, "balanced", k))(jax.random.key(1))
+    dials = dials_of(config(task__features=features))
+    _, factors, _ = jax.jit(lambda k: binary.probe_set(task, dials, None, "balanced", k))(jax.random.key(1))
     bits = np.stack([np.asarray(v) for n, v in factors.items() if ".bit" in n], 1)
     assert bits.shape[1] == sum(FEATURES[f].arity for f in features)
     for half in (bits[:1024], bits[1024:]):
@@ -140,8 +142,8 @@ def test_balanced_halves_cross_all_bits_exactly(features):
 def test_many_features_are_crossed_by_value():
     features = ("parity4",) * 4
     task = config(task__features=features).task
-    dials = dials_of(config(task__features=features), (0.5,) * 4)
-    _, factors = jax.jit(lambda k: binary.probe_set(task, dials, "balanced", k))(jax.random.key(1))
+    dials = dials_of(config(task__features=features))
+    _, factors, _ = jax.jit(lambda k: binary.probe_set(task, dials, None, "balanced", k))(jax.random.key(1))
     values = np.stack([np.asarray(factors[f"parity4_{i}"]) for i in range(1, 5)], 1)
     _, counts = np.unique(values[:1024] @ 2 ** np.arange(4), return_counts=True)
     assert list(counts) == [64] * 16
@@ -150,8 +152,9 @@ def test_many_features_are_crossed_by_value():
 
 def test_natural_and_decorrelated_sets():
     made = config(task__prevalence=(0.1, 0.5))
-    dials = dials_of(made, (0.5, 0.5))
-    sets = {n: binary.probe_set(made.task, dials, n, jax.random.key(3))[1]["parity1"] for n in ("natural", "decorrelated")}
+    dials = dials_of(made)
+    names = ("natural", "decorrelated")
+    sets = {n: binary.probe_set(made.task, dials, None, n, jax.random.key(3))[1]["parity1"] for n in names}
     assert abs(np.mean(sets["natural"]) - 0.1) < 0.03
     assert abs(np.mean(sets["decorrelated"]) - 0.5) < 0.05
 
@@ -159,7 +162,7 @@ def test_natural_and_decorrelated_sets():
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.sampled_from(ALL), min_size=1, max_size=6), st.integers(4, 64), st.booleans())
 def test_any_task_is_refused_or_has_disjoint_blocks(features, num_bits, twins):
-    task = Task(features=tuple(features), num_bits=num_bits, twins=twins, num_probe=2**14)
+    task = BinaryOptions(features=tuple(features), num_bits=num_bits, twins=twins, num_probe=2**14)
     needed = sum(FEATURES[f].arity for f in features) * (1 + twins)
     if needed > num_bits:
         with pytest.raises(ConfigError, match="num_bits"):
@@ -174,21 +177,33 @@ def test_any_task_is_refused_or_has_disjoint_blocks(features, num_bits, twins):
 @pytest.mark.parametrize("name", list(DATA))
 def test_contract_every_dataset(name):
     """Under jit and vmap: one example as many; labels are factors; every probe set by name; the same key, the same data."""
-    source, task = DATA[name], Task(name=name)
+    source, task = DATA[name], DATA[name].OPTIONS()
     source.check(task)
-    dials = dials_of(override_all(Config(), {"task.name": name}), source.base_rates(task))
-    keys = jax.random.split(jax.random.key(0), 6)
-    one = jax.jit(lambda k: source.sample(task, dials, k))
-    every = jax.jit(jax.vmap(lambda k: source.sample(task, dials, k)))
+    dials, keys = dials_of(Config(task, MLPOptions())), jax.random.split(jax.random.key(0), 6)
+    spec, known = source.input_spec(task), source.factors(task)
+    one = jax.jit(lambda k: source.sample(task, dials, source.draw(task, dials, keys[1]), k))
+    every = jax.jit(jax.vmap(lambda k: source.sample(task, dials, source.draw(task, dials, keys[1]), k)))
     with jax.debug_key_reuse(False):  # the same keys on purpose
         alone, many, again = one(keys[0]), every(keys), every(keys)
-        sets = {n: source.probe_set(task, dials, n, keys[1]) for n in ("balanced", "natural", "decorrelated")}
+        drawn = source.draw(task, dials, keys[1])
+        sets = {n: source.probe_set(task, dials, drawn, n, keys[2]) for n in ("balanced", "natural", "decorrelated")}
     jax.tree.map(np.testing.assert_array_equal, many, again)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), alone, many)
-    assert alone.inputs.shape == source.input_shape(task)
-    assert int(many.labels.max()) < source.num_values(task)
-    for o, reported in enumerate(source.feature_names(task)):
-        np.testing.assert_array_equal(many.labels[:, o], many.factors[reported])
-    for inputs, factors in sets.values():
-        assert inputs.shape == (task.num_probe, *source.input_shape(task))
-        assert set(source.feature_names(task)) <= set(factors)
+    assert (alone.inputs.shape, alone.inputs.dtype) == (spec.shape, spec.dtype)
+    assert set(many.factors) == set(known)  # jit sorts names
+    assert [n for n, f in known.items() if f.role == "feature"] == list(reported(task))  # by default the features, in order
+    for factor, values in many.factors.items():
+        assert values.dtype == jnp.int32
+        assert 0 <= int(values.min()) <= int(values.max()) < known[factor].values
+    for n, order in enumerate(np.asarray(many.order)):
+        assert sorted(order) == list(range(len(output_values(task))))
+        for position, listed in enumerate(order):
+            assert int(many.labels[n, position]) == int(many.factors[reported(task)[listed]][n])
+    common = source.order_of(task, dials, drawn)
+    if common is not None:
+        np.testing.assert_array_equal(many.order, np.broadcast_to(common, many.order.shape))
+    for own, (inputs, factors, order) in sets.items():
+        assert (inputs.shape, inputs.dtype) == ((task.num_probe, *spec.shape), spec.dtype)
+        assert set(factors) == set(source.probe_factors(task, own))
+        assert set(reported(task)) <= set(factors)
+        assert order.shape[-1] == len(output_values(task))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from made import Made
+from made import Made, acting, probed
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import balanced_accuracy_score
@@ -15,8 +15,8 @@ from test_experiments import parts_of, values
 from test_probes import planted, rotation, sides
 
 import repbias_jax
-from experiments import components as components_experiment
-from experiments import steering as steering_experiment
+from experiments.claims import components as components_experiment
+from experiments.claims import steering as steering_experiment
 from repbias_jax.probes.components import SIZES, components, truncation
 from repbias_jax.probes.moments import Measured
 from repbias_jax.probes.readout import balanced_accuracy
@@ -24,7 +24,7 @@ from repbias_jax.probes.steering import DOSES, random_directions, steering
 from repbias_jax.probes.units import units
 from repbias_jax.statistics import judge
 
-run_components, run_units = jax.jit(components, static_argnums=2), jax.jit(units, static_argnums=2)
+run_components, run_units = probed(components), probed(units)
 
 
 def test_components_are_those_of_scikit_learn(smoke):
@@ -86,7 +86,7 @@ def coded(rng, width=8):
 def test_truncation_keeps_what_the_first_components_hold():
     rng = np.random.default_rng(2)
     (phi, codes), (turn, finish) = coded(rng), heads(8, rng)
-    found = jax.jit(lambda f, s: truncation(f, s, finish))(*sides(phi @ turn, codes))
+    found = jax.jit(acting(truncation, finish))(*sides(phi @ turn, codes))
     kept = {n: [float(found[Measured("kept_accuracy", n, at=str(k))]) for k in (1, 2, 3, 4, 6, 8)] for n in "ab"}
     np.testing.assert_allclose(kept["a"], [0.5, 1, 1, 1, 1, 1], atol=0.08)
     np.testing.assert_allclose(kept["b"], [0.5, 0.5, 1, 1, 1, 1], atol=0.08)
@@ -145,7 +145,7 @@ def test_units_of_noise_and_of_nothing():
 def test_steering_flips_its_own_output_at_the_dose_that_crosses_the_boundary():
     rng = np.random.default_rng(6)
     (phi, codes), (turn, finish) = coded(rng), heads(8, rng)
-    found = jax.jit(lambda f, s: steering(f, s, finish))(*sides(phi @ turn, codes))
+    found = jax.jit(acting(steering, finish))(*sides(phi @ turn, codes))
     score = phi[512:].astype(np.float64) - phi[:512].mean(0)
     rms = np.sqrt(np.square(score).sum(1).mean())
     for name, half, own in (("a", 2, 4), ("b", 1, 2)):
@@ -182,7 +182,7 @@ def finished(weights):
 
 def test_truncation_equals_scikit_learns_components(representation):
     phi, codes, weights = representation
-    found = jax.jit(lambda f, s: truncation(f, s, finished(weights)))(*sides(phi, codes))
+    found = jax.jit(acting(truncation, finished(weights)))(*sides(phi, codes))
     half = len(phi) // 2
     for k in (1, 2, 4):
         model = PCA(n_components=k, svd_solver="full").fit(phi[:half].astype(np.float64))
@@ -212,7 +212,7 @@ def test_units_equal_a_slow_twin(representation):
 
 def test_steering_equals_a_slow_twin(representation):
     phi, codes, weights = representation
-    found = jax.jit(lambda f, s: steering(f, s, finished(weights)))(*sides(phi, codes))
+    found = jax.jit(acting(steering, finished(weights)))(*sides(phi, codes))
     half, x = len(phi) // 2, phi.astype(np.float64)
     rms = np.sqrt(np.square(x[half:] - x[:half].mean(0)).sum(1).mean())
     reported = {n: (x[half:] @ w).argmax(1) for n, w in weights.items()}
@@ -230,9 +230,9 @@ def test_steering_equals_a_slow_twin(representation):
 def test_steering_is_invariant_to_rotation_and_scale_and_random_directions_are_fixed():
     rng = np.random.default_rng(7)
     (phi, codes), (turn, finish) = coded(rng), heads(8, rng)
-    here = jax.jit(lambda f, s: steering(f, s, finish))(*sides(phi @ turn, codes))
+    here = jax.jit(acting(steering, finish))(*sides(phi @ turn, codes))
     again = rotation(8, rng)
-    moved = jax.jit(lambda f, s: steering(f, s, lambda x: finish(jnp.matmul(x / 3, again.T, precision="highest"))))(
+    moved = jax.jit(lambda f, s: acting(steering, lambda x: finish(jnp.matmul(x / 3, again.T, precision="highest")))(f, s))(
         *sides(3 * phi @ turn @ again, codes)
     )
     for key, value in here.items():

@@ -12,32 +12,17 @@ import pytest
 from conftest import ROOT
 
 import repbias_jax
-from experiments import EXPERIMENTS
-from repbias_jax.config import flatten
+from experiments.claims import EXPERIMENTS
+from repbias_jax.config import fields_of, flatten
 
 PACKAGE = ROOT / "repbias_jax"
-# b <- a: what each module may import of the package.
-MAY = {
-    "config": set(),
-    "features": {"config"},
-    "data": {"config", "features", "data"},
-    "models": {"config", "features", "models"},
-    "training": {"config", "features", "data", "models"},
-    "store": {"config"},
-    "external": {"config", "store"},
-    "external_features": {"config", "external"},
-    "devices": set(),
-    "population": {"config", "features", "data", "models", "training", "store", "devices"},
-    "probes": {"config", "probes"},
-    "pairs": {"config", "store", "population", "probes"},
-    "measure": {"config", "features", "data", "models", "training", "store", "devices", "population", "probes", "pairs"},
-    "statistics": {"config", "measure"},
-    "report": {"config", "store", "measure", "statistics", "report"},
-}
-MAY["planning"] = MAY["measure"] - {"pairs"}
-MAY["pipeline"] = {*MAY, "planning"}
-MAY["anyone"] = {"config", "external_features", "probes", "measure", "anyone"}
-MAY["__init__"] = {"measure", "probes", "anyone"}
+# Data flows down this list: a module may import those above it.
+FLOW = (
+    "config", "columns", "features", "data", "models", "training", "store", "provenance", "layout", "devices", "population",
+    "probes", "pairs", "measure", "results", "statistics", "confirmation", "external", "report", "planning", "selection",
+    "pipeline", "api",
+    "probe", "__init__",
+)  # fmt: skip
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -56,8 +41,8 @@ def test_import_direction(path):
     module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for name, line in imports(path):
         if name.startswith("repbias_jax."):
-            assert name.split(".")[1] in MAY[module], f"{path}:{line} imports {name}"
-        owner = {"matplotlib": "report", "orbax": "store", "tensorstore": "store", "absl": "experiments"}
+            assert FLOW.index(name.split(".")[1]) <= FLOW.index(module), f"{path}:{line} imports {name}"
+        owner = {"matplotlib": "report", "orbax": "store", "tensorstore": "store", "absl": "probe"}
         first = name.split(".")[0]
         assert first not in owner or owner[first] == module, f"{path}:{line} imports {name}"
         assert not name.startswith("experiments"), f"{path}:{line} imports {name}"
@@ -66,18 +51,29 @@ def test_import_direction(path):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_flags_environment_wall_clock_or_global_generator(path):
     text = path.read_text()
-    for word in ("os.environ", "getenv", "FLAGS", "time.time(", "datetime", "np.random.seed", "import random"):
+    flags = () if path == PACKAGE / "probe.py" else ("FLAGS",)  # the one command of the package
+    for word in ("os.environ", "getenv", *flags, "time.time(", "datetime", "np.random.seed", "import random"):
         assert word not in text, f"{path} uses {word}"
 
 
-def test_importing_the_package_is_light():
-    """No plotting, no page and no test library for users of `variance_explained`."""
-    code = (
-        "import sys, repbias_jax; print([m for m in ('matplotlib', 'jinja2', 'absl.flags', 'pytest') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "matplotlib" not in done.stdout
-    assert "jinja2" not in done.stdout
+HEAVY = ("repbias_jax.training", "repbias_jax.population", "orbax", "tensorstore", "flax", "optax", "matplotlib", "jinja2")
+
+
+@pytest.mark.parametrize("use", ["", "variance_explained", "probe_activations"])
+def test_importing_the_package_is_light(use):
+    """Neither training, storage nor plotting is loaded by the package or by its functions on arrays."""
+    lines = ["import sys, numpy, repbias_jax", "assert set(repbias_jax.__all__) <= set(dir(repbias_jax))"]
+    if use:
+        lines += ["a, f = numpy.random.default_rng(0).normal(size=(40, 3)), numpy.arange(40) // 2 % 2"]
+        lines += [f"repbias_jax.{use}(a, {{'f': f}})"]
+    lines += [f"print([m for m in {HEAVY} if m in sys.modules])"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
+
+
+def test_unknown_public_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="has no attribute 'gone'"):
+        _ = repbias_jax.gone
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
@@ -100,13 +96,19 @@ def test_settings_are_those_that_were_frozen(name):
     if not path.exists():
         assert not (path.parent / "claims.csv").exists()
         return
-    frozen = json.loads(path.read_text())
-    now = {n: {k: plain(v) for k, v in flatten(c).items()} for n, c in EXPERIMENTS[name].EXPERIMENT.configs().items()}
-    assert now == frozen["settings"]
+    frozen = json.loads(path.read_text())["settings"]
+    configs = EXPERIMENTS[name].EXPERIMENT.configs()
+    assert configs.keys() == frozen.keys()
+    for setting, config in configs.items():
+        now, then = ({k: plain(v) for k, v in values.items()} for values in (flatten(config), frozen[setting]))
+        # An option that came after the freeze had its default.
+        defaults = {k: plain(field.default) for k, (_, field) in fields_of(config).items()}
+        assert then.keys() <= now.keys()
+        assert now == defaults | then, setting
 
 
 def plain(value):
-    return [plain(v) for v in value] if isinstance(value, tuple) else value
+    return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def test_public_names_are_documented():

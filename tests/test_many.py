@@ -20,12 +20,12 @@ import yaml
 from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 
-from experiments.request import share_of
-from repbias_jax import devices, pipeline, planning, population
+from experiments.command import share_of
+from repbias_jax import devices, layout, pipeline, planning, population
 from repbias_jax.config import Config, ConfigError, Runtime, dials_of, override_all, static_half
-from repbias_jax.data import DATA
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.layout import Layout
 from repbias_jax.models import MODELS
-from repbias_jax.population import Layout
 from tests.faults import tiny
 
 CLUSTER = ROOT / "experiments" / "cluster"
@@ -77,13 +77,13 @@ def same(folder, reference):
 def test_shares_are_a_partition_and_balanced():
     configs = tiny.EXPERIMENT.configs()
     long = override_all(tiny.CONFIG, {"training.epochs": 40, "model.widths": (16, 8)})
-    groups = population.groups_of(configs | {"long": long}, Runtime())
-    chunks = population.chunks_of(groups, Layout(2, 8, 0, (40,)))
+    groups = layout.groups_of(configs | {"long": long}, "cpu", lanes=8)
+    chunks = layout.chunks_of(groups, Layout(2, 0, (40,)))
     for count in (1, 2, 3, 7, 40):
-        shares = [population.share_of(chunks, i, count) for i in range(count)]
+        shares = [layout.shard_of(chunks, i, count) for i in range(count)]
         paths = [chunk.path for share in shares for chunk in share]
         assert sorted(paths) == sorted(c.path for c in chunks)
-    dear = [sum(chunk.group.settings == ("long",) for chunk in population.share_of(chunks, i, 3)) for i in range(3)]
+    dear = [sum(chunk.group.settings == ("long",) for chunk in layout.shard_of(chunks, i, 3)) for i in range(3)]
     assert dear == [1, 1, 1]  # three dear chunks, one each
 
 
@@ -289,13 +289,14 @@ print(json.dumps({name: compiled(name, int(sys.argv[1])) for name in sys.argv[2:
 """
 
 
+SMALL = {"mlp": {"model.widths": (16, 8)}}
+
+
 def abstract(name, rows, lanes=2):
     """A model's programs and their arguments as shapes, a row a device."""
-    config = override_all(
-        Config(), {"model.name": name, "model.dropout": 0.1, "model.widths": (16, 8), "task.num_train": 256}
-    )
+    small = {"model.dropout": 0.1, "task.num_train": 256, **SMALL.get(name, {})}
+    config = override_all(Config(BinaryOptions(), MODELS[name].options()), small)
     static = static_half(config, Runtime(lanes=lanes))
-    rates = DATA[config.task.name].base_rates(config.task)
     programs = population.Programs(static, devices.make_mesh(rows))
 
     def stacked(tree):
@@ -303,7 +304,7 @@ def abstract(name, rows, lanes=2):
             lambda x: jax.ShapeDtypeStruct((rows, lanes, *x.shape), x.dtype, sharding=programs.sharding), tree
         )
 
-    dials, seeds = stacked(dials_of(config, rates)), stacked(jax.ShapeDtypeStruct((), np.int32))
+    dials, seeds = stacked(dials_of(config)), stacked(jax.ShapeDtypeStruct((), np.int32))
     data = stacked_of(programs.data, programs, dials, seeds)
     state = stacked_of(programs.init, programs, dials, seeds)
     step = jax.ShapeDtypeStruct((), np.int32)

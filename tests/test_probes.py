@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import acting, probed, roles_of
 from sklearn.linear_model import LinearRegression
 
 import repbias_jax
-from repbias_jax.config import ConfigError
-from repbias_jax.probes import PROBES, readout
+from repbias_jax.config import ConfigError, Factor
+from repbias_jax.probes import PROBES, decoding, readout
 from repbias_jax.probes.moments import Measured
 from repbias_jax.probes.variance import partition, variance, walsh
 
@@ -23,8 +24,8 @@ def _strict_dtypes():
 
 
 RNG = np.random.default_rng(7)
-run_variance = jax.jit(variance, static_argnums=2)
-run_walsh, run_partition = jax.jit(walsh), jax.jit(partition, static_argnums=2)
+run_variance = probed(variance)
+run_walsh, run_partition = probed(walsh), probed(partition)
 
 
 def planted(n=1024, d=24, values=2, offset=0.0, rate=0.5, rng=RNG):
@@ -117,9 +118,7 @@ def test_r2_is_invariant_to_rotation_shift_and_scale_and_to_nothing_else(seed, s
     stretched = phi * np.linspace(1, 10, 8, dtype=np.float32)
     other = run_variance(*sides(stretched, factors), 2)
     assert abs(other[Measured("r2", "a")] - before[Measured("r2", "a")]) > 0.01
-    assert other[Measured("r2_mean_of_ratios", "a")] == pytest.approx(
-        float(before[Measured("r2_mean_of_ratios", "a")]), abs=1e-4
-    )
+    assert other[Measured("r2_per_unit", "a")] == pytest.approx(float(before[Measured("r2_per_unit", "a")]), abs=1e-4)
 
 
 def test_perfect_is_one_and_random_is_the_null():
@@ -276,7 +275,7 @@ def test_readout_norm_is_that_of_the_weights():
     phi = rng.normal(size=(64, 6)).astype(np.float32)
     factors = {"e": rng.integers(0, 2, 64), "h": rng.integers(0, 2, 64)}
     finish = lambda x: {"e": x @ w[0], "h": x @ w[1]}  # noqa: E731
-    found = readout.readout(*sides(phi, factors), finish)
+    found = acting(readout.readout, finish)(*sides(phi, factors))
     for o, name in enumerate("eh"):
         assert found[Measured("readout_norm", name)] == pytest.approx(np.linalg.norm(w[o, :, 1] - w[o, :, 0]), rel=1e-5)
         logits, label = phi[32:] @ w[o], factors[name][32:]
@@ -293,11 +292,54 @@ def test_public_function_agrees_and_refuses():
     assert found["a"]["null_low"] < 0 < found["a"]["null_high"] < 0.02
     assert repbias_jax.variance_explained(phi, words)["a"]["r2"] == pytest.approx(found["a"]["r2"], abs=0.03)
     with pytest.raises(ConfigError, match="finite"):
-        repbias_jax.variance_explained(np.full((4, 2), np.nan), {})
-    with pytest.raises(ConfigError, match="factor a"):
-        repbias_jax.variance_explained(phi, {"a": factors["a"][:5]})
+        repbias_jax.variance_explained(np.full((len(phi), 2), np.nan), words)
+    with pytest.raises(ConfigError, match=r"expected real numbers \[25"):
+        repbias_jax.variance_explained(phi, {"a": factors["a"][:25]})
     with pytest.raises(ConfigError, match="split"):
-        repbias_jax.variance_explained(phi, {}, np.zeros(len(phi)))
+        repbias_jax.variance_explained(phi, words, np.zeros(len(phi)))
+
+
+def test_r2_per_example_equals_a_float64_twin():
+    """The mean over examples of each example's own ratio, about the fit set's mean."""
+    phi, factors = planted(n=400, d=6, rng=np.random.default_rng(3))
+    found = run_variance(*sides(phi, factors), 2)
+    x, half = np.asarray(phi, np.float64), len(phi) // 2
+    x = x - x[:half].mean(0)
+    for name, code in factors.items():
+        means = np.stack([x[:half][code[:half] == c].mean(0) for c in (0, 1)])
+        ratios = 1 - np.square(x[half:] - means[code[half:]]).sum(1) / np.square(x[half:]).sum(1)
+        assert found[Measured("r2_per_example", name)] == pytest.approx(ratios.mean(), abs=1e-5)
+
+
+def test_roles_decide_and_names_do_not():
+    phi, factors = crossed(seed=8)
+    plain = {n: v for n, v in factors.items() if ".bit" not in n}
+    odd = dict(zip(("target", "a.bit0"), plain.values(), strict=False))
+    roles = {name: Factor(2, "feature") for name in odd}
+    fit, score = sides(phi, odd)
+    named = variance(fit, score, roles)
+    usual = run_variance(*sides(phi, plain), 2)
+    for name, other in zip(odd, plain, strict=False):
+        assert named[Measured("r2", name)] == pytest.approx(float(usual[Measured("r2", other)]), abs=1e-6)
+    assert walsh(fit, score, roles) == {}
+    latent = variance(fit, score, {**roles, "target": Factor(2, "latent")})
+    assert Measured("r2", "target") not in latent
+
+
+def test_factors_have_each_their_own_number_of_values():
+    rng = np.random.default_rng(9)
+    factors = {"three": rng.integers(0, 3, 600).astype(np.int32), "two": rng.integers(0, 2, 600).astype(np.int32)}
+    phi = (np.eye(3)[factors["three"]] @ rng.normal(size=(3, 5)) + factors["two"][:, None] * rng.normal(size=5)).astype(
+        np.float32
+    )
+    roles = {"three": Factor(3, "feature"), "two": Factor(2, "feature")}
+    fit, score = sides(phi, factors)
+    for probe in (variance, partition, decoding.decode):
+        found = jax.jit(lambda f, s, p=probe: p(f, s, roles))(fit, score)
+        assert all(np.isfinite(v) for v in found.values())
+    for name, code in factors.items():
+        assert variance(fit, score, roles)[Measured("r2", name)] == pytest.approx(twin_r2(phi, code), abs=1e-5)
+    assert decoding.decode(fit, score, roles)[Measured("decode", "three")] == 1
 
 
 @pytest.mark.parametrize("name", [n for n, p in PROBES.items() if p.kind == "representation"])
@@ -306,9 +348,11 @@ def test_contract_every_probe_of_a_representation(name):
     function = PROBES[name].function
     phi, factors = crossed(seed=5)
     fit, score = sides(phi, factors)
-    alone = jax.jit(function, static_argnums=2)(fit, score, 2)
+    alone = probed(function)(fit, score, 2)
     stack = lambda x: jnp.stack([x, x])  # noqa: E731
-    many = jax.jit(jax.vmap(lambda f, s: function(f, s, 2)))(jax.tree.map(stack, fit), jax.tree.map(stack, score))
+    many = jax.jit(jax.vmap(lambda f, s: function(f, s, roles_of(f[1]))))(
+        jax.tree.map(stack, fit), jax.tree.map(stack, score)
+    )
     for key, value in alone.items():
         assert isinstance(key, Measured)
         assert value.shape == ()
@@ -325,8 +369,7 @@ def test_contract_every_intervention(name):
     phi, factors = crossed(seed=6)
     weights = np.random.default_rng(0).normal(size=(2, 12, 2)).astype(np.float32)
 
-    def one(fit, score):
-        return function(fit, score, lambda x: {n: jnp.matmul(x, w) for n, w in zip("eh", weights, strict=True)})
+    one = acting(function, lambda x: {n: jnp.matmul(x, w) for n, w in zip("eh", weights, strict=True)})
 
     fit, score = sides(phi, factors)
     alone = jax.jit(one)(fit, score)
@@ -345,6 +388,6 @@ def test_shares_are_invariant_to_rotation_shift_and_scale(function):
     phi, factors = crossed(seed=7)
     factors = factors if function is walsh else {n: v for n, v in factors.items() if ".bit" not in n}
     moved = (7 * phi @ rotation(12, np.random.default_rng(1)) + 3).astype(np.float32)
-    before, after = (jax.jit(function, static_argnums=2)(*sides(x, factors), 2) for x in (phi, moved))
+    before, after = (probed(function)(*sides(x, factors), 2) for x in (phi, moved))
     for key, value in before.items():
         assert after[key] == pytest.approx(float(value), abs=1e-4), key

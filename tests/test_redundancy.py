@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from made import SEEDS, Made
 
-from experiments import downstream, redundancy
+from experiments.claims import downstream, redundancy
 from repbias_jax import pipeline, planning
-from repbias_jax.measure import Results
 from repbias_jax.report import page
+from repbias_jax.results import Results
 from repbias_jax.statistics import judge
 from tests.faults import tiny
 

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 import repbias_jax
-from experiments import complexity
+from experiments.claims import complexity
 from repbias_jax.config import Experiment
 from repbias_jax.report import figures, page, tables
 
@@ -123,7 +123,8 @@ def test_names_from_outside_do_no_harm(results, tmp_path):
     saved = figures.save(tmp_path / "figures", [figures.Drawn("named", figures.finish(figure), NASTY)])
     experiment = Experiment(NASTY, NASTY, complexity.EXPERIMENT.config, (), columns=(("sgd", ()),))
     row = dict.fromkeys(tables.CLAIM_COLUMNS, NASTY) | {"column": "sgd", "exploratory": False, "effect": 1.0, "ci_low": 0.0}
-    page.write(tmp_path, experiment, [row | {"ci_high": 2.0}], saved, results)
+    row |= {"ci_high": 2.0, "second_effect": 1.0, "second_low": 0.0, "second_high": 2.0}
+    page.write(tmp_path, experiment, [row], saved, results)
     text = (tmp_path / "report.html").read_text()
     assert "<img src=x" not in text
     assert "&lt;img src=x" in text
@@ -146,3 +147,23 @@ def test_claims_file_reads_back(smoke):
     rows = tables.read_claims(smoke)
     assert tuple(rows[0]) == tables.CLAIM_COLUMNS
     assert tables.read_claims(Path("nowhere")) == []
+
+
+def test_every_table_wraps_and_sits_in_a_scroll_container():
+    """Columns shrink by wrapping, so that none runs out of the page; what still would can be scrolled to."""
+    folder = Path(page.__file__).parent
+    style = re.search(r"<style>(.*?)</style>", (folder / "layout.html").read_text(), re.S)[1]
+    rules = dict(re.findall(r"([^{}]+)\{([^{}]*)\}", style.replace("\n", "")))
+    assert "overflow-x:auto" in rules[".wide"]
+    assert "overflow-wrap:break-word" in rules["th,td"]
+    assert "overflow-wrap:anywhere" in rules[".names th,.names td"]
+    assert not re.search(r"white-space:\s*nowrap", style)
+    for width in re.findall(r"min-width:([^;}]*)", style):  # none is wider than its share of a narrow page
+        assert width.startswith("min(") or width.endswith("em"), width
+        assert not width.endswith("rem"), width
+    assert "@media(max-width" in style
+    for name in ("page", "card", "external_page"):
+        text = (folder / f"{name}.html").read_text()
+        assert len(re.findall(r"<table", text)) == len(re.findall(r'<div class="wide[^"]*"><table', text)) > 0, name
+    for name in ("page", "card"):
+        assert '<td class="note">{{ row.note }}</td>' in (folder / f"{name}.html").read_text()

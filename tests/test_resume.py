@@ -10,7 +10,11 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 from conftest import DEVICES, ROOT, line_of
+
+from repbias_jax import store
 
 ARGUMENTS = ("--experiment=complexity", "--preset=smoke", f"--devices={DEVICES}", "--checkpoint_seconds=0")
 CHUNKS = 5
@@ -116,9 +120,29 @@ def test_a_signal_saves_and_exits_75(cache, smoke, tmp_path):
     assert fingerprints(tmp_path / "complexity") == fingerprints(smoke)
 
 
+def test_a_chunk_of_another_structure_is_refused_and_kept(command, smoke, tmp_path):
+    """As after a change of the optimizer's code or its version: one line, and the checkpoint stays for who can read it."""
+    folder = shutil.copytree(smoke, tmp_path / "complexity")
+    chunk = next(folder.glob("sgd.joint*/chunk_000"))
+    (chunk / "done.json").unlink()
+    shutil.rmtree(chunk / "checkpoint")
+    state = {"params": np.ones((2, 2, 3), np.float32), "momentum_of_old": np.ones((2, 2, 3), np.float32)}
+    prints = np.asarray(jax.vmap(jax.vmap(store.fingerprint))(state))
+    checkpoints = store.Checkpoints(chunk / "checkpoint")
+    checkpoints.save(16, store.Saved(state, prints, np.zeros((2, 2, 3), np.float32), prints))
+    checkpoints.close()
+    manifest = store.read_json(folder / "manifest.json", "train")
+    store.write_json(folder / "manifest.json", manifest | {"stages": {}})
+    before = {p: p.read_bytes() for p in (chunk / "checkpoint").rglob("*") if p.is_file()}
+    done = command(*ARGUMENTS, f"--workdir={tmp_path}", "--stage=train", check=1)
+    assert f"{chunk}/checkpoint/16: undamaged, but of another structure" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {p: p.read_bytes() for p in before} == before
+
+
 def test_a_second_signal_exits_at_once():
     code = (
-        "import os, signal; from experiments.process import catch_signals; stop = catch_signals();"
+        "import os, signal; from experiments.command import catch_signals; stop = catch_signals();"
         "os.kill(os.getpid(), signal.SIGTERM); print(stop(), flush=True); os.kill(os.getpid(), signal.SIGINT); print(0)"
     )
     done = subprocess.run(

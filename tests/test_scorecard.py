@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 from conftest import DEVICES, ROOT, run_here
 
-from experiments import EXPERIMENTS, request
+from experiments.claims import EXPERIMENTS
+from experiments.command import names_of
 from repbias_jax import pipeline, planning, store
 from repbias_jax.config import ConfigError, Preset
-from repbias_jax.report import card
+from repbias_jax.report import card, tables
 from repbias_jax.statistics import CLAIM_COLUMNS, Claim, Part, holm
 from tests.faults import tiny
 
@@ -59,11 +60,28 @@ def test_experiments_off_their_reference_settings_are_named_once_a_reason():
 
 
 def test_holm_is_over_the_claims_of_the_whole_card():
-    """Not over parts, exploratory columns or what was not measured."""
+    """Not over parts and exploratory columns."""
     rows = card.rows_of(SOURCES)
     found = {r["id"]: float(r["p_holm"]) for r in rows if r["p_holm"]}
-    assert found == pytest.approx(holm({"C12": 0.01, "C03": 0.04, "C01": 0.02}))
-    assert found == pytest.approx({"C12": 0.03, "C01": 0.04, "C03": 0.04})
+    assert found == pytest.approx(holm({"C12": 0.01, "C03": 0.04, "C01": 0.02, "C02": float("nan")}))
+    assert found == pytest.approx({"C12": 0.04, "C01": 0.06, "C03": 0.08, "C02": 1})
+
+
+def test_what_is_not_measured_or_partial_counts_as_p_1():
+    """And so does a claim of a family fixed beforehand that is not on the card at all; others are left out of it."""
+    rows = {r["id"]: r for r in card.rows_of(SOURCES)}
+    assert (rows["C02"]["p_holm"], rows["C02"]["survives_holm"]) == ("1", "False")
+    rows = {r["id"]: r for r in card.rows_of(SOURCES, ("C01", "C12", "C31")) if r["exploratory"] == "False"}
+    found = {name: float(r["p_holm"]) for name, r in rows.items() if r["p_holm"]}
+    assert found == pytest.approx({"C12": 0.03, "C01": 0.04})
+    assert (rows["C12"]["survives_holm"], rows["C03"]["survives_holm"]) == ("True", "")
+
+
+def test_separate_parts_count_each_and_those_that_do_not_decide_do_not():
+    kinds = {"C08a": "deciding", "C08b": "deciding", "C08c": "shown"}
+    rows = card.rows_of([source("x", *(row(id_, "0.02", kind=kind) for id_, kind in kinds.items()))])
+    assert not any(r["part"] for r in rows)
+    assert [r["p_holm"] for r in rows] == ["0.04", "0.04", ""]
 
 
 def test_a_claim_that_two_experiments_measure_counts_twice():
@@ -88,22 +106,60 @@ def test_page_says_what_is_missing_and_escapes_names(tmp_path):
     assert "nan" not in text.lower()
 
 
-def test_table_for_readme():
-    """Links once for a claim and its parts, no exploratory columns, notes beside verdicts."""
-    shown = source("x", row("C01", note="depends on the measure"), row("C02", claim="a | b", **TOGETHER), row("C02a"))
+def test_table_of_the_whole_card():
+    """Links once for a claim and its parts, no exploratory columns, notes and old verdicts beside new ones."""
+    second = {"second_statistic": "log ratio", "second_effect": "0.5", "second_low": "0.4", "second_high": "0.6"}
+    told = row("C01", "0.01", note="a note", source="P", verdict_first_look="opposite", **second)
+    shown = source("x", told, row("C02", claim="a | b", partial="True", **TOGETHER), row("C02a"), row("C02b", kind="shown"))
     rows = card.rows_of([shown._replace(rows=[r | {"figure": "x/figures/gap one.png"} for r in shown.rows]), SOURCES[1]])
     lines = card.markdown(rows, "results").splitlines()
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert lines[2] == (
-        "| [C01](results/x/figures/gap%20one.png) | text<br>s | +0.300 [+0.200, +0.400] | 0.05 | 15 of 16 | "
-        "**reproduced**; depends on the measure |"
+        "| [C01](results/x/figures/gap%20one.png) | P | text<br>s | +0.300 [+0.200, +0.400]<br>second, log ratio: +0.500 "
+        "[+0.400, +0.600] | 0.05 | 15 of 16 | **reproduced**; a note | opposite | 0.01 | yes |"
     )
-    assert lines[4] == "| [C02](results/x/figures/gap%20one.png) | a \\| b |  |  | 15 of 16 | **reproduced** |"
-    assert lines[5].startswith("| C02a | s | +0.300")
+    c02, a, b = lines[4:7]
+    assert c02.startswith(
+        "| [C02](results/x/figures/gap%20one.png) |  | a \\| b |  |  | 15 of 16 | **reproduced (partial)** |"
+    )
+    assert a.startswith("| C02a |  | s | +0.300")
+    assert "**reproduced (shown)**" in b
     assert sum("adam" in line for line in lines) == 0
     (explored,) = card.markdown(rows, ".", exploratory=True).splitlines()[2:]
-    assert explored.startswith("| C01 adam | text<br>s | +0.300")
+    assert explored.startswith("| C01 adam |  | text<br>s | +0.300")
     assert sum("C01" in line for line in lines) == 2
+
+
+def test_headlines_show_claims_with_the_effect_that_decides_and_count_the_others():
+    parts = (
+        row("C03", "0.04", verdict="opposite", **TOGETHER),
+        row("C03a"),
+        row("C03b", effect="-0.3", verdict="opposite"),
+    )
+    words = ("reproduced", "reproduced, small", "depends on the measure", "opposite, small", "not measured")
+    rest = [row(f"C1{i}", verdict=word) for i, word in enumerate(words)]
+    rows = card.rows_of([source("x", row("C01", "0.001"), *parts, *rest)])
+    text = card.headlines(rows, ("C01", "C03", "C99"), "results", "results/README.md")
+    assert text == (
+        "| claim |  | effect [95 % interval] | verdict | survives Holm |\n|---|---|---|---|---|\n"
+        "| C01 | text | +0.300 [+0.200, +0.400] | **reproduced** | yes |\n"
+        "| C03 | text | b: -0.300 [+0.200, +0.400] | **opposite** |  |\n\n"
+        "Of the other 5 claims: 2 reproduced (1 of them small or of a size that is not shown), 1 undecided, 1 opposite, "
+        "1 not measured. [The full card](results/README.md).\n"
+    )
+    assert card.others(rows[-1:], "x").startswith("Of the other claim: 1 not measured.")
+
+
+def test_claims_written_before_columns_were_added_can_be_read(tmp_path):
+    tables.write_claims(tmp_path, [row("C01", "0.01", source="P")])
+    old = CLAIM_COLUMNS[: CLAIM_COLUMNS.index("side")]
+    lines = [",".join(line[: len(old)]) for line in csv.reader((tmp_path / "claims.csv").read_text().splitlines())]
+    (tmp_path / "claims.csv").write_text("\n".join(lines) + "\n")
+    (read,) = tables.read_claims(tmp_path)
+    assert tuple(read) == CLAIM_COLUMNS
+    assert (read["id"], read["source"], read["kind"]) == ("C01", "", "")
+    (shown,) = card.rows_of([source("x", read)])
+    assert (shown["p_holm"], shown["verdict_first_look"]) == ("0.01", "")
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
@@ -261,8 +317,8 @@ def test_workdirs_begun_with_different_rows_keep_them(call, registered, workdir)
     assert [planning.recorded_rows(workdir / n) for n in EXPERIMENTS] == [DEVICES, DEVICES, DEVICES // 2]
     status, out, _ = call("--experiment=ALL", f"--workdir={workdir}", "--only_print")
     assert status == 0
-    assert out.count(f"chunks of {DEVICES} x 4 runs") == 2
-    assert out.count(f"chunks of {DEVICES // 2} x 4 runs") == 1
+    assert out.count(f"chunks of at most {DEVICES} rows") == 2
+    assert out.count(f"chunks of at most {DEVICES // 2} rows") == 1
     assert "all 3 experiments: 12 runs" in out
 
 
@@ -319,4 +375,4 @@ def test_make_reproduce_runs_every_experiment():
 def test_no_experiment_may_take_the_name_of_all():
     assert "ALL" not in EXPERIMENTS
     with pytest.raises(ConfigError, match=r"unknown --experiment=all; known: .*, ALL"):
-        request.names_of("all")
+        names_of("all")

@@ -18,17 +18,19 @@ from rsatoolbox.rdm.transform import sqrt_transform
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import rankdata
 
-from experiments import request
-from experiments import similarity as experiment
+from experiments.claims import similarity as experiment
+from experiments.command import assemble
 from repbias_jax import measure, pairs, planning, training
-from repbias_jax.config import Config, ConfigError, Keep, Model, Runtime, Task, dials_of, static_half
-from repbias_jax.data import DATA
-from repbias_jax.measure import COLUMNS, Results
+from repbias_jax.columns import COLUMNS
+from repbias_jax.config import Config, ConfigError, Keep, Runtime, dials_of, static_half
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
 from repbias_jax.population import Interrupted
 from repbias_jax.probes import PROBES
 from repbias_jax.probes import similarity as probe
 from repbias_jax.probes.moments import Measured
 from repbias_jax.report import contrasts, tables
+from repbias_jax.results import Results
 from repbias_jax.statistics import judge, pseudo_values, summarise
 
 XOR = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], bool)
@@ -57,10 +59,10 @@ def random_models(count=3, n=128, d=16, seed=0):
 @pytest.fixture(scope="module")
 def trained():
     """The penultimate layer of three networks after 40 steps, on probe examples that all three share."""
-    task, keep = Task(num_train=256, num_test=64, num_probe=128), Keep(shared=True)
-    config = Config(task=task, model=Model(widths=(32, 16)), keep=keep)
+    task, keep = BinaryOptions(num_train=256, num_test=64, num_probe=128), Keep(shared=True)
+    config = Config(task, MLPOptions(widths=(32, 16)), keep=keep)
     static = static_half(config, Runtime())
-    dials = dials_of(config, DATA["binary"].base_rates(task))
+    dials = dials_of(config)
 
     @jax.jit
     def run(seed):
@@ -210,7 +212,7 @@ def test_noise_ceiling_is_that_of_rsatoolbox():
 def test_contract_every_probe_of_a_pair(name):
     """Symmetric, finite on random input, documented, and read where it says."""
     found = PROBES[name].function(random_models(4))
-    assert PROBES[name].sites
+    assert PROBES[name].views
     for key, value in found.items():
         assert isinstance(key, Measured)
         assert value.shape == (4, 4)
@@ -329,7 +331,7 @@ def test_a_seed_that_fails_is_in_no_pair():
 def test_settings_that_cannot_be_compared_are_refused():
     sound = experiment.EXPERIMENT
     planning.check(sound, "cpu")
-    apart = dataclasses.replace(sound, config=Config())
+    apart = dataclasses.replace(sound, config=Config(BinaryOptions(), MLPOptions()))
     with pytest.raises(ConfigError, match=r"keep\.shared=false"):
         planning.check(apart, "cpu")
     other = (*sound.settings, ("odd", (("task.features", ("parity1", "parity3")),)))
@@ -344,7 +346,7 @@ def folder(smokes):
 
 @pytest.fixture(scope="module")
 def chunks(folder):
-    smoke = request.assemble(experiment, "smoke", None, 0, [])
+    smoke = assemble(experiment, "smoke", None, 0, [])
     return planning.place(smoke, planning.check(smoke, "cpu"), folder, DEVICES).chunks
 
 

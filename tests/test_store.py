@@ -1,5 +1,7 @@
 """What is on disk: opened by others, and detected when damaged."""
 
+import functools
+import heapq
 import json
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 import xarray
@@ -15,9 +18,11 @@ import zarr
 from conftest import DEVICES, ROOT
 
 import repbias_jax
-from experiments import EXPERIMENTS, request
-from repbias_jax import external, pipeline, planning, population, store
-from repbias_jax.measure import COLUMNS
+from experiments.claims import EXPERIMENTS
+from experiments.command import assemble
+from repbias_jax import pairs, pipeline, planning, population, store
+from repbias_jax.columns import COLUMNS
+from repbias_jax.external.arrays import read_arrays
 from repbias_jax.store import StoreError
 
 ARGUMENTS = ("--experiment=complexity", "--preset=smoke", f"--devices={DEVICES}")
@@ -81,7 +86,7 @@ def test_load_gives_frames_and_lazy_activations(smoke):
     found = list(results.activations("sgd.joint", "hidden_0"))
     assert [seed for seed, _, _ in found] == [0, 1]
     assert found[0][1].shape == (2, 2048, 32)
-    with pytest.raises(repbias_jax.measure.ConfigError, match="found none"):
+    with pytest.raises(repbias_jax.ConfigError, match="found none"):
         repbias_jax.load(smoke / "figures")
 
 
@@ -193,6 +198,75 @@ def test_a_flipped_bit_in_a_checkpoint_is_passed_over(tmp_path):
     again.close()
 
 
+def trained(optimizer, rows=2, dtype=np.float32):
+    """A checkpoint of a small model under an optimizer, its fingerprints, and what to restore it as."""
+    params = {"w": np.ones((rows, 2, 3), dtype)}
+    state = {"params": params, "optimizer": jax.tree.map(np.asarray, jax.vmap(jax.vmap(optimizer.init))(params))}
+    curves = np.zeros((rows, 2, 3), np.float32)
+    fingerprint = jax.jit(jax.vmap(jax.vmap(store.fingerprint)))
+    saved = store.Saved(state, np.asarray(fingerprint(state)), curves, np.asarray(fingerprint(curves)))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
+    return saved, like, lambda found: population.is_sound(fingerprint, found)
+
+
+OTHERS = {
+    "another optimizer": ((optax.sgd(0.1, momentum=0.9),), r"state/optimizer/0/count is int32\[2, 2\], expected nothing"),
+    "other shapes": ((optax.adam(0.1), 4), r"curve_sums is uint32\[2, 2\], expected uint32\[4, 2\]"),
+    "another type": ((optax.adam(0.1), 2, np.int32), r"is float32\[2, 2, 3\], expected int32\[2, 2, 3\]"),
+}
+
+
+@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_checkpoint_of_another_structure_is_not_damaged(tmp_path, other, described):
+    """It is neither passed over nor removed, and the one line says what differs and the way out; then it can be used."""
+    saved, like, is_sound = trained(optax.adam(0.1))
+    checkpoints = store.Checkpoints(tmp_path)
+    checkpoints.save(8, saved)
+    checkpoints.save(16, saved)
+    if not described:  # as older versions left it
+        (tmp_path / "structure.json").unlink()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    arguments, message = OTHERS[other]
+    _, unlike, sound = trained(*arguments)
+    with pytest.raises(StoreError, match=message) as error:
+        checkpoints.restore(unlike, sound, True)
+    assert "undamaged" in str(error.value)
+    assert "use another --workdir" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert checkpoints.restore(like, is_sound, True)[0] == 16
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("harm", [flip, halve, lambda p: p.unlink(), lambda p: p.write_bytes(b"")])
+def test_a_damaged_description_of_a_checkpoint_costs_nothing(tmp_path, harm):
+    saved, like, is_sound = trained(optax.adam(0.1))
+    checkpoints = store.Checkpoints(tmp_path)
+    checkpoints.save(8, saved)
+    harm(tmp_path / "structure.json")
+    assert checkpoints.restore(like, is_sound, True)[0] == 8
+    checkpoints.save(16, saved)  # and is mended
+    assert store.read_json(tmp_path / "structure.json", "train")["arrays"] == store.structure(saved._asdict())
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("name", ["_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"])
+def test_damage_to_what_orbax_says_of_a_checkpoint_is_damage(tmp_path, name, place):
+    """It is no other structure: the step is restored or passed over for the one before."""
+    saved, like, is_sound = trained(optax.adam(0.1))
+    checkpoints = store.Checkpoints(tmp_path)
+    checkpoints.save(8, saved)
+    checkpoints.save(16, saved)
+    checkpoints.close()
+    flip(next((tmp_path / "16").rglob(name)), place)
+    again = store.Checkpoints(tmp_path)
+    assert again.restore(like, is_sound, True)[0] in (8, 16)
+    again.close()
+
+
 def test_the_way_out_of_damage_works(command, smoke, copy):
     """Following the printed advice to its end gives the numbers there were."""
     chunk = next(copy.glob("sgd.joint*/chunk_000"))
@@ -217,7 +291,7 @@ def test_a_stage_is_not_run_on_stale_files(command, copy, tmp_path):
 
 
 def test_a_full_disk_is_refused_at_the_start_and_named_later(copy, tmp_path, monkeypatch):
-    experiment = request.assemble(EXPERIMENTS["complexity"], "smoke", None, 0, [])
+    experiment = assemble(EXPERIMENTS["complexity"], "smoke", None, 0, [])
     folder = tmp_path / "other" / "complexity"
     plan = planning.place(experiment, planning.check(experiment, "cpu"), folder, DEVICES)
     usage = store.shutil.disk_usage(tmp_path)
@@ -266,16 +340,91 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
-def test_no_cell_of_a_table_is_a_formula(tmp_path, text):
-    store.write_table(tmp_path / "t.csv", ("a", "b"), [(text, "-0.5"), ("name", -0.5), ("-", "-inf")])
-    inert = "'" + text.replace("\r", " ")
-    assert list(store.read_table(tmp_path / "t.csv")) == [[inert, "-0.5"], ["name", "-0.5"], ["-", "-inf"]]
+TEXTS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "a\rb", "a\r\nb", "a\nb", 'say "a", b', " a "]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_cell_of_a_table_is_read_back_as_it_was(tmp_path, text):
+    rows = [[text, "-0.5"], ["name", text], ["-", "-inf"]]
+    store.write_table(tmp_path / "t.csv", ("a", "b"), rows)
+    assert list(store.read_table(tmp_path / "t.csv")) == rows
+    assert pd.read_csv(tmp_path / "t.csv", dtype=str).to_numpy().tolist() == rows
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o022, 0o002])
+def test_files_are_as_open_to_others_as_the_umask_says(tmp_path, mask):
+    code = "import sys; from pathlib import Path; from repbias_jax import store; store.write_bytes(Path(sys.argv[1]), b'x')"
+    line = [sys.executable, "-c", f"import os; os.umask({mask}); {code}", str(tmp_path / "f")]
+    subprocess.run(line, cwd=ROOT, check=True, timeout=120)
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def tables(folder, number, rows=3):
+    """Sorted tables whose rows fall between one another's."""
+    paths = [folder / f"{i:04d}.csv" for i in range(number)]
+    for i, path in enumerate(paths):
+        store.write_table(path, ("at", "of"), [(i + number * r, i) for r in range(rows)])
+    return paths
+
+
+def by_first(row):
+    return int(row[0])
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 4, 17])
+def test_merging_in_stretches_is_merging_at_once(tmp_path, number):
+    paths = tables(tmp_path, number)
+    paths += paths[:2]  # equal rows stay in the order of their files
+    expected = list(heapq.merge(*map(store.read_table, paths), key=by_first))
+    with store.merged_rows(paths, tmp_path, by_first, at_once=3) as rows:
+        assert list(rows) == expected
+    assert sorted(tmp_path.iterdir()) == sorted(set(paths))
+    with pytest.raises(RuntimeError, match="stopped"), store.merged_rows(paths, tmp_path, by_first, at_once=3):
+        raise RuntimeError("stopped")
+    assert sorted(tmp_path.iterdir()) == sorted(set(paths))
+
+
+def test_more_tables_are_merged_than_files_may_be_open(tmp_path):
+    """As `measure.merge` does for the chunks of a large population."""
+    tables(tmp_path, 300)
+    code = (
+        "import resource, sys; from pathlib import Path; from repbias_jax import store;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)); folder = Path(sys.argv[1]);"
+        "paths = sorted(folder.glob('*.csv'));\n"
+        "with store.merged_rows(paths, folder, lambda row: int(row[0])) as rows:\n"
+        "    store.write_table(folder / 'all', ('at', 'of'), rows)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, timeout=120)
+    assert [int(row[0]) for row in store.read_table(tmp_path / "all")] == list(range(900))
+
+
+def test_results_are_the_same_however_many_files_are_open(smoke, tmp_path, monkeypatch):
+    experiment = assemble(EXPERIMENTS["complexity"], "smoke", None, 0, [])
+    plan = planning.place(experiment, planning.check(experiment, "cpu"), smoke, DEVICES)
+    for chunk in plan.chunks:
+        (tmp_path / chunk.path).mkdir(parents=True)
+        shutil.copy(smoke / chunk.path / "rows.csv", tmp_path / chunk.path)
+    monkeypatch.setattr(pairs, "compare", lambda *_: [])
+    monkeypatch.setattr(store, "merged_rows", functools.partial(store.merged_rows, at_once=2))
+    repbias_jax.measure.merge(tmp_path, "complexity", plan.chunks, experiment.probes, lambda: False)
+    assert (tmp_path / "results.csv").read_bytes() == (smoke / "results.csv").read_bytes()
+
+
+def test_factors_have_the_smallest_type_that_holds_them(tmp_path):
+    arrays = store.Activations(tmp_path / "activations.zarr")
+    arrays.create({}, store.Size(2, 2, 3), {"bit": 2, "class": 128, "token": 129, "many": 40_000}, {}, {})
+    values = np.asarray([[0, 1, 127]] * 2, np.int32)
+    for name, dtype in (("bit", np.int8), ("class", np.int8), ("token", np.int16), ("many", np.int32)):
+        arrays.write(name, slice(0, 2), values)
+        np.testing.assert_array_equal(arrays.read(name), values)
+        assert arrays.read(name).dtype == dtype
+    with pytest.raises(StoreError, match=r"class: values from 0 to 128 do not fit its type, int8"):
+        arrays.write("class", slice(0, 2), values + (values == 127))
 
 
 def test_our_own_activations_are_read_by_the_strict_reader(smoke):
     path = next(smoke.glob("sgd.joint*/chunk_000/activations.zarr"))
-    found = external.read_arrays(path)
+    found = read_arrays(path)
     for name in ("hidden_1", "factor.parity4", "seed"):
         np.testing.assert_array_equal(found[name], store.Activations(path).read(name))
 

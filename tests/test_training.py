@@ -10,12 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from repbias_jax import population, store, training
+from repbias_jax import layout, population, store, training
 from repbias_jax.config import Config, Runtime, dials_of, flatten, override_all, static_half
 from repbias_jax.data import DATA
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.layout import Layout
 from repbias_jax.models import MODELS
-from repbias_jax.population import Layout
+from repbias_jax.models.mlp import MLPOptions
 
+BASE = Config(BinaryOptions(), MLPOptions())
 SMALL = {
     "model.widths": (16, 8),
     "task.num_train": 256,
@@ -28,11 +31,11 @@ SMALL = {
 
 
 def small(**changes) -> Config:
-    return override_all(Config(), SMALL | {k.replace("__", "."): v for k, v in changes.items()})
+    return override_all(BASE, SMALL | {k.replace("__", "."): v for k, v in changes.items()})
 
 
 def halves(config, lanes=2):
-    return static_half(config, Runtime(lanes=lanes)), dials_of(config, DATA[config.task.name].base_rates(config.task))
+    return static_half(config, Runtime(lanes=lanes)), dials_of(config)
 
 
 @functools.cache
@@ -156,7 +159,7 @@ def test_the_rules_memory_is_made_anew_where_a_phase_begins():
     static, dials = halves(small(**shared))
     fresh = training.make_optimizer("adam", dials).init(half.params)
     step = programs_of(static)[2]
-    again = step(dials, data, half._replace(optimizer=fresh), jnp.int32(16), jnp.int32(32))
+    again = step(dials, data, half._replace(opt_state=fresh), jnp.int32(16), jnp.int32(32))
     found = one_run(config)[1]
 
     def apart(one, other):
@@ -167,14 +170,18 @@ def test_the_rules_memory_is_made_anew_where_a_phase_begins():
     assert apart(found, carried) > 1e-2
 
 
+def dropping(dials, rate):
+    return dials._replace(model={**dials.model, "dropout": jnp.float32(rate)})
+
+
 def test_dropout_is_a_dial_and_off_when_looking():
     config = small(model__dropout=0.4)
     static, dials = halves(config)
-    assert static.dropout
+    assert "model.dropout" in static.switches
     data, state = one_run(config)
-    looks = [training.represent(static, d, data, state) for d in (dials, dials._replace(dropout=jnp.float32(0)))]
+    looks = [training.represent(static, d, data, state) for d in (dials, dropping(dials, 0.0))]
     jax.tree.map(np.testing.assert_array_equal, *looks)
-    other = one_run(config, static=static, dials=dials._replace(dropout=jnp.float32(0.1)))[1]
+    other = one_run(config, static=static, dials=dropping(dials, 0.1))[1]
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True))
 
 
@@ -191,15 +198,16 @@ def test_contract_every_model(name, activation):
     config = small(model__name=name, model__activation=activation, model__dropout=0.5)
     static, dials = halves(config)
     model = training.build_model(static)
-    inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (5, *DATA[config.task.name].input_shape(config.task))) * 1.0
+    spec = DATA[config.task.name].input_spec(config.task)
+    inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (5, *spec.shape)).astype(spec.dtype)
     params = model.init(jax.random.key(0), inputs[0], dials)
     run = jax.jit(jax.vmap(lambda x, e: model.apply(params, x, dials, edits=e), in_axes=(0, None)))
     logits, sites = run(inputs, {})
     assert logits.shape == (5, 2, 2)
     alone, _ = model.apply(params, inputs[0], dials)
     np.testing.assert_allclose(alone, logits[0], rtol=1e-5, atol=1e-6)
-    names = list(population.sites_of(static, dials))
-    assert sorted(names) == sorted(sites)
+    names = list(dict.fromkeys(view.site for view in training.views_of(static).values()))
+    assert set(names) <= set(sites)
     assert names[0] == "input"
     assert names[-1] == "logits"
     for i, site in enumerate(names):
@@ -210,18 +218,20 @@ def test_contract_every_model(name, activation):
             np.testing.assert_array_equal(seen[earlier], sites[earlier])
         np.testing.assert_allclose(seen[site], sites[site] + 0.7, rtol=1e-6)
         assert (np.asarray(moved) != np.asarray(logits)).any()
-    dropped = [model.apply(params, inputs[0], dials, jax.random.key(k))[0] for k in (0, 0, 1)]
+    dropped = [model.apply(params, inputs[0], dials, key=jax.random.key(k))[0] for k in (0, 0, 1)]
     np.testing.assert_array_equal(dropped[0], dropped[1])
     assert (np.asarray(dropped[0]) != np.asarray(dropped[2])).any()
 
 
 def test_site_names_are_pinned():
-    static, dials = halves(Config())
-    shapes = population.sites_of(static, dials)
+    static, dials = halves(BASE)
+    shapes = training.view_sizes(static, dials)
     assert {n: u for n, (_, u) in shapes.items()} == {
         "input": 32, "hidden_0": 256, "hidden_1": 128, "hidden_2": 64, "hidden_3": 64, "logits": 4,
     }  # fmt: skip
-    assert population.resolve_site("last_hidden", tuple(shapes)) == "hidden_3"
+    assert training.places_of(static) == {
+        "all": tuple(shapes), "layers": tuple(shapes)[1:-1], "last_hidden": ("hidden_3",), "before_last": ("hidden_2",),
+    }  # fmt: skip
 
 
 def chunk_state(rows, lanes, devices, runs, config):
@@ -266,7 +276,9 @@ def test_a_diverging_run_changes_no_bit_of_its_neighbours():
     stack = lambda *x: jnp.stack(x)  # noqa: E731
 
     def final(rates):
-        many = jax.tree.map(stack, *[dials._replace(learning_rate=jnp.float32(r)) for r in rates])
+        many = jax.tree.map(
+            stack, *[dials._replace(optimizer={**dials.optimizer, "learning_rate": jnp.float32(r)}) for r in rates]
+        )
 
         def run(d):
             data = training.make_data(static.config.task, "balanced", d, jnp.int32(0))
@@ -284,9 +296,8 @@ def test_a_diverging_run_changes_no_bit_of_its_neighbours():
 
 def experiment_chunks(seeds, rows=2, lanes=2):
     configs = {f"a.{n}": small(optimizer__learning_rate=r) for n, r in (("x", 0.1), ("y", 0.05), ("z", 0.02))}
-    groups = population.groups_of(configs, Runtime(lanes=lanes))
-    layout = Layout(rows, lanes, 0, seeds)
-    return groups, population.chunks_of(groups, layout), layout
+    groups = layout.groups_of(configs, "cpu", lanes)
+    return groups, layout.chunks_of(groups, Layout(rows, 0, seeds, {}, rows))
 
 
 def test_three_settings_two_chunks_and_a_ragged_one_compile_once(tmp_path, monkeypatch):
@@ -298,10 +309,10 @@ def test_three_settings_two_chunks_and_a_ragged_one_compile_once(tmp_path, monke
             made.append(self)
 
     monkeypatch.setattr(population, "Programs", Watched)
-    groups, chunks, layout = experiment_chunks((3,))
+    groups, chunks = experiment_chunks((3,))
     assert len(groups) == 1
     assert [len(c.runs) for c in chunks] == [4, 4, 1]
-    population.train(tmp_path, chunks, layout, lambda: False, 0.0)
+    population.train(tmp_path, chunks, lambda: False, 0.0)
     assert len(made) == 1
     for name in ("init", "segment", "observe", "represent", "fingerprint"):
         times = 2 if name == "fingerprint" else 1  # of states and of curves
@@ -324,7 +335,7 @@ def test_more_seeds_leave_the_first_chunks_as_they_are():
 
 def test_points_are_dense_where_asked():
     config = small(training__observe_every=16, training__dense=(0.5, 0.75), training__dense_every=3)
-    assert population.points_of(config) == (0, 16, 19, 22, 32)
+    assert layout.points_of(config) == (0, 16, 19, 22, 32)
 
 
 def test_settings_are_grouped_by_their_static_half():
@@ -332,7 +343,7 @@ def test_settings_are_grouped_by_their_static_half():
         "a.x": small(), "a.y": small(optimizer__learning_rate=0.3), "a.z": small(model__widths=(8,)),
         "a.w": small(training__loss_weights=((1.0, 0.0),)), "a.d": small(model__dropout=0.1),
     }  # fmt: skip
-    groups = population.groups_of(configs, Runtime())
+    groups = layout.groups_of(configs, "cpu")
     assert [g.settings for g in groups] == [("a.x", "a.y", "a.w"), ("a.z",), ("a.d",)]
 
 
@@ -347,7 +358,10 @@ def test_every_field_is_static_or_a_dial():
     }.items():  # fmt: skip
         changed = halves(override_all(base, {name: other}))
         assert changed[0] == static, name
-        assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(dials, changed[1], strict=True)), name
+        assert any(
+            (np.asarray(a) != np.asarray(b)).any()
+            for a, b in zip(jax.tree.leaves(dials), jax.tree.leaves(changed[1]), strict=True)
+        ), name
     for name, other in {
         "optimizer.name": "adam",
         "training.loss": "squared",

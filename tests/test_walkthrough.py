@@ -39,7 +39,7 @@ def test_from_a_new_feature_to_a_figure_and_a_verdict(cache, tmp_path):
     for block in blocks:
         follow(block, checkout)
     lint = [sys.executable, "-m", "ruff", "check", "--fix", "--config", str(ROOT / "pyproject.toml")]
-    touched = ["repbias_jax/features.py", "experiments/__init__.py", "experiments/multiplexer.py"]
+    touched = ["repbias_jax/features.py", "experiments/claims/__init__.py", "experiments/claims/multiplexer.py"]
     checked = subprocess.run([*lint, *touched], cwd=checkout, capture_output=True, text=True, timeout=60)
     assert checked.returncode == 0, checked.stdout
     contract = [sys.executable, "-m", "pytest", "tests/test_layout.py", "-k", "contract and multiplexer"]

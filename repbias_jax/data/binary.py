@@ -8,13 +8,14 @@ bits, which no output reports. The remaining bits distract. Factors are drawn fi
             ~ Bernoulli(p_f)    else                            (p: prevalence)
   bits of f's block uniform among those with that value, all other bits uniform
 
-  task = Task(features=("parity1", "parity4"))
+  task = BinaryOptions(features=("parity1", "parity4"))
   block of parity1: bit 0; of parity4: bits 1-4; of twin_parity1: bit 5; of twin_parity4: bits 6-9; distractors: 10-31
 
 Source: 32 bits after Hermann and Lampinen 2020; the rest is ours.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -22,10 +23,47 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from repbias_jax.config import ConfigError, Dials, Task, num_outputs
+from repbias_jax.config import Config, ConfigError, Dials, Factor, Task, num_outputs, option
 from repbias_jax.features import FEATURES, Feature, look_up, to_bits
 
 UNSEEN = -1  # a label that does not enter the loss
+
+
+@dataclass(frozen=True)
+class BinaryOptions(Task):
+    """Options of strings of bits."""
+
+    name: str = option("binary", "data generator", choices=("binary",))
+    features: tuple[str, ...] = option(("parity1", "parity4"), "features of the input, keys of FEATURES")
+    num_bits: int = option(32, "length of the input", "bits", low=1, high=4096)
+    first_bits: tuple[int, ...] = option((), "where each feature's block starts; empty: one after the other", "bits", low=0)
+    twins: bool = option(True, "give every feature an unused twin: the same function of bits that no output needs")
+    prevalence: tuple[float, ...] = option(
+        (),
+        "P(feature = 1) in training; empty: its base rate, the only value for a feature of more than two values",
+        "probability",
+        True,
+        fill=lambda config: _own(config).prevalence or base_rates(_own(config)),
+        above=0.0,
+        below=1.0,
+    )
+    predictivity: tuple[float, ...] = option(
+        (),
+        "P(feature = target) at prevalence 1/2; empty: 1/2, independent",
+        "probability",
+        True,
+        fill=lambda config: _own(config).predictivity or (0.5,) * len(config.task.features),
+        low=0.5,
+        high=1.0,
+    )
+
+
+OPTIONS = BinaryOptions
+
+
+def _own(config: Config) -> BinaryOptions:
+    assert isinstance(config.task, BinaryOptions)  # noqa: S101
+    return config.task
 
 
 class Example(NamedTuple):
@@ -33,7 +71,8 @@ class Example(NamedTuple):
 
     inputs: Array  # [num_bits], float32 in {0, 1}
     factors: dict[str, Array]  # [] each, int32: target, features, their parts, their twins
-    labels: Array  # [O], int32 in 0..C-1, or UNSEEN
+    labels: Array  # [O], int32 in 0..C-1, or UNSEEN, by output position
+    order: Array  # [O], int32: the listed output at each position
 
 
 class Block(NamedTuple):
@@ -49,7 +88,7 @@ class Block(NamedTuple):
         return slice(self.first, self.first + self.feature.arity)
 
 
-def feature_names(task: Task) -> tuple[str, ...]:
+def feature_names(task: BinaryOptions) -> tuple[str, ...]:
     """Names of the features as factors: `parity4`, or `parity4_1`, `parity4_2` where a feature is repeated."""
     seen: dict[str, int] = {}
     names = []
@@ -59,7 +98,7 @@ def feature_names(task: Task) -> tuple[str, ...]:
     return tuple(names)
 
 
-def blocks(task: Task) -> tuple[Block, ...]:
+def blocks(task: BinaryOptions) -> tuple[Block, ...]:
     """The features' blocks in order, then their twins'."""
     features = [FEATURES[name] for name in task.features]
     lengths = [f.arity for f in features]
@@ -79,7 +118,7 @@ def blocks(task: Task) -> tuple[Block, ...]:
     return (*asked, *twins)
 
 
-def check(task: Task) -> None:
+def check(task: BinaryOptions) -> None:
     """Raises ConfigError, naming the field, when the task cannot be made."""
     for name in task.features:
         if name not in FEATURES:
@@ -92,10 +131,16 @@ def check(task: Task) -> None:
         _check_length(task, name, num_outputs(task), "outputs")
     if task.output_order and sorted(task.output_order) != list(range(num_outputs(task))):
         raise ConfigError(f"config.task.output_order={task.output_order}: expected each output's index once")
-    known = _factor_names(task)
+    known = factors(task)
     for name in task.outputs:
         if name not in known:
             raise ConfigError(f"config.task.outputs={name}: unknown factor; known: {', '.join(known)}")
+    for name in task.features if task.prevalence or task.predictivity else ():
+        if FEATURES[name].num_values > 2:
+            raise ConfigError(
+                f"config.task.prevalence and predictivity: {name} has {FEATURES[name].num_values} values; "
+                f"expected neither, which are defined for two values"
+            )
     _check_places(task)
     if task.num_probe % 2 or (task.num_probe // 2) % num_combinations(task):
         raise ConfigError(
@@ -104,13 +149,13 @@ def check(task: Task) -> None:
         )
 
 
-def _check_length(task: Task, name: str, expected: int, of: str) -> None:
+def _check_length(task: BinaryOptions, name: str, expected: int, of: str) -> None:
     value = getattr(task, name)
     if value and len(value) != expected:
         raise ConfigError(f"config.task.{name}={value}: expected {expected} values, one for each of the {of}")
 
 
-def _check_places(task: Task) -> None:
+def _check_places(task: BinaryOptions) -> None:
     owner: dict[int, str] = {}
     for block in blocks(task):
         for bit in range(block.places.start, block.places.stop):
@@ -127,32 +172,67 @@ def _check_places(task: Task) -> None:
             owner[bit] = block.name
 
 
-def input_shape(task: Task) -> tuple[int, ...]:
-    """Shape of one example's input."""
-    return (task.num_bits,)
+def input_spec(task: BinaryOptions) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one example's input."""
+    return jax.ShapeDtypeStruct((task.num_bits,), jnp.float32)
 
 
-def num_values(task: Task) -> int:
-    """Values of an output, C: the largest over the features."""
-    return max(2, *(FEATURES[name].num_values for name in task.features))
+def factors(task: BinaryOptions) -> dict[str, Factor]:
+    """What every drawn example has: the latent target, features, each followed by its parts, then their twins."""
+    return {"target": Factor(2, "latent"), **_read_from_bits(task)}
 
 
-def base_rates(task: Task) -> tuple[float, ...]:
+def probe_factors(task: BinaryOptions, name: str) -> dict[str, Factor]:
+    """The factors of a probe set: a crossed one has no target, and where bits are crossed it has those."""
+    if name != "balanced":
+        return factors(task)
+    asked, _, by_bits = _design(task)
+    bits = {f"{b.name}.bit{i}": Factor(2, "bit", b.name) for b in asked if by_bits for i in range(b.feature.arity)}
+    return {**_read_from_bits(task), **bits}
+
+
+def _read_from_bits(task: BinaryOptions) -> dict[str, Factor]:
+    """The factors that are functions of the input."""
+    found = {}
+    for i, block in enumerate(blocks(task)):
+        if i >= len(task.features):
+            found[block.name] = Factor(block.feature.num_values, "twin", feature_names(task)[i - len(task.features)])
+            continue
+        found[block.name] = Factor(block.feature.num_values, "feature")
+        for part, table in block.feature.parts:
+            found[f"{block.name}.{part}"] = Factor(max(2, max(table) + 1), "part", block.name)
+    return found
+
+
+def base_rates(task: BinaryOptions) -> tuple[float, ...]:
     """P(feature = 1) under uniform bits, for each feature."""
     return tuple(FEATURES[name].base_rate for name in task.features)
 
 
-def decorrelated(task: Task, dials: Dials) -> Dials:
+def fair(task: BinaryOptions, dials: Dials) -> Dials:
     """Dials under which features are independent, at their base rates and always seen."""
-    return dials._replace(
-        prevalence=jnp.asarray(base_rates(task), jnp.float32),
-        predictivity=jnp.full_like(dials.predictivity, 0.5),
-        exposure=jnp.ones_like(dials.exposure),
-    )
+    own = {
+        "prevalence": jnp.asarray(base_rates(task), jnp.float32),
+        "predictivity": jnp.full_like(dials.task["predictivity"], 0.5),
+        "exposure": jnp.ones_like(dials.task["exposure"]),
+    }
+    return dials._replace(task={**dials.task, **own})
 
 
-def sample(task: Task, dials: Dials, key: Array) -> Example:
+def draw(task: BinaryOptions, dials: Dials, key: Array) -> None:
+    """What a run draws once: nothing."""
+    del task, dials, key
+
+
+def order_of(task: BinaryOptions, dials: Dials, drawn: None) -> Array:
+    """The listed output at each output position, int32 `[O]`."""
+    del task, drawn
+    return dials.task["output_order"]
+
+
+def sample(task: BinaryOptions, dials: Dials, drawn: None, key: Array) -> Example:
     """Draws ONE example: factors first, then bits that have them."""
+    del drawn
     everything = blocks(task)
     key_factors, key_seen, key_rest = jax.random.split(key, 3)
     draws = jax.random.uniform(key_factors, (3 * len(everything) + 1,))  # one call: each costs compilation
@@ -160,37 +240,42 @@ def sample(task: Task, dials: Dials, key: Array) -> Example:
     bits = jax.random.bernoulli(key_rest, 0.5, (task.num_bits,)).astype(jnp.int32)
     for i, block in enumerate(everything):
         f, (own, follow, place) = i % len(task.features), draws[3 * i + 1 : 3 * i + 4]
-        follows = (follow < 2 * dials.predictivity[f] - 1) & (i < len(task.features))
-        value = jnp.where(follows, target, (own < dials.prevalence[f]).astype(jnp.int32))
+        follows = (follow < 2 * dials.task["predictivity"][f] - 1) & (i < len(task.features))
+        value = jnp.where(follows, target, _value(block.feature, own, dials.task["prevalence"][f]))
         bits = bits.at[block.places].set(block.feature.bits_at(value, place))
-    factors = {"target": target, **factors_of(task, bits)}
-    seen = jax.random.bernoulli(key_seen, dials.exposure)
-    labels = labels_of(task, factors)[dials.output_order]
-    return Example(bits.astype(jnp.float32), factors, jnp.where(seen, labels, UNSEEN))
+    known = {"target": target, **factors_of(task, bits)}
+    order = dials.task["output_order"]
+    seen = jax.random.bernoulli(key_seen, dials.task["exposure"])
+    labels = jnp.where(seen, labels_of(task, known), UNSEEN)
+    return Example(bits.astype(jnp.float32), known, labels[order], order)
 
 
-def labels_of(task: Task, factors: dict[str, Array]) -> Array:
+def _value(feature: Feature, uniform: Array, prevalence: Array) -> Array:
+    """A value of a feature from a uniform number in [0, 1): two values by prevalence, more at their base rates."""
+    if feature.num_values == 2:
+        return (uniform < prevalence).astype(jnp.int32)
+    table = np.asarray(feature.table)
+    ends = np.cumsum([np.mean(table == v) for v in range(feature.num_values - 1)])
+    return jnp.sum(uniform >= jnp.asarray(ends, jnp.float32)).astype(jnp.int32)
+
+
+def labels_of(task: BinaryOptions, factors: dict[str, Array]) -> Array:
     """The reported factors as listed. Args: factors `[]` each. Returns: int32 `[O]`."""
     return jnp.stack([factors[name] for name in task.outputs or feature_names(task)])
 
 
-def factors_of(task: Task, bits: Array) -> dict[str, Array]:
+def factors_of(task: BinaryOptions, bits: Array) -> dict[str, Array]:
     """Features, their parts and their twins. Args: bits `[num_bits]`. Returns: int32 `[]` by name."""
-    factors = {}
-    for block in blocks(task):
+    found = {}
+    for i, block in enumerate(blocks(task)):
         own = bits[block.places]
-        factors[block.name] = block.feature.value(own)
-        if not block.name.startswith("twin_"):
-            factors |= {f"{block.name}.{part}": look_up(table, own) for part, table in block.feature.parts}
-    return factors
+        found[block.name] = block.feature.value(own)
+        if i < len(task.features):
+            found |= {f"{block.name}.{part}": look_up(table, own) for part, table in block.feature.parts}
+    return found
 
 
-def _factor_names(task: Task) -> tuple[str, ...]:
-    shape = jax.eval_shape(lambda bits: factors_of(task, bits), jax.ShapeDtypeStruct((4096,), jnp.int32))
-    return ("target", *shape)
-
-
-def _design(task: Task) -> tuple[tuple[Block, ...], int, bool]:
+def _design(task: BinaryOptions) -> tuple[tuple[Block, ...], int, bool]:
     """The asked blocks, the number of their combinations, and whether bits (or else only values) are crossed."""
     asked = blocks(task)[: len(task.features)]
     total = sum(block.feature.arity for block in asked)
@@ -199,12 +284,14 @@ def _design(task: Task) -> tuple[tuple[Block, ...], int, bool]:
     return asked, combinations, by_bits
 
 
-def num_combinations(task: Task) -> int:
+def num_combinations(task: BinaryOptions) -> int:
     """Combinations that the balanced probe set crosses: of the features' bits where they fit, else of their values."""
     return _design(task)[1]
 
 
-def probe_set(task: Task, dials: Dials, name: str, key: Array) -> tuple[Array, dict[str, Array]]:
+def probe_set(
+    task: BinaryOptions, dials: Dials, drawn: None, name: str, key: Array
+) -> tuple[Array, dict[str, Array], Array]:  # fmt: skip
     """Examples to look at a representation with; the first half is to fit on, the second to score on.
 
     `natural`: drawn as the training set is. `decorrelated`: every feature independent, at its base rate. `balanced`:
@@ -215,26 +302,28 @@ def probe_set(task: Task, dials: Dials, name: str, key: Array) -> tuple[Array, d
     Args:
       task: what to draw.
       dials: prevalence and predictivity, for `natural`.
+      drawn: what the run drew once, from `draw`.
       name: `natural`, `decorrelated` or `balanced`.
       key: a PRNG key.
 
     Returns:
-      inputs float32 `[N, num_bits]`; factors int32 `[N]` by name, in crossed bits those too, as `parity4.bit0`.
+      inputs float32 `[N, num_bits]`; factors int32 `[N]` by name, as `probe_factors` lists them; the order `[O]`.
     """
+    order = order_of(task, dials, drawn)
     if name != "balanced":
-        drawn = dials if name == "natural" else decorrelated(task, dials)
-        examples = jax.vmap(lambda k: sample(task, drawn, k))(jax.random.split(key, task.num_probe))
-        return examples.inputs, examples.factors
+        own = dials if name == "natural" else fair(task, dials)
+        examples = jax.vmap(lambda k: sample(task, own, drawn, k))(jax.random.split(key, task.num_probe))
+        return examples.inputs, examples.factors, order
     halves = [_balanced_half(task, k, task.num_probe // 2) for k in jax.random.split(key, 2)]
     bits = jnp.concatenate(halves)
-    factors = jax.vmap(lambda b: factors_of(task, b))(bits)
+    found = jax.vmap(lambda b: factors_of(task, b))(bits)
     asked, _, by_bits = _design(task)
     for block in asked if by_bits else ():
-        factors |= {f"{block.name}.bit{i}": bits[:, block.first + i] for i in range(block.feature.arity)}
-    return bits.astype(jnp.float32), factors
+        found |= {f"{block.name}.bit{i}": bits[:, block.first + i] for i in range(block.feature.arity)}
+    return bits.astype(jnp.float32), found, order
 
 
-def _balanced_half(task: Task, key: Array, half: int) -> Array:
+def _balanced_half(task: BinaryOptions, key: Array, half: int) -> Array:
     """Bits `[half, num_bits]` of one half of the balanced set."""
     key_rest, key_twins, key_bits = jax.random.split(key, 3)
     bits = jax.random.bernoulli(key_rest, 0.5, (half, task.num_bits)).astype(jnp.int32)
@@ -243,7 +332,7 @@ def _balanced_half(task: Task, key: Array, half: int) -> Array:
     return _fill(task, bits, blocks(task)[len(task.features) :], order, jax.random.fold_in(key_bits, 1))
 
 
-def _fill(task: Task, bits: Array, into: tuple[Block, ...], rows: Array, key: Array) -> Array:
+def _fill(task: BinaryOptions, bits: Array, into: tuple[Block, ...], rows: Array, key: Array) -> Array:
     """Writes combination `rows[n] modulo their number` into example n's blocks."""
     _, combinations, by_bits = _design(task)
     rest = (rows % combinations).astype(jnp.int32)

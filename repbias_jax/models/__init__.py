@@ -1,14 +1,16 @@
 """Models, by name.
 
-A model is built by `build(config, num_outputs, num_values, dropout)` and is a Linen module for ONE example without
-batch state: `__call__(inputs, dials, key=None, edits={}) -> (logits [O, C], {site: array})`. Without a key it is
-deterministic. Every site passes through `site`, which applies its edit and records it. Add one: a file, and a line here.
+A model is a Linen module for ONE example, without batch state:
+
+  __call__(inputs, dials, labels=None, key=None, edits={}) -> (logits [O, C], {site: array})
+
+Without a key it is deterministic. With labels `[O]` a decoder is teacher-forced (an unseen label, -1, is a token of its
+own); without, it feeds itself its own answers. A model without a decoder ignores them. Every site passes through `site`,
+which adds its edit and records it. `repbias_jax.models.family` has the contract of a family.
+Add one: a file, and a line here.
 """
 
-from collections.abc import Callable
-
-import flax.linen as nn
-
 from repbias_jax.models import mlp
+from repbias_jax.models.family import Family
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp.build}
+MODELS: dict[str, Family] = {"mlp": mlp.FAMILY}

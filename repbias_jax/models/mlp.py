@@ -1,20 +1,30 @@
-"""A multi-layer perceptron with one head of `O x C` logits.
+"""A multi-layer perceptron with one head of `O x C` logits, or of O units.
 
-Sites: `input`, `hidden_0`, `hidden_1`, ... (after the nonlinearity, before dropout), `logits` (flattened to `O * C`).
-Initial weights are LeCun-normal times the dial `init_scale`, biases zero.
+Sites, each also a view: `input`, `hidden_0`, `hidden_1`, ... (after the nonlinearity, before dropout), `logits`
+(flattened to `O * C`). Initial weights are LeCun-normal times the dial `init_scale`, biases zero.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from repbias_jax.config import Dials, Model
+from repbias_jax.config import ConfigError, Dials, Model, Task, option
+from repbias_jax.models.family import Family, View, flatten
 from repbias_jax.models.sites import site
 
 ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "tanh": jnp.tanh, "gelu": nn.gelu}
+
+
+@dataclass(frozen=True)
+class MLPOptions(Model):
+    """Options of multi-layer perceptrons; dropout follows every hidden layer."""
+
+    name: str = option("mlp", "architecture", choices=("mlp",))
+    widths: tuple[int, ...] = option((256, 128, 64, 64), "hidden layers", "units", low=1, high=65536)
 
 
 class MLP(nn.Module):
@@ -25,12 +35,19 @@ class MLP(nn.Module):
     num_outputs: int
     num_values: int
     dropout: bool
+    head: str = "pair"
 
     @nn.compact
     def __call__(
-        self, inputs: Array, dials: Dials, key: Array | None = None, edits: Mapping[str, Array] | None = None
+        self,
+        inputs: Array,
+        dials: Dials,
+        labels: Array | None = None,
+        key: Array | None = None,
+        edits: Mapping[str, Array] | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Logits `[O, C]` and sites of one example; dropout where the model has it and a key is given."""
+        del labels
         sites: dict[str, Array] = {}
         edits = edits or {}
         x = site(sites, edits, "input", inputs)
@@ -38,9 +55,18 @@ class MLP(nn.Module):
             x = ACTIVATIONS[self.activation](_dense(width, dials, f"dense_{i}")(x))
             x = site(sites, edits, f"hidden_{i}", x)
             if self.dropout and key is not None:
-                x = drop(x, dials.dropout, jax.random.fold_in(key, i))
-        logits = site(sites, edits, "logits", _dense(self.num_outputs * self.num_values, dials, "readout")(x))
+                x = drop(x, dials.model["dropout"], jax.random.fold_in(key, i))
+        logits = readout(x, self.num_outputs, self.num_values, self.head, dials)
+        logits = site(sites, edits, "logits", logits)
         return logits.reshape(self.num_outputs, self.num_values), sites
+
+
+def readout(x: Array, num_outputs: int, num_values: int, head: str, dials: Dials) -> Array:
+    """The head: logits `[O * C]`. A unit z gives the logits (-z/2, z/2), whose cross-entropy is that of a sigmoid."""
+    if head == "pair":
+        return _dense(num_outputs * num_values, dials, "readout")(x)
+    z = _dense(num_outputs, dials, "readout")(x) / 2
+    return jnp.stack([-z, z], axis=-1).reshape(-1)
 
 
 def drop(x: Array, rate: Array, key: Array) -> Array:
@@ -51,11 +77,43 @@ def drop(x: Array, rate: Array, key: Array) -> Array:
 
 def _dense(width: int, dials: Dials, name: str) -> nn.Dense:
     def scaled(key, shape, dtype=jnp.float32):
-        return nn.initializers.lecun_normal()(key, shape, dtype) * dials.init_scale
+        return nn.initializers.lecun_normal()(key, shape, dtype) * dials.model["init_scale"]
 
     return nn.Dense(width, kernel_init=scaled, name=name)
 
 
-def build(config: Model, num_outputs: int, num_values: int, dropout: bool) -> MLP:
-    """An MLP of the given shape. Args: as in `repbias_jax.models`."""
-    return MLP(config.widths, config.activation, num_outputs, num_values, dropout)
+def build(options: MLPOptions, num_outputs: int, num_values: int, switches: tuple[str, ...]) -> MLP:
+    """An MLP of the given shape. Args: as in `Family`."""
+    dropout = "model.dropout" in switches
+    return MLP(options.widths, options.activation, num_outputs, num_values, dropout, options.head)
+
+
+def check(options: MLPOptions, task: Task) -> None:
+    """Raises ConfigError where there is no hidden layer."""
+    del task
+    if not options.widths:
+        raise ConfigError("config.model.widths is empty: expected at least one hidden layer, such as 128,64")
+
+
+def views(options: MLPOptions, task: Task) -> dict[str, View]:
+    """Every site as it is."""
+    del task
+    return {name: View(name, flatten, lambda change: change) for name in ("input", *_hidden(options), "logits")}
+
+
+def places(options: MLPOptions, task: Task) -> dict[str, tuple[str, ...]]:
+    """The named places of PLACES."""
+    hidden = _hidden(options)
+    return {
+        "all": tuple(views(options, task)),
+        "layers": hidden,
+        "last_hidden": hidden[-1:],
+        "before_last": ("input", *hidden)[-2:-1],
+    }
+
+
+def _hidden(options: MLPOptions) -> tuple[str, ...]:
+    return tuple(f"hidden_{i}" for i in range(len(options.widths)))
+
+
+FAMILY = Family(MLPOptions, build, check, views, places)

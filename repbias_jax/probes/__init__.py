@@ -1,8 +1,41 @@
 """Probes, by name: functions of arrays that return numbers. Add one: a function, and a line here.
 
-`representation`: `fn(fit, score, num_values)`, each side (activations `[N, D]`, factors) of one run at one snapshot.
-`intervention`: `fn(fit, score, finish)`, where `finish` is the rest of the model. Both return `{Measured: number}`.
+`representation`: `fn(fit, score, roles)`, each side (activations `[N, D]`, factors `[N]` by name) of one run at one
+snapshot, `roles` a `Factor` for each factor. `intervention`: `fn(fit, score, outputs)`, where `outputs(side, change)` runs
+the network on the real inputs of a side, "fit" or "score", with its representation changed by `change` `[N, D]` or `[D]`,
+and gives logits `[N, C]` by the name of the reported factor. Both return `{Measured: number}`.
 `pair`: `fn(models)`, activations `[N, D]` of M models for the same examples; returns `{Measured: [M, M]}`, symmetric.
+
+Glossary. Each probe's docstring has range, direction, perfect and null values.
+
+- `r2`: share of a layer's variance explained by a feature. Activations are predicted by their mean given the feature,
+  fitted on one half of the probe set and scored on the other, both about the fit half's mean. 1: the layer is a
+  function of the feature; about 0: the feature is not there.
+- `r2_per_example`: the mean over examples of each example's own ratio, the paper's form. `r2_per_unit`: the mean over
+  units of each unit's own ratio. Neither has a stable null level, and neither gives a verdict.
+- `variance`, `total_variance`: absolute, in squared activation units, summed over units.
+- `r2_of_final`: the same numerator over the LAST snapshot's total variance, so that training is on one scale.
+- `null`, `null_low`, `null_high`: expected r2 of a feature that is not there, -(C - 1) / N with C values and N fitted
+  examples; the central 95 % under permuted labels.
+- `walsh_r2`: r2 of products of +/-1 bits, summed by block and degree; on crossed probe sets the shares add up to 1.
+- `joint_r2`, `unique_r2`, `shared_r2`: all features at once; what is lost without one; what it shares with the
+  others.
+- `component_r2`, `top_r2`, `kept_accuracy`: r2 of one principal component; of the first two together; accuracy of the
+  network when only the first k components are kept.
+- `selective_share`, `participation`: share of living units with r2 over 0.1; participation ratio of the difference
+  vector over living units.
+- `flips`, `random_flips`: share of outputs that a push along a feature's vector, or in a random direction, changes. A
+  dose is the length of the push over the layer's rms.
+- `decode`, `follow`, `agreement`: balanced accuracy of a readout; share of conflicts in which a readout of a label
+  that two features predict follows the first; how often an output agrees with a feature.
+- `rsa`, `cka`, `procrustes`: similarity of two models' representations of the same examples; higher is more alike.
+- `readout_norm`, `margin`: how strongly the network's own last layer reads an output; how far right answers lead, in
+  logits.
+
+Further words: the gap is r2(easy) - r2(hard), the primary statistic. A crossed probe set has all combinations of the
+features' bits equally often in each half, and all other bits at random. An unused twin is the same function of other
+bits, which no output is trained on: a floor. A seed passes the gate when every class of every trained feature is over
+95 % correct on independent balanced data.
 """
 
 from collections.abc import Callable
@@ -17,22 +50,23 @@ class Probe(NamedTuple):
     function: Callable
     kind: Literal["representation", "intervention", "pair"]
     along: bool = False  # also at the snapshots along training, and not only at the first and the last
-    sites: tuple[str, ...] = ()  # only there (`hidden_*`: all of these); empty: everywhere
+    views: tuple[str, ...] = ()  # only there: places of the model, or views; empty: everywhere
     padded: bool = True  # widths may share one program, by units that are always zero; else each has its own, and no waste
+    labelled: bool = True  # an intervention that reads the reported factors, which the probe set then needs
 
 
 PROBES: dict[str, Probe] = {
     "variance": Probe(variance.variance, "representation", along=True),
     "walsh": Probe(variance.walsh, "representation"),
     "partition": Probe(variance.partition, "representation"),
-    "components": Probe(components.components, "representation", sites=("last_hidden",)),
+    "components": Probe(components.components, "representation", views=("last_hidden",)),
     "units": Probe(units.units, "representation", padded=False),  # counts units that never vary
-    "truncation": Probe(components.truncation, "intervention", sites=("last_hidden",)),
-    "steering": Probe(steering.steering, "intervention", sites=("before_last", "last_hidden")),
-    "readout": Probe(readout.readout, "intervention", sites=("last_hidden",)),
-    "similarity": Probe(similarity.similarity, "pair", sites=("last_hidden",)),
-    "decode": Probe(decoding.decode, "representation", along=True, sites=("hidden_*",), padded=False),
-    "decode_nonlinear": Probe(decoding.decode_nonlinear, "representation", sites=("last_hidden",), padded=False),
-    "transfer": Probe(decoding.transfer, "representation", sites=("hidden_*",), padded=False),
-    "reliance": Probe(decoding.reliance, "intervention", sites=("last_hidden",)),
+    "truncation": Probe(components.truncation, "intervention", views=("last_hidden",)),
+    "steering": Probe(steering.steering, "intervention", views=("before_last", "last_hidden")),
+    "readout": Probe(readout.readout, "intervention", views=("last_hidden",)),
+    "similarity": Probe(similarity.similarity, "pair", views=("last_hidden",)),
+    "decode": Probe(decoding.decode, "representation", along=True, views=("layers",), padded=False),
+    "decode_nonlinear": Probe(decoding.decode_nonlinear, "representation", views=("last_hidden",), padded=False),
+    "transfer": Probe(decoding.transfer, "representation", views=("layers",), padded=False),
+    "reliance": Probe(decoding.reliance, "intervention", views=("last_hidden",), labelled=False),
 }

@@ -6,14 +6,12 @@ eigenvalue, component k of an example is z_k = phi V_k. Axes come from the fit s
 Source: Lampinen et al. 2024 (principal components, truncation); sizes, shares and the area are ours.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from repbias_jax.probes.moments import Measured, Side, centred, dot, explained_by, whole_factors
+from repbias_jax.probes.moments import Measured, Outputs, Roles, Side, centred, dot, explained_by, whole_factors
 from repbias_jax.probes.readout import balanced_accuracy
 
 SHOWN = 10  # components whose features are measured
@@ -21,7 +19,7 @@ TOP = 2  # components whose joint share is measured
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
-def components(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+def components(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     """Share of the first principal components that each feature explains.
 
     `component_share` of component k (`at`): its part of all variance, range 0 to 1; falling in k on the fit set; random,
@@ -32,7 +30,7 @@ def components(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Ar
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take axes and class means from.
       score: the same, of other examples, to score on.
-      num_values: the largest number of values of a factor, C.
+      roles: number of values and role of each factor.
 
     Returns:
       For k = 1 to 10 (or D): `component_share`, and `component_r2` of every factor but single bits; `top_r2` of those.
@@ -46,15 +44,15 @@ def components(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Ar
     spread, total = jnp.sum(jnp.square(z_score), axis=0), jnp.sum(jnp.square(phi_score))
     spread = jnp.where(spread > 1e-10 * total, spread, jnp.nan)
     out = {Measured("component_share", at=str(k + 1)): spread[k] / total for k in range(axes.shape[1])}
-    for name in whole_factors(fit[1]):
-        explained = explained_by(name, fit, score, z_fit, z_score, num_values)  # [SHOWN]
+    for name in whole_factors(roles):
+        explained = explained_by(name, fit, score, z_fit, z_score, roles[name].values)  # [SHOWN]
         for k in range(axes.shape[1]):
             out[Measured("component_r2", name, at=str(k + 1))] = explained[k] / spread[k]
         out[Measured("top_r2", name, at=str(TOP))] = explained[:TOP].sum() / spread[:TOP].sum()
     return out
 
 
-def truncation(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]) -> dict[Measured, Array]:
+def truncation(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
     """How well the network's own readout reports each output from the first k principal components.
 
     The representation's other components are set to the fit set's mean. `kept_accuracy` of k (`at`): balanced accuracy,
@@ -66,7 +64,7 @@ def truncation(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take axes from.
       score: the same, of other examples.
-      finish: from activations `[N, D]` to logits `[N, C]` by the name of the factor that an output reports.
+      outputs: logits of a side, with its representation changed, as in `repbias_jax.probes`.
 
     Returns:
       `kept_accuracy` of each output for k in SIZES below D and for D, and both areas.
@@ -79,7 +77,7 @@ def truncation(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array
     z = dot(score[0] - middle, axes)
 
     def accuracies(kept: Array) -> dict[str, Array]:
-        logits = finish(middle + dot(z * kept[None], axes.T))
+        logits = outputs("score", middle + dot(z * kept[None], axes.T) - score[0])
         return {name: balanced_accuracy(jnp.argmax(x, -1), score[1][name], x.shape[-1]) for name, x in logits.items()}
 
     masks = (np.arange(units) < sizes[:, None]).astype(np.float32)

@@ -17,7 +17,18 @@ import numpy as np
 from jax import Array
 
 from repbias_jax.probes import logistic
-from repbias_jax.probes.moments import Measured, Side, centred, dot, is_constant, orders, whole_factors
+from repbias_jax.probes.moments import (
+    Measured,
+    Outputs,
+    Roles,
+    Side,
+    centred,
+    dot,
+    features,
+    is_constant,
+    orders,
+    whole_factors,
+)
 from repbias_jax.probes.readout import balanced_accuracy
 
 SIZES = (64, 128, 256, 512)  # examples that a downstream readout is trained on
@@ -29,13 +40,12 @@ STRONG, WEAK = logistic.GRID[0], logistic.GRID[-1]
 class Answers(NamedTuple):
     """What readouts say of N examples: of F factors, and then of the same with permuted labels."""
 
-    names: list[str]
     codes: Array  # [2 F, N], what is right
     said: Array  # [2 F, N]
     converged: Array  # [2 F], 1 where every fit reached its minimum, else 0
 
 
-def decode(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+def decode(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     """Accuracy of a linear readout of each factor: L2-regularised logistic regression.
 
     Units are standardised; two values share one readout, more have one each against the rest. Regularisation by the log
@@ -48,17 +58,17 @@ def decode(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]
     Args:
       fit: activations `[N, D]` and factors int `[N]` to fit on.
       score: the same, of other examples, to score on.
-      num_values: the largest number of values of a factor, C.
+      roles: number of values and role of each factor.
 
     Returns:
       The three for every factor but single bits. NaN where the layer or the factor is constant.
 
     Source: Hermann and Lampinen 2020; solver, grid and control are ours.
     """
-    return _named("decode", fit, score, linear_answers(fit, score, num_values), num_values)
+    return _named("decode", fit, score, roles, linear_answers)
 
 
-def decode_nonlinear(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+def decode_nonlinear(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     """Accuracy of a nonlinear readout of each factor: kernel ridge classification with a Gaussian kernel.
 
     With standardised units, k(x, z) = exp(-|x - z|^2 / (2 m^2)), m the median distance over disjoint pairs of examples,
@@ -70,7 +80,7 @@ def decode_nonlinear(fit: Side, score: Side, num_values: int = 2) -> dict[Measur
     Args:
       fit: activations `[N, D]` and factors int `[N]` to fit on.
       score: the same, of other examples, to score on.
-      num_values: the largest number of values of a factor, C.
+      roles: number of values and role of each factor.
 
     Returns:
       `decode_nonlinear`, `decode_nonlinear_shuffled` and `decode_nonlinear_converged` for every factor but single bits.
@@ -78,22 +88,22 @@ def decode_nonlinear(fit: Side, score: Side, num_values: int = 2) -> dict[Measur
 
     Source: the question is Hermann and Lampinen's (2020), the decoder ours.
     """
-    return _named("decode_nonlinear", fit, score, nonlinear_answers(fit, score, num_values), num_values)
+    return _named("decode_nonlinear", fit, score, roles, nonlinear_answers)
 
 
-def linear_answers(fit: Side, score: Side, num_values: int) -> Answers:
+def linear_answers(fit: Side, score: Side, names: list[str], num_values: int) -> Answers:
     """What the readouts of `decode` say of each example of the score set. Args: as there."""
-    names, codes, order = _questions(fit, score)
+    codes, order = _questions(fit, score, names)
     x, targets = fit[0][order], logistic.columns(codes[0][:, order], num_values)
     l2, converged = logistic.cross_validated(x, targets)
     readout = logistic.readouts(x, targets, l2)
     said = logistic.predict(readout, score[0], _present(codes[0], num_values))
-    return Answers(names, codes[1], said, jnp.minimum(converged, readout.converged))
+    return Answers(codes[1], said, jnp.minimum(converged, readout.converged))
 
 
-def nonlinear_answers(fit: Side, score: Side, num_values: int) -> Answers:
+def nonlinear_answers(fit: Side, score: Side, names: list[str], num_values: int) -> Answers:
     """What the readouts of `decode_nonlinear` say of each example of the score set. Args: as there."""
-    names, codes, order = _questions(fit, score)
+    codes, order = _questions(fit, score, names)
     targets = 2 * logistic.columns(codes[0][:, order], num_values) - 1  # [F, J, N]
     flat = targets.reshape(-1, targets.shape[-1]).T  # [N, M]
     best, every = _best_ridge(fit[0][order], flat, targets.shape[1]), jnp.arange(flat.shape[1])
@@ -101,10 +111,10 @@ def nonlinear_answers(fit: Side, score: Side, num_values: int) -> Answers:
     logits = predicted[best, :, every].reshape(*targets.shape[:2], -1)  # [F, J, Q]
     said = logistic.decided(logits, _present(codes[0], num_values))
     converged = jnp.max(left[best, every].reshape(targets.shape[:2]), axis=1) <= 1e-2
-    return Answers(names, codes[1], said, converged.astype(jnp.float32))
+    return Answers(codes[1], said, converged.astype(jnp.float32))
 
 
-def transfer(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+def transfer(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     """What a readout relies on when two features predict its label perfectly.
 
     For each pair of features a, b a logistic readout is trained on n examples on which they agree (as many of each
@@ -118,7 +128,7 @@ def transfer(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
     Args:
       fit: activations `[N, D]` and factors int `[N]`.
       score: the same, other examples.
-      num_values: the largest number of values of a factor, C.
+      roles: number of values and role of each factor.
 
     Returns:
       For each pair, `feature` a and `other` b, and each n of SIZES that a balanced fit set of this length can supply (at =
@@ -127,9 +137,12 @@ def transfer(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
 
     Source: the question is that of Lampinen et al. 2024; sizes and solver are ours.
     """
-    names = [n for n in whole_factors(fit[1]) if "." not in n and not n.startswith("twin_")]
+    names = features(roles)
     defined, out, earlier = _defined(fit, score), {}, ()
     for a, b in combinations(names, 2):
+        num_values = roles[a].values
+        if roles[b].values != num_values:
+            continue  # a readout of one cannot be asked for the other
         for size in (n for n in SIZES if n <= len(fit[0]) // num_values and n % num_values == 0):
             rows, enough = _agreeing(fit[1][a], fit[1][b], size, num_values)
             x, y = logistic.after(fit[0][rows], *earlier), fit[1][a][rows]
@@ -142,7 +155,7 @@ def transfer(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
     return out
 
 
-def reliance(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]) -> dict[Measured, Array]:
+def reliance(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
     """How far the network's own outputs go with each feature.
 
     `agreement` = the share of the probe set, both halves, on which an output says the feature's value, balanced over the
@@ -153,7 +166,7 @@ def reliance(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]
     Args:
       fit: activations `[N, D]` and factors int `[N]`.
       score: the same, other examples.
-      finish: from activations `[N, D]` to logits `[N, C]` by the name of the factor that an output reports.
+      outputs: logits of a side, with its representation changed, as in `repbias_jax.probes`.
 
     Returns:
       `agreement` for every factor but single bits (`feature`) and every output (`other`); NaN for a constant factor.
@@ -161,9 +174,12 @@ def reliance(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]
     Source: Hermann and Lampinen 2020; balancing is ours.
     """
     out = {}
-    for output, logits in finish(jnp.concatenate([fit[0], score[0]])).items():
+    nothing = jnp.zeros(fit[0].shape[1])
+    both = [outputs(side, nothing) for side in ("fit", "score")]
+    for output in both[0]:
+        logits = jnp.concatenate([side[output] for side in both])
         said = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        for name in whole_factors(fit[1]):
+        for name in fit[1]:
             codes = jnp.concatenate([fit[1][name], score[1][name]])
             agreed = balanced_accuracy(said, codes, logits.shape[-1])
             out[Measured("agreement", name, output)] = jnp.where(jnp.all(codes == codes[0]), jnp.nan, agreed)
@@ -218,19 +234,34 @@ def _agreeing(a: Array, b: Array, size: int, num_values: int) -> tuple[Array, Ar
     return jnp.asarray(order)[first].T.reshape(-1), jnp.all(hits.sum(1) >= share)
 
 
-def _questions(fit: Side, score: Side) -> tuple[list[str], list[Array], Array]:
-    """Names of the factors; codes of both sides `[2 F, N]`, the second half permuted; an order of the fit set's rows."""
-    names = whole_factors(fit[1])
+def _questions(fit: Side, score: Side, names: list[str]) -> tuple[list[Array], Array]:
+    """Codes of both sides `[2 F, N]`, the second half permuted; an order of the fit set's rows."""
     codes = []
     for side, (phi, factors) in enumerate((fit, score)):
         real = jnp.stack([factors[name] for name in names])
         codes.append(jnp.concatenate([real, real[:, orders(len(phi), side)[0]]]))
-    return names, codes, jnp.asarray(orders(len(fit[0]), 0)[1])
+    return codes, jnp.asarray(orders(len(fit[0]), 0)[1])
 
 
-def _named(metric: str, fit: Side, score: Side, answers: Answers, num_values: int) -> dict[Measured, Array]:
-    """Rows of a decoder."""
-    defined, out, names = _defined(fit, score), {}, answers.names
+def _named(
+    metric: str, fit: Side, score: Side, roles: Roles, answer: Callable[[Side, Side, list[str], int], Answers]
+) -> dict[Measured, Array]:  # fmt: skip
+    """Rows of a decoder; factors with equally many values are answered together."""
+    by_values: dict[int, list[str]] = {}
+    for name in whole_factors(roles):
+        by_values.setdefault(roles[name].values, []).append(name)
+    out: dict[Measured, Array] = {}
+    for num_values, names in by_values.items():
+        earlier = tuple(out.values())[-1:]  # factorisations of one program in a fixed order
+        ordered = (logistic.after(fit[0], *earlier), fit[1])
+        out |= _of_answers(metric, ordered, score, names, answer(ordered, score, names, num_values), num_values)
+    return out
+
+
+def _of_answers(
+    metric: str, fit: Side, score: Side, names: list[str], answers: Answers, num_values: int
+) -> dict[Measured, Array]:  # fmt: skip
+    defined, out = _defined(fit, score), {}
     right = balanced_accuracy(answers.said, answers.codes, num_values)
     for f, name in enumerate(names):
         varies = defined & jnp.all(jnp.stack([jnp.any(s[1][name] != s[1][name][0]) for s in (fit, score)]))

@@ -25,6 +25,7 @@ FOLDS = 4
 STEPS, INNER_STEPS = 40, 60  # limits of Newton's method and of the conjugate gradients in a step
 TOLERANCE = 2e-6  # of the largest entry of the gradient, per example; float32 rounds it by about 1e-7
 ROUGH = 1e-4  # the same in folds, where losses are compared and nothing else
+WIDE = 1024  # units above which a layer with fewer examples is fitted in the span of its examples
 LEFT = 0.3  # of a step's residual, where conjugate gradients stop
 
 
@@ -62,6 +63,8 @@ def cross_validated(x: Array, targets: Array) -> tuple[Array, Array]:
     def one_fold(train: Array, held: Array) -> tuple[Array, Array]:
         mean, scale = standard(x[train])
         z, ahead = (_standardised(x[rows], mean, scale) for rows in (train, held))
+        basis = _basis(z)
+        z, ahead = _within(z, basis), _within(ahead, basis)
 
         def one_l2(weights: Array, l2: Array) -> tuple[Array, tuple[Array, Array]]:
             near = _inverse(z, l2)
@@ -79,14 +82,17 @@ def cross_validated(x: Array, targets: Array) -> tuple[Array, Array]:
 def readouts(x: Array, targets: Array, l2: Array) -> Readout:
     """Readouts of all examples. Args: x `[N, D]`, targets `[F, J, N]` in {0, 1}, l2 `[F]`."""
     mean, scale = standard(x)
-    z = _standardised(x, mean, scale)
+    # The two factorisations of a wide layer's program, here and in `cross_validated`, must not run at once (`after`).
+    basis = _basis(_standardised(after(x, l2) if _is_wide(*x.shape) else x, mean, scale))
+    z = _within(_standardised(x, mean, scale), basis)
 
     def one(y: Array, own: Array) -> tuple[Array, Array]:
         near = _inverse(z, own)
         return jax.vmap(lambda y: fit(z, y, own, near, jnp.zeros(z.shape[1]), TOLERANCE))(y)
 
     weights, done = jax.vmap(one)(targets, l2)
-    return Readout(mean, scale, weights[..., :-1], weights[..., -1], done.min(-1))
+    by_unit = weights[..., :-1] if basis is None else dot(weights[..., :-1], basis.T)
+    return Readout(mean, scale, by_unit, weights[..., -1], done.min(-1))
 
 
 def predict(readout: Readout, x: Array, present: Array | None = None) -> Array:
@@ -106,11 +112,15 @@ def predict(readout: Readout, x: Array, present: Array | None = None) -> Array:
 
 
 def decided(logits: Array, present: Array | None = None) -> Array:
-    """The code with the largest logit, or for one column its sign. Args: `[F, J, N]`, `[F, J]`. Returns: int32 `[F, N]`."""
+    """The code with the largest logit, or for one column its sign. Args: `[F, J, N]`, `[F, J]`.
+
+    Returns: int32 `[F, N]`; -1 where a logit is no number, so that no code is made of it.
+    """
     if logits.shape[1] == 1:
-        return (logits[:, 0] > 0).astype(jnp.int32)
-    masked = logits if present is None else jnp.where(present[..., None], logits, -jnp.inf)
-    return jnp.argmax(masked, axis=1).astype(jnp.int32)
+        codes = logits[:, 0] > 0
+    else:
+        codes = jnp.argmax(logits if present is None else jnp.where(present[..., None], logits, -jnp.inf), axis=1)
+    return jnp.where(jnp.isnan(logits).any(1), -1, codes.astype(jnp.int32))
 
 
 def folds(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,12 +199,17 @@ def _solve(product, near: Array, target: Array) -> Array:
 
 
 def after(value: Array, *earlier: Array) -> Array:
-    """`value`, and whatever follows from it, computed once `earlier` are there; these are finite.
+    """`value`, and whatever follows from it, computed once `earlier` are there, whatever these are.
 
     Two batched factorisations of one program that do not depend on each other are run at once, on CPU each waits for
-    threads of one pool, and where the pool has two both wait for ever (seen with jaxlib 0.10.2). So they are made to.
+    threads of one pool, and where the pool has two both wait for ever (seen with jaxlib 0.10.2). So they are made to, by
+    a value: an optimisation barrier is gone before the program is scheduled. A NaN among `earlier` is that of another
+    fit, and stays there.
     """
-    return value + 0.0 * sum(jnp.sum(e.astype(jnp.float32)) for e in earlier)
+    if not earlier:
+        return value
+    total = jnp.asarray(sum(jnp.sum(e.astype(jnp.float32)) for e in earlier))
+    return value + 0.0 * jnp.where(jnp.isfinite(total), total, 0.0)
 
 
 def _log_loss(margins: Array) -> Array:
@@ -205,6 +220,33 @@ def _log_loss(margins: Array) -> Array:
 def _standardised(x: Array, mean: Array, scale: Array) -> Array:
     """Standardised units, and a last column of ones. Args: `[N, D]`. Returns: `[N, D + 1]`."""
     return jnp.concatenate([(x - mean[None]) / scale[None], jnp.ones((len(x), 1))], axis=1)
+
+
+def _is_wide(examples: int, units: int) -> bool:
+    """Whether fits are made in the span of the examples, since a matrix of units by units would take too much memory."""
+    return units > WIDE and units > examples
+
+
+def _basis(x: Array) -> Array | None:
+    """Orthonormal columns whose span holds every example of a wide layer; none of a layer that is not wide.
+
+    The gradient of the loss with respect to w is a sum of examples, and that of the penalty is w itself: the minimum lies
+    in the span of the N examples, and in coordinates of an orthonormal basis of it the penalty is the same l2 / 2 |w|^2.
+
+    Args:
+      x: standardised activations and a last column of ones `[N, D + 1]`.
+
+    Returns:
+      `[D, N]`.
+    """
+    if not _is_wide(len(x), x.shape[1] - 1):
+        return None
+    return jnp.linalg.qr(x[:, :-1].T)[0]
+
+
+def _within(x: Array, basis: Array | None) -> Array:
+    """Coordinates in a basis, and the last column as it is. Args: `[N, D + 1]`, `[D, R]`. Returns: `[N, R + 1]`."""
+    return x if basis is None else jnp.concatenate([dot(x[:, :-1], basis), x[:, -1:]], axis=1)
 
 
 def _penalty(x: Array, l2: Array) -> Array:

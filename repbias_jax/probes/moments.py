@@ -5,7 +5,7 @@ activations cancel.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import chex
@@ -14,9 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from repbias_jax.config import Factor
+
 NUM_PERMUTATIONS = 100
 Factors = Mapping[str, Array]
+Roles = Mapping[str, Factor]
 Side = tuple[Array, Factors]  # activations [N, D] and factors [N] each, of one run at one snapshot
+Outputs = Callable[[str, Array], dict[str, Array]]  # (side, change [N, D] or [D]) -> logits [N, C] by reported factor
 
 
 class Measured(NamedTuple):
@@ -36,9 +40,14 @@ class Moments(NamedTuple):
     counts: Array  # [C], score set
 
 
-def whole_factors(factors: Factors) -> list[str]:
-    """Factors that are features, parts or twins: all but single bits and the latent target."""
-    return [name for name in factors if ".bit" not in name and name != "target"]
+def whole_factors(roles: Roles) -> list[str]:
+    """Factors that are features, parts, twins or nuisances: all but single bits and latents."""
+    return [name for name, factor in roles.items() if factor.role not in ("bit", "latent")]
+
+
+def features(roles: Roles) -> list[str]:
+    """Factors that are features: not parts or twins of others."""
+    return [name for name, factor in roles.items() if factor.role == "feature"]
 
 
 def dot(a: Array, b: Array) -> Array:

@@ -8,20 +8,19 @@ Source: Lampinen et al. 2024 (causal interventions); doses, their unit and rando
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from repbias_jax.probes.moments import Measured, Side, centred, class_means
+from repbias_jax.probes.moments import Measured, Outputs, Side, centred, class_means
 
 DOSES = tuple(float(f"{x:.3g}") for x in np.geomspace(0.05, 20, 27))
 NUM_RANDOM = 5  # random directions of equal norm
 
 
-def steering(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]) -> dict[Measured, Array]:
+def steering(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
     """How often a push along one feature's vector flips what the network reports, for every output and dose.
 
     `flips` of direction f (`feature`) and output g (`other`): share of examples whose report of g changes; range 0 to 1;
@@ -36,7 +35,7 @@ def steering(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take vectors from.
       score: the same, of other examples, to push.
-      finish: from activations `[N, D]` to logits `[N, C]` by the name of the factor that an output reports.
+      outputs: logits of a side, with its representation changed, as in `repbias_jax.probes`.
 
     Returns:
       `flips` and `random_flips` for every pair of a direction and an output, and `own_dose` for every direction.
@@ -45,7 +44,8 @@ def steering(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]
     """
     phi_fit, phi_score = centred(fit, score)
     rms = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(phi_score), axis=-1)))
-    reported = {name: jnp.argmax(logits, -1) for name, logits in finish(score[0]).items() if logits.shape[-1] == 2}
+    unchanged = outputs("score", jnp.zeros(score[0].shape[1]))
+    reported = {name: jnp.argmax(logits, -1) for name, logits in unchanged.items() if logits.shape[-1] == 2}
     others = jnp.asarray(random_directions(score[0].shape[1]))
     out: dict[Measured, Array] = {}
     for name, before in reported.items():
@@ -55,7 +55,7 @@ def steering(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]
         ways = jnp.concatenate([(vector / norm)[None], others])  # [1 + NUM_RANDOM, D]
         doses = jnp.concatenate([jnp.asarray(DOSES), (norm / rms)[None]])
         signs = (1 - 2 * before).astype(jnp.float32)[:, None]  # [N, 1]
-        flips = _flips(score[0], signs, rms * doses, ways, reported, finish)
+        flips = _flips(signs, rms * doses, ways, reported, outputs)
         out[Measured("own_dose", name)] = norm / rms
         for other, shares in flips.items():  # [doses, ways]
             for i, at in enumerate((*map(str, DOSES), "own")):
@@ -65,13 +65,12 @@ def steering(fit: Side, score: Side, finish: Callable[[Array], dict[str, Array]]
 
 
 def _flips(
-    phi: Array, signs: Array, lengths: Array, ways: Array, reported: dict[str, Array],
-    finish: Callable[[Array], dict[str, Array]],
+    signs: Array, lengths: Array, ways: Array, reported: dict[str, Array], outputs: Outputs
 ) -> dict[str, Array]:  # fmt: skip
     """Share of examples whose report changes, `[lengths, ways]` by output; one push after the other, to bound memory."""
 
     def one(push: Array) -> dict[str, Array]:
-        logits = finish(phi + signs * push[None])
+        logits = outputs("score", signs * push[None])
         return {name: jnp.mean(jnp.argmax(logits[name], -1) != before) for name, before in reported.items()}
 
     pushes = (lengths[:, None, None] * ways[None]).reshape(-1, ways.shape[-1])

@@ -6,13 +6,13 @@ Source: Lampinen et al. 2024 (single units); participation ratio as in the field
 import jax.numpy as jnp
 from jax import Array
 
-from repbias_jax.probes.moments import Measured, Side, centred, class_spread, explained_by, whole_factors
+from repbias_jax.probes.moments import Measured, Roles, Side, centred, class_spread, explained_by, whole_factors
 
 SELECTIVE = 0.1  # r2 of a unit above which it counts as selective for a feature
 DEAD = 1e-6  # share of the most varying unit's variance below which a unit counts as constant
 
 
-def units(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+def units(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     """Selectivity and spread of a code over units.
 
     `selective_share`: living units whose own r2 for the feature, on the score set, is over .1, as a share of living units;
@@ -31,7 +31,7 @@ def units(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take class means from.
       score: the same, of other examples, to score on.
-      num_values: the largest number of values of a factor, C.
+      roles: number of values and role of each factor.
 
     Returns:
       `selective_share` and `participation` of every factor but single bits, `living_share` and `sparsity` once. NaN where
@@ -47,9 +47,9 @@ def units(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
         Measured("living_share"): living.mean(),
         Measured("sparsity"): jnp.sum(jnp.where(living, 1 - size, 0)) / _count(living),
     }
-    for name in whole_factors(fit[1]):
-        r2 = explained_by(name, fit, score, phi_fit, phi_score, num_values) / jnp.where(living, total, 1)
-        spread = class_spread(fit[1][name], phi_fit, num_values)  # [D]
+    for name in whole_factors(roles):
+        r2 = explained_by(name, fit, score, phi_fit, phi_score, roles[name].values) / jnp.where(living, total, 1)
+        spread = class_spread(fit[1][name], phi_fit, roles[name].values)  # [D]
         constant = jnp.all(fit[1][name] == fit[1][name][0])
         out |= {
             Measured("selective_share", name): jnp.where(constant, jnp.nan, selective_share(r2, living)),

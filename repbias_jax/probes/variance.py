@@ -12,21 +12,23 @@ For a binary feature r2 = p (1 - p) |d|^2 / tr(S), d the difference of the class
 Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of sums, null and partition are ours.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from repbias_jax.config import ConfigError
 from repbias_jax.probes import regression
 from repbias_jax.probes.moments import (
     Measured,
+    Roles,
     Side,
     centred,
     dot,
     explained,
+    features,
     is_constant,
     moments,
     one_hot,
@@ -35,22 +37,24 @@ from repbias_jax.probes.moments import (
 )
 
 
-def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+def variance(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     """Variance explained by each factor, one at a time.
 
     Range of r2: minus infinity to 1; direction: higher is more strongly represented; perfect (the representation is a
     function of the feature alone): 1; random: the null level -(C - 1) / N_fit. Invariant to rotation, shift and scale
-    of the representation. `variance` is in squared activation units, summed over units; `r2_mean_of_ratios` is the
-    mean over living units of each unit's own ratio, the paper's literal form, which has no stable null.
+    of the representation. `variance` is in squared activation units, summed over units. Two other forms are reported, of
+    the same range and direction, neither of which has a stable null: `r2_per_example`, the mean over score examples of
+    1 - |phi - M[f]|^2 / |phi|^2, the paper's form, and `r2_per_unit`, the mean over living units of each unit's own ratio.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to fit on.
       score: the same, of other examples, to score on.
-      num_values: the largest number of values of a factor, C.
+      roles: number of values and role of each factor.
 
     Returns:
-      For every factor but single bits: `r2`, `variance`, `r2_mean_of_ratios`, `null`, `null_low` and `null_high` (the
-      central 95 % of r2 under permuted labels); once: `total_variance`. NaN where the layer or the factor is constant.
+      For every factor but single bits: `r2`, `variance`, `r2_per_example`, `r2_per_unit`, `null`, `null_low` and
+      `null_high` (the central 95 % of r2 under permuted labels); once: `total_variance`. NaN where the layer or the factor
+      is constant.
 
     Source: Lampinen et al. 2024; the ratio of sums and the band are ours.
     """
@@ -58,18 +62,23 @@ def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
     total = jnp.sum(jnp.square(phi_score), axis=0)  # [D]
     sst = jnp.where(is_constant(score[0], total.sum()), jnp.nan, total.sum())
     out = {Measured("total_variance"): total.sum() / len(phi_score)}
-    for name in whole_factors(fit[1]):
+    for name in whole_factors(roles):
+        num_values = roles[name].values
         hot_fit, hot_score = (one_hot(side[1][name], num_values) for side in (fit, score))
         used = jnp.sum(hot_fit.sum(0) > 0)
         sst_f = jnp.where(used > 1, sst, jnp.nan)
-        by_unit = explained(moments(hot_fit, hot_score, phi_fit, phi_score))
+        sums = moments(hot_fit, hot_score, phi_fit, phi_score)
+        by_unit = explained(sums)
         ratios = jnp.where(total > 0, by_unit / jnp.where(total > 0, total, 1), jnp.nan)
         null = _permuted(fit[1][name], score[1][name], num_values, phi_fit, phi_score) / sst_f
         low, high = jnp.quantile(null, jnp.asarray([0.025, 0.975]))
         out |= {
             Measured("r2", name): by_unit.sum() / sst_f,
             Measured("variance", name): jnp.where(used > 1, by_unit.sum() / len(phi_score), jnp.nan),
-            Measured("r2_mean_of_ratios", name): jnp.where(jnp.isnan(sst_f), jnp.nan, jnp.nanmean(ratios)),
+            Measured("r2_per_example", name): jnp.where(
+                jnp.isnan(sst_f), jnp.nan, per_example(hot_score, sums.means, phi_score)
+            ),
+            Measured("r2_per_unit", name): jnp.where(jnp.isnan(sst_f), jnp.nan, jnp.nanmean(ratios)),
             Measured("null", name): jnp.where(used > 1, -(used - 1) / len(phi_fit), jnp.nan),
             Measured("null_low", name): low,
             Measured("null_high", name): high,
@@ -77,29 +86,38 @@ def variance(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arra
     return out
 
 
-def walsh(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+def per_example(hot: Array, means: Array, phi: Array) -> Array:
+    """Mean over examples of 1 - |phi - M[f]|^2 / |phi|^2; examples at the fit set's mean have no ratio.
+
+    Args: hot `[N, C]` of the score set, means M `[C, D]` of the fit set, phi `[N, D]` about the fit set's mean.
+    """
+    left, size = (jnp.sum(jnp.square(x), axis=1) for x in (phi - dot(hot, means), phi))
+    return jnp.nanmean(jnp.where(size > 0, 1 - left / jnp.where(size > 0, size, 1), jnp.nan))
+
+
+def walsh(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     """The Walsh partition: variance explained by products of +/-1 bits, by block and degree.
 
     On an exactly crossed set the products are orthogonal, so their shares add up: features (a parity is one product),
     parts (products of fewer bits of a block), `across` (products over several blocks) and `rest` (distractors) make 1.
-    Factors named `block.bit0`, `block.bit1`, ... are the bits; without any the result is empty. Range, direction and
+    Factors with the role `bit` are crossed, each in the block of the feature it is `of`; without any the result is empty.
+    Range, direction and
     perfect value as for r2, of which each entry is a sum over `q` products; random: `walsh_null` = -q / N_fit.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]`, exactly crossed in the bits.
       score: the same, other examples.
-      num_values: not used; bits have two values.
+      roles: number of values and role of each factor.
 
     Returns:
       `walsh_r2` and `walsh_null` for every block and degree (`at`), and for `across` by degree; `walsh_r2` of `rest`.
 
     Source: ours.
     """
-    del num_values
-    names = sorted((n for n in fit[1] if ".bit" in n), key=lambda n: (n.split(".bit")[0], int(n.split(".bit")[1])))
+    names = [n for n, f in roles.items() if f.role == "bit"]
     if not names:
         return {}
-    owners = [name.split(".bit")[0] for name in names]
+    owners = [roles[name].of for name in names]
     members = np.array([[q >> i & 1 for i in range(len(names))] for q in range(1, 2 ** len(names))], bool)  # [Q, bits]
     phi_fit, phi_score = centred(fit, score)
     sst = jnp.sum(jnp.square(phi_score))
@@ -120,7 +138,7 @@ def walsh(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
     return out
 
 
-def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Array]:
+def partition(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     """Unique and shared parts of each feature, for features that are correlated or unbalanced.
 
     Least squares of the representation on all features at once, and on all but one: `joint_r2`; `unique_r2` of f is
@@ -131,7 +149,7 @@ def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arr
     Args:
       fit: activations `[N, D]` and factors int `[N]`.
       score: the same, other examples.
-      num_values: the largest number of values of a factor, C.
+      roles: number of values and role of each factor.
 
     Returns:
       `joint_r2` once, `unique_r2` and `shared_r2` for each feature (factors that are not parts, bits or twins).
@@ -140,14 +158,15 @@ def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arr
     """
     phi = centred(fit, score)
     defined = ~is_constant(score[0], jnp.sum(jnp.square(phi[1])))
-    names = [n for n in whole_factors(fit[1]) if "." not in n and not n.startswith("twin_")]
+    names = features(roles)
     if not names:
         return {Measured("joint_r2"): jnp.where(defined, 0.0, jnp.nan)}
-    x_fit, x_score = (_columns(side, names, num_values) for side in (fit, score))
+    x_fit, x_score = (_columns(side, names, roles) for side in (fit, score))
     middle = x_fit.mean(0, keepdims=True).at[0, 0].set(0)
     weights = jnp.ones(len(x_fit)), jnp.ones(len(x_score))
     sums = regression.sums((x_fit - middle, x_score - middle), phi, weights)
-    own = np.arange(1, x_fit.shape[1]).reshape(len(names), -1).tolist()
+    ends = np.cumsum([1, *(roles[name].values - 1 for name in names)]).tolist()
+    own = [list(range(a, b)) for a, b in itertools.pairwise(ends)]
     found = jax.tree.map(
         lambda value: jnp.where(defined, value, jnp.nan), regression.shares(sums, regression.inverses(sums, own))
     )
@@ -159,49 +178,9 @@ def partition(fit: Side, score: Side, num_values: int = 2) -> dict[Measured, Arr
     return out
 
 
-def variance_explained(
-    activations: np.ndarray, factors: Mapping[str, np.ndarray], split: np.ndarray | None = None
-) -> dict[str, dict[str, float]]:
-    """Variance of a representation explained by each feature, for anyone's arrays.
-
-    Args:
-      activations: real `[N, D]`, finite.
-      factors: by name, `[N]` each, any values; each distinct value is a class.
-      split: `[N]`, 0 to fit and 1 to score; by default even examples fit and odd ones score.
-
-    Returns:
-      By factor: `r2`, `variance`, `r2_mean_of_ratios`, `null`, `null_low`, `null_high`, as `variance` has them.
-
-    Raises:
-      ConfigError: shapes that do not fit, activations that are not finite, an empty half.
-
-    Source: as `variance`.
-    """
-    phi = np.asarray(activations, np.float64)
-    if phi.ndim != 2 or not np.isfinite(phi).all():
-        raise ConfigError(f"activations: expected finite numbers [N, D], not shape {phi.shape}")
-    part = np.arange(len(phi)) % 2 if split is None else np.asarray(split)
-    codes = {}
-    for name, values in factors.items():
-        if np.shape(values) != (len(phi),):
-            raise ConfigError(f"factor {name}: expected shape ({len(phi)},), not {np.shape(values)}")
-        codes[name] = np.unique(np.asarray(values), return_inverse=True)[1]
-    if part.shape != (len(phi),) or not ((part == 0).sum() >= 2 and (part == 1).sum() >= 2):
-        raise ConfigError("split: expected [N] with at least two examples of 0 (fit) and of 1 (score)")
-    phi = (phi - phi.mean(0)).astype(np.float32)  # in float64, so that an offset costs no digits
-    sides = [
-        (jnp.asarray(phi[part == s]), {str(n): jnp.asarray(c[part == s], jnp.int32) for n, c in codes.items()})
-        for s in (0, 1)
-    ]
-    num_values = max((int(c.max()) + 1 for c in codes.values()), default=2)
-    found = jax.jit(variance, static_argnames="num_values")(*sides, num_values=max(2, num_values))
-    metrics = ("r2", "variance", "r2_mean_of_ratios", "null", "null_low", "null_high")
-    return {str(n): {m: float(found[Measured(m, str(n))]) for m in metrics} for n in factors}
-
-
-def _columns(side: Side, names: Sequence[str], num_values: int) -> Array:
-    """A column of ones, and one for each value but the first of each factor, `[N, 1 + F (C - 1)]`."""
-    hot = [one_hot(side[1][name], num_values)[:, 1:] for name in names]
+def _columns(side: Side, names: Sequence[str], roles: Roles) -> Array:
+    """A column of ones, and one for each value but the first of each factor, `[N, 1 + sum of (C - 1)]`."""
+    hot = [one_hot(side[1][name], roles[name].values)[:, 1:] for name in names]
     return jnp.concatenate([jnp.ones((len(side[0]), 1)), *hot], axis=1)
 
 

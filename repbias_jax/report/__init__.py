@@ -6,9 +6,9 @@ from typing import Any
 
 from repbias_jax import statistics
 from repbias_jax.config import Experiment
-from repbias_jax.measure import Results
 from repbias_jax.report import figures, page, tables
 from repbias_jax.report.tables import read_claims
+from repbias_jax.results import Results
 
 __all__ = ["read_claims", "write"]
 

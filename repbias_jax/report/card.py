@@ -1,7 +1,8 @@
 """The score card: the claims of several experiments in one table, as `scorecard.csv`, as a page and for README.
 
 Claims stand in the order of their ids, parts below their claim, exploratory columns after all others. p is corrected by
-Holm over all claims of the card that were tested: a claim counts once, whatever its parts, and exploratory columns do not.
+Holm over all claims of the card, or over a family fixed beforehand: a claim counts once, whatever its parts, those of
+claims with separate parts count each. What is not measured, or only in part, counts as p = 1.
 The card depends on the files it reads and on nothing else, so that one made again is the same byte for byte.
 """
 
@@ -13,12 +14,18 @@ from urllib.parse import quote
 
 from repbias_jax import store
 from repbias_jax.report import page, tables
-from repbias_jax.statistics import holm
+from repbias_jax.statistics import DEPENDS, holm
 
 COLUMNS = (
     "id", "claim", "paper", "statistic", "effect", "ci_low", "ci_high", "margin", "runs", "left_out", "pass_rate", "p",
     "p_holm", "verdict", "verdict_all_seeds", "note", "experiment", "column", "exploratory", "figure", "page",
+    "side", "kind", "partial", "source", "known_from", "second_statistic", "second_effect", "second_low", "second_high",
+    "second_runs", "survives_holm", "verdict_first_look", "p_first_look",
 )  # fmt: skip
+
+
+LEVEL = 0.05  # of Holm's correction over the card
+UNDECIDED = ("inconclusive", "no difference", DEPENDS)
 
 
 class Source(NamedTuple):
@@ -65,13 +72,30 @@ def read(folder: Path, module: ModuleType) -> Source | None:
     return Source(folder.name, module.EXPERIMENT.title, variant, link, rows)
 
 
-def rows_of(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """The rows of the card, in order, with `part` as of `tables.with_parts` and `p_holm` over the card."""
+def rows_of(sources: Sequence[Source], family: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of the card, in order, with `part` as of `tables.with_parts`, `p_holm` and `survives_holm` over the card.
+
+    Args:
+      sources: in the order in which claims of the same id shall stand.
+      family: ids of the claims over which p is corrected, those that are not on the card too; without one all claims of it.
+    """
     rows = tables.with_parts([row for source in sources for row in source.rows])
     rows.sort(key=lambda row: (row["exploratory"] == "True", tables.claim_of(row["id"])))  # stable: else as they came
-    tested = [i for i, row in enumerate(rows) if not row["part"] and row["exploratory"] == "False"]
-    corrected = holm({str(i): float(rows[i]["p"] or "nan") for i in tested})
-    return [row | {"p_holm": tables.cell(corrected.get(str(i)))} for i, row in enumerate(rows)]
+    tested = [i for i, row in enumerate(rows) if _is_tested(row) and (family is None or row["id"] in family)]
+    absent = set(family or ()) - {rows[i]["id"] for i in tested}
+    p = {str(i): float(rows[i]["p"] or "nan") for i in tested} | {f"absent {id_}": float("nan") for id_ in absent}
+    corrected = holm(p)
+    nothing = dict.fromkeys(COLUMNS, "")
+    return [nothing | row | _corrected(corrected.get(str(i))) for i, row in enumerate(rows)]
+
+
+def _is_tested(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one of the claims over which p is corrected."""
+    return not row["part"] and row["exploratory"] == "False" and row.get("kind", "") in ("", "deciding")
+
+
+def _corrected(p: float | None) -> dict[str, Any]:
+    return {"p_holm": tables.cell(p), "survives_holm": "" if p is None else str(p <= LEVEL)}
 
 
 def write(folder: Path, sources: Sequence[Source], missing: Sequence[str]) -> list[dict[str, Any]]:
@@ -118,9 +142,10 @@ def illustrations(sources: Sequence[Source]) -> str:
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its numbers as the page shows them."""
+    """A row with its numbers and texts as the page shows them."""
     numbers = {name: page.rounded(float(row[name])) if row[name] else "" for name in ("margin", "pass_rate", "p", "p_holm")}
-    return {**row, **numbers, "effect_text": _effect(row)}
+    texts = {"effect_text": _effect(row), "verdict": tables.verdict_text(row), "note": tables.note_text(row)}
+    return {**row, **numbers, **texts}
 
 
 def _effect(row: Mapping[str, Any]) -> str:
@@ -129,27 +154,96 @@ def _effect(row: Mapping[str, Any]) -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], place: str, exploratory: bool = False) -> str:
-    """The card as README shows it: a line a claim, a line a part below it.
+    """The card as a table of a document: a line a claim, a line a part below it, old verdicts beside new ones.
 
     Args:
       rows: of the card.
       place: folder of the card, as links need it.
       exploratory: whether to show the exploratory columns, each line with its column, instead of all others.
     """
-    lines = ["| claim | | effect [95 % interval] | margin | seeds | verdict |", "|---|---|---|---|---|---|"]
-    linked = ""
+    heads = ("claim", "source", "", "effect [95 % interval]", "margin", "seeds", "verdict", "first look", "p", "Holm")
+    lines, linked = [], ""
     for row in rows:
         if (row["exploratory"] == "True") != exploratory:
             continue
         new = row["figure"] if not row["part"] or row["figure"] != linked else ""  # once for a claim and its parts
         linked = row["figure"]
-        name = f"[{row['id']}]({place}/{quote(new)})" if new else row["id"]
-        name += f" {row['column']}" if exploratory else ""
+        name = _linked(row["id"], new, place) + (f" {row['column']}" if exploratory else "")
         said = [] if row["part"] else [row["claim"]]
         said += [row["statistic"]] if row["margin"] else []
+        effect = [_effect(row)]
+        if second := tables.second_text(row):
+            effect.append(f"second, {row['second_statistic']}: {second}")
         seeds = f"{row['runs']} of {int(row['runs']) + int(row['left_out'])}"
         margin = f"{float(row['margin']):.3g}" if row["margin"] else ""
-        verdict = f"**{row['verdict']}**" + (f"; {row['note']}" if row["note"] else "")
-        cells = [name, "<br>".join(said), _effect(row), margin, seeds, verdict]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        verdict = f"**{tables.verdict_text(row)}**" + (f"; {row['note']}" if row["note"] else "")
+        p = f"{float(row['p']):.2g}" if row["p"] else ""
+        source = "" if row["part"] else row["source"]
+        cells = (name, source, "<br>".join(said), "<br>".join(effect), margin, seeds, verdict, row["verdict_first_look"], p)
+        lines.append((*cells, _survives(row)))
+    return _table(heads, lines)
+
+
+def headlines(rows: Sequence[Mapping[str, Any]], ids: Sequence[str], place: str, full: str) -> str:
+    """The claims that a first page shows, a line each, and in words what came of all others.
+
+    A claim with several parts has the effect of the part that its verdict is from, with that part's label.
+
+    Args:
+      rows: of the card.
+      ids: of the claims to show, those that are on the card.
+      place: folder of the card, as links need it.
+      full: path of the document that holds the whole card.
+    """
+    claims = [row for row in rows if _is_tested(row)]
+    shown = [row for row in claims if row["id"] in ids]
+    heads = ("claim", "", "effect [95 % interval]", "verdict", "survives Holm")
+    lines = [
+        (_linked(row["id"], row["figure"], place), row["claim"], _deciding_effect(row, rows),
+         f"**{tables.verdict_text(row)}**", _survives(row))
+        for row in shown
+    ]  # fmt: skip
+    rest = [row for row in claims if row["id"] not in ids]
+    return _table(heads, lines) + (f"\n{others(rest, full)}\n" if rest else "")
+
+
+def others(rows: Sequence[Mapping[str, Any]], full: str) -> str:
+    """What came of claims, in words: how many came out as claimed, undecided, opposite, and were not measured."""
+    words = [str(row["verdict"]) for row in rows]
+    as_claimed = [word for word in words if word.startswith("reproduced")]
+    less = sum(word != "reproduced" for word in as_claimed)
+    counts = (
+        (len(as_claimed), "reproduced" + (f" ({less} of them small or of a size that is not shown)" if less else "")),
+        (sum(word in UNDECIDED for word in words), "undecided"),
+        (sum(word.startswith("opposite") for word in words), "opposite"),
+        (sum(word == "not measured" for word in words), "not measured"),
+    )
+    told = ", ".join(f"{number} {word}" for number, word in counts if number)
+    which = "the other claim" if len(rows) == 1 else f"the other {len(rows)} claims"
+    return f"Of {which}: {told}. [The full card]({full})."
+
+
+def _deciding_effect(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The effect of a claim; of one with parts that of the first deciding part with its verdict, after the label."""
+    if row["margin"]:
+        return tables.effect_text(row)
+    for part in rows:
+        alike = all(part[name] == row[name] for name in ("experiment", "column", "verdict"))
+        if alike and part["part"] and tables.claim_of(part["id"]) == row["id"] and part.get("kind") in ("", "deciding"):
+            return f"{part['id'].removeprefix(row['id'])}: {tables.effect_text(part)}"
+    return ""
+
+
+def _linked(name: str, figure: str, place: str) -> str:
+    return f"[{name}]({place}/{quote(figure)})" if figure else name
+
+
+def _survives(row: Mapping[str, Any]) -> str:
+    """Whether a claim that came out as claimed still does so after Holm's correction; nothing for all other verdicts."""
+    return {"True": "yes", "False": "no"}.get(row["survives_holm"], "") if row["verdict"].startswith("reproduced") else ""
+
+
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    head, *body = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (heads, *lines))
+    return "\n".join([head, "|" + "---|" * len(heads), *body]) + "\n"

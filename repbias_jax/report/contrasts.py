@@ -15,24 +15,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repbias_jax.measure import Results
 from repbias_jax.report import figures
+from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part, gate
+
+CONTRAST = "(first - second) / (first + second)"  # of r2, as `contrast` computes it
 
 
 def claims_of(table: Mapping[str, tuple], results: Results, column: str) -> list[Claim]:
     """Claims in one column of settings; one whose settings were not run has no parts, and is not measured.
 
     Args:
-      table: by id, what is claimed, what the paper says of it, the settings it reads, and a function
-        `(results, *full names) -> parts`.
+      table: by id, what is claimed, what its source says of it, the settings it reads, a function
+        `(results, *full names) -> parts`, and, if it is said, the source, as in `Claim`.
       results: of the experiment.
       column: of settings.
     """
     made = []
-    for id_, (text, paper, settings, parts) in table.items():
+    for id_, (text, paper, settings, parts, *source) in table.items():
         names = [f"{column}.{s}" for s in settings]
-        made.append(Claim(id_, text, paper, parts(results, *names) if results.has(*names) else ()))
+        made.append(Claim(id_, text, paper, parts(results, *names) if results.has(*names) else (), *source))
     return made
 
 
@@ -84,7 +86,8 @@ def difference(results: Results, setting: str, label: str, name: str, features: 
     first, second = pair(results, setting, "r2", *features)
     return Part(
         label, f"r2({features[0]}) - r2({features[1]}), {name}", first - second, at_end(results, setting, features), +1,
-        sesoi, secondary=contrast(first, second), accuracy=accuracy_gap(results, setting, *features),
+        sesoi, secondary=contrast(first, second), secondary_statistic=CONTRAST,
+        accuracy=accuracy_gap(results, setting, *features),
     )  # fmt: skip
 
 

@@ -16,9 +16,9 @@ import pandas as pd
 
 from repbias_jax import store
 from repbias_jax.config import Experiment
-from repbias_jax.measure import MASTERY, Results
 from repbias_jax.report import tables
 from repbias_jax.report.figures import Drawn
+from repbias_jax.results import MASTERY, Results
 
 
 def write(
@@ -63,7 +63,8 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     own = []
     for row in tables.with_parts([row for row in rows if row["column"] == name]):
         repeated = {"claim": "", "paper": ""} if row["part"] else {}
-        own.append({k: rounded(v) for k, v in row.items()} | {"effect_text": tables.effect_text(row)} | repeated)
+        texts = {"effect_text": tables.effect_text(row), "verdict": tables.verdict_text(row), "note": tables.note_text(row)}
+        own.append({k: rounded(v) for k, v in row.items()} | texts | repeated)
     return {"name": name, "exploratory": bool(own and own[0]["exploratory"]), "rows": own}
 
 
@@ -105,14 +106,13 @@ def left_out(results: Results) -> list[dict[str, Any]]:
     """Runs that a claim about their setting leaves out, and why."""
     rows = []
     for (setting, seed), own in _final(results).groupby(["setting", "seed"]):
-        names = results.outputs(str(setting))
         if own["worst_class"].isna().any():
             rows.append({"setting": setting, "seed": seed, "why": "diverged: its outputs are not finite"})
             continue
         failed = [
-            f"{names[int(o)]} at {w:.3f}"
+            f"{_name(results, str(setting), o)} at {w:.3f}"
             for o, w in zip(own["output"], own["worst_class"], strict=True)
-            if not w > MASTERY and _asked(results, str(setting), int(o))
+            if not w > MASTERY and _asked(results, str(setting), _name(results, str(setting), o))
         ]
         if failed:
             rows.append({"setting": setting, "seed": seed, "why": f"worst class not over {MASTERY}: {', '.join(failed)}"})
@@ -124,7 +124,14 @@ def _final(results: Results) -> pd.DataFrame:
     return curves[curves["step"] == curves["setting"].map(lambda s: results.last_step(s))]
 
 
-def _asked(results: Results, setting: str, output: int) -> bool:
-    """Whether an output ever has a weight in the loss."""
+def _name(results: Results, setting: str, output: Any) -> str:
+    """The factor of a curve; results of the first release have its place in the list."""
+    names = results.outputs(setting)
+    return output if output in names else names[int(output)]
+
+
+def _asked(results: Results, setting: str, output: str) -> bool:
+    """Whether an output that reports a factor ever has a weight in the loss."""
     weights = str(results.settings.loc[setting, "training.loss_weights"])
-    return weights == "[]" or any(row[output] > 0 for row in json.loads(weights))
+    places = [i for i, name in enumerate(results.outputs(setting)) if name == output]
+    return weights == "[]" or any(row[i] > 0 for row in json.loads(weights) for i in places)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from repbias_jax import store
-from repbias_jax.measure import Results
-from repbias_jax.statistics import CLAIM_COLUMNS
+from repbias_jax.results import Results
+from repbias_jax.statistics import CLAIM_COLUMNS, KINDS, VALUE_COLUMNS
 
 
 def write_claims(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -24,9 +24,8 @@ def write_claims(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_values(folder: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Writes `claim_values.csv`: each seed's value of each part of each claim, and whether it passed the gate."""
-    columns = ("id", "column", "seed", "value", "passed")
-    store.write_table(folder / "claim_values.csv", columns, [[cell(v) for v in row] for row in rows])
+    """Writes `claim_values.csv`: each seed's value of each part, whether it passed, and the second measure."""
+    store.write_table(folder / "claim_values.csv", VALUE_COLUMNS, [[cell(v) for v in row] for row in rows])
 
 
 def cell(value: Any) -> Any:
@@ -37,27 +36,50 @@ def cell(value: Any) -> Any:
 
 
 def read_claims(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `claims.csv`, or none where it has not been written."""
+    """The rows of `claims.csv`, or none where it has not been written; columns added since it was written are empty."""
     path = folder / "claims.csv"
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [dict.fromkeys(CLAIM_COLUMNS, "") | row for row in csv.DictReader(file)]
 
 
 def effect_text(row: Mapping[str, Any]) -> str:
     """`0.31 [0.28, 0.34]`, or a dash."""
-    values: list[Any] = [row.get(k) for k in ("effect", "ci_low", "ci_high")]
+    return _interval(row, ("effect", "ci_low", "ci_high")) or "-"
+
+
+def second_text(row: Mapping[str, Any]) -> str:
+    """The second measure in the same form, or nothing where a part has none."""
+    return _interval(row, ("second_effect", "second_low", "second_high"))
+
+
+def _interval(row: Mapping[str, Any], names: tuple[str, str, str]) -> str:
+    values: list[Any] = [row.get(k) for k in names]
     if any(v in (None, "") or math.isnan(float(v)) for v in values):
-        return "-"
+        return ""
     return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*map(float, values))
+
+
+def verdict_text(row: Mapping[str, Any]) -> str:
+    """A verdict and its marks: that a deciding part is not measured, and that a part does not decide."""
+    kind = str(row.get("kind") or "deciding")
+    marks = [mark for mark, on in (("partial", str(row.get("partial")) == "True"), (kind, kind in KINDS[1:])) if on]
+    return f"{row['verdict']} ({', '.join(marks)})" if marks else str(row["verdict"])
+
+
+def note_text(row: Mapping[str, Any]) -> str:
+    """What a page notes of a row: its notes, and its second measure."""
+    second = second_text(row)
+    named = f"second measure, {row.get('second_statistic')}: {second}" if second else ""
+    return "; ".join(text for text in (str(row.get("note") or ""), named) if text)
 
 
 def claims_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The claims as lines of plain text; those of a score card say whose they are."""
     table = [("claim", "column", "effect [95 % interval]", "runs", "left out", "verdict", "experiment")]
     for row in rows:
-        verdict = f"{row['verdict']} (exploratory)" if str(row["exploratory"]) == "True" else row["verdict"]
+        verdict = verdict_text(row) + (" (exploratory)" if str(row["exploratory"]) == "True" else "")
         cells = (row["id"], row["column"], effect_text(row), row["runs"], row["left_out"], verdict)
         table.append((*cells, row.get("experiment", "")))
     if not any(line[-1] for line in table[1:]):

@@ -32,8 +32,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.process import record
 from repbias_jax import store
+from repbias_jax.provenance import record
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ("train", "measure", "report")

@@ -2,7 +2,8 @@
 
 from absl import app
 
-from experiments import EXPERIMENTS, run
+from experiments import run
+from experiments.claims import EXPERIMENTS
 from tests.faults import tiny
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import signal
 import sys
 import time
 
-from experiments import EXPERIMENTS, run
+from experiments import run
+from experiments.claims import EXPERIMENTS
 from tests.faults import tiny
 
 EXPERIMENTS["tiny"] = tiny  # pyright: ignore[reportArgumentType]

@@ -1,13 +1,15 @@
 """The smallest experiment: eight runs of two settings, two checkpoints, snapshots along training, a claim, a figure."""
 
-from repbias_jax.config import Config, Experiment, Keep, Model, Preset, Task, Training
-from repbias_jax.measure import Results
+from repbias_jax.config import Config, Experiment, Keep, Preset, Training
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
 from repbias_jax.report.figures import Drawn, grid, label
+from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part, gate
 
 CONFIG = Config(
-    task=Task(features=("parity1", "parity2"), num_bits=8, num_train=64, num_test=32, num_probe=64),
-    model=Model(widths=(8, 4)),
+    BinaryOptions(features=("parity1", "parity2"), num_bits=8, num_train=64, num_test=32, num_probe=64),
+    MLPOptions(widths=(8, 4)),
     training=Training(batch_size=16, epochs=2, observe_every=4),
     keep=Keep(every=4),
 )

@@ -1,0 +1,300 @@
+"""The benchmark of an accelerator: is it right, how fast is it, and what does it hold. Stops by itself in time.
+
+  python -m experiments.benchmark --accelerator --output=DIR [--part=NAME] [--seconds=480]
+
+Needs nothing but the checkout: no network, PyTorch only for `rivals`. Everything on the device runs in a process of its
+own, so that each has the whole memory and its own XLA_FLAGS, and is ended when the time of its part is over. Parts:
+
+  correct      data bit for bit as on the CPU; 64 updates within 1e-4; probes within 1e-5; training resumed in another
+               process has the same fingerprints, with deterministic flags and stored autotuning, and without them
+  lanes        run-steps a second of the base MLP by lanes and kinds of command buffers, beside a matrix product
+  rivals       the same population in PyTorch on the same card
+  transformer, cnn   run-steps of these, where such a model is registered
+  paper        `complexity` at full size from start to verdict, then others while the time holds
+  memory       peak bytes a run beside what planning predicts
+
+Writes accelerator.csv after every row (`part, name, quantity, unit, value`; what was not measured is a row that says
+why) and accelerator_manifest.json. Ours.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.benchmark.workers import ROOT, Team, installed
+from experiments.command import BAD_INPUT, DONE, complain
+from repbias_jax import store
+from repbias_jax.provenance import commit
+
+COLUMNS = ("part", "name", "quantity", "unit", "value")
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+WHILE = "--xla_gpu_enable_command_buffer=+WHILE"
+COMMAND_BUFFERS = {
+    "default": "",
+    "+WHILE": WHILE,
+    "+WHILE unrolled": f"{WHILE} --xla_gpu_command_buffer_unroll_loops=true",
+    "off": "--xla_gpu_enable_command_buffer=",
+}
+SHARES = {"correct": 0.2, "lanes": 0.25, "rivals": 0.2, "transformer": 0.0, "cnn": 0.0, "paper": 0.25, "memory": 0.1}
+PAPER = ("complexity", "learning_order", "prevalence", "optimizer", "architecture", "redundancy", "similarity", "steering")
+
+
+class Size(NamedTuple):
+    """How much is done."""
+
+    lanes: tuple[int, ...]
+    models: int  # of the rivals' ensembles
+    updates: int
+    product: int
+    seconds: float  # of one measurement
+    preset: str
+
+
+SIZES = {
+    False: Size((16, 64, 256, 1024, 4096), 1024, 64, 8192, 2.0, "full"),
+    True: Size((2,), 2, 4, 64, 0.01, "smoke"),
+}
+
+
+class OutOfTimeError(Exception):
+    """The time of a part is over."""
+
+
+class Failed(Exception):
+    """A process on the device failed; the message is its last line."""
+
+
+class Session:
+    """What all parts share: size, folder, clock and the rows so far."""
+
+    def __init__(self, output: Path, folder: Path, seconds: float, smoke: bool):
+        self.output, self.folder, self.smoke, self.size = output, folder, smoke, SIZES[smoke]
+        self.end = self.limit = time.monotonic() + seconds
+        self.rows: list[tuple[str, str, str, str, str]] = []
+        self.part = ""
+
+    def left(self) -> float:
+        """Seconds left for this part; raises OutOfTimeError when there are none."""
+        seconds = self.limit - time.monotonic()
+        if seconds <= 0:
+            raise OutOfTimeError
+        return seconds
+
+    def add(self, name: str, quantity: str, unit: str, value: float | str) -> None:
+        """Writes one more row."""
+        shown = value if isinstance(value, str) else f"{value:.6g}"
+        self.rows.append((self.part, name, quantity, unit, shown))
+        store.write_table(self.output / "accelerator.csv", COLUMNS, self.rows)
+        print(f"{self.part}: {name}, {quantity}: {shown} {unit}".rstrip(), flush=True)
+
+    def run(self, task: str, xla_flags: str = "", platform: str = "", **settings: Any) -> Any:
+        """The answer of a task of `device_worker` in a process of its own."""
+        environment = dict(os.environ)
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {xla_flags}".strip()
+        if platform:
+            environment["JAX_PLATFORMS"] = platform
+        line = [sys.executable, "-m", "experiments.benchmark.device_worker", task, json.dumps(settings)]
+        return json.loads(self.finish(line, environment).splitlines()[-1])
+
+    def finish(self, line: list[str], environment: Mapping[str, str]) -> str:
+        """What a process prints; raises Failed, or OutOfTimeError after ending it."""
+        try:
+            done = subprocess.run(  # noqa: S603
+                line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=self.left()
+            )
+        except subprocess.TimeoutExpired as error:
+            raise OutOfTimeError from error
+        if done.returncode:
+            raise Failed((done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][:300])
+        return done.stdout
+
+    def attempt(self, name: str, call: Callable[[], None]) -> None:
+        """Calls; where it fails, the reason is a row and the next measurement goes on."""
+        try:
+            call()
+        except Failed as error:
+            self.add(name, f"failed: {error}", "", "")
+
+
+def correct(session: Session) -> None:
+    """Agreement with the CPU, and resumption in another process."""
+    session.attempt("device and CPU", lambda: _agreement(session))
+    stored = session.folder / "autotuning.pb"
+    dump = f"{DETERMINISTIC} --xla_gpu_dump_autotune_results_to={stored}"
+    load = f"{DETERMINISTIC} --xla_gpu_load_autotune_results_from={stored}"
+    if session.smoke:
+        dump = load = ""  # flags of the GPU compiler, which a CPU's jaxlib need not know
+    session.attempt("resumed, stored autotuning", lambda: _resume(session, dump, load, "stored autotuning"))
+    session.attempt("resumed, default flags", lambda: _resume(session, "", "", "default flags"))
+
+
+def _agreement(session: Session) -> None:
+    size, paths = session.size, [session.folder / "device.npz", session.folder / "cpu.npz"]
+    for path, platform in zip(paths, ("", "cpu"), strict=True):
+        session.run("numbers", platform=platform, lanes=2, smoke=session.smoke, steps=size.updates, path=str(path))
+    with np.load(paths[0]) as device, np.load(paths[1]) as cpu:
+        names = cpu.files
+        same = all(np.array_equal(device[n], cpu[n]) for n in names if n.startswith("data/"))
+        session.add("device and CPU", "data bit for bit the same", "", "yes" if same else "NO")
+        for kind, limit in (("weights", 1e-4), ("probes", 1e-5)):
+            furthest = max(float(np.abs(device[n] - cpu[n]).max()) for n in names if n.startswith(f"{kind}/"))
+            session.add("device and CPU", f"largest difference, {kind}", "", furthest)
+            session.add("device and CPU", f"{kind} within {limit:g}", "", "yes" if furthest <= limit else "NO")
+
+
+def _resume(session: Session, first: str, then: str, name: str) -> None:
+    state, updates = str(session.folder / "half.npz"), session.size.updates
+    shared = {"lanes": 2, "smoke": session.smoke}
+    session.run("resume", first, start=0, stop=updates // 2, save=state, **shared)
+    resumed = session.run("resume", then, start=updates // 2, stop=updates, load=state, **shared)
+    whole = session.run("resume", then, start=0, stop=updates, **shared)
+    session.add(f"resumed, {name}", "same fingerprints as uninterrupted", "", "yes" if resumed == whole else "NO")
+
+
+def lanes(session: Session) -> None:
+    """Run-steps a second by lanes and command buffers; share of the card's matrix-product rate."""
+    size, found = session.size, {}
+    flops = session.run("product", size=size.product, seconds=size.seconds)
+    for name, rate in flops.items():
+        session.add(f"matrix product, {name}", "rate", "FLOP/s", rate)
+    variants = {"default": ""} if session.smoke else COMMAND_BUFFERS
+    for count in size.lanes:
+        for name, xla_flags in variants.items():
+
+            def one(count: int = count, name: str = name, xla_flags: str = xla_flags) -> None:
+                answer = session.run("speed", xla_flags, lanes=count, smoke=session.smoke, seconds=size.seconds)
+                found[name, count] = answer["rate"]
+                label = f"{count} lanes, command buffer {name}"
+                session.add(label, "rate", "run-steps/s", answer["rate"])
+                for precision, rate in flops.items():
+                    session.add(label, f"share of matrix product, {precision}", "share", answer["flops"] / rate)
+
+            session.attempt(f"{count} lanes, command buffer {name}", one)
+    if found:
+        name, count = max(found, key=lambda key: found[key])
+        session.add("fastest", f"{count} lanes, command buffer {name}", "run-steps/s", found[name, count])
+
+
+def rivals(session: Session) -> None:
+    """The same population in PyTorch on the same card."""
+    if not installed("torch"):
+        session.add("PyTorch", "skipped: PyTorch is not installed", "", "")
+        return
+    count, smoke = session.size.models, session.smoke
+    session.run("dump", lanes=count, smoke=smoke, folder=str(session.folder))
+    forms = {
+        "bmm ensemble, compiled, CUDA graphs": (
+            "device ensemble",
+            {"form": "bmm", "step": "whole", "compile": True},
+            count,
+        ),
+        "torch.func ensemble": ("device ensemble", {"form": "vmap", "step": "parts", "compile": False}, count),
+        "one network after the other": ("device tuned", {}, 1),
+    }
+    for name, (kind, more, models) in forms.items():
+        if smoke and more.get("compile"):
+            more = {**more, "compile": False}
+        session.attempt(
+            name, lambda name=name, kind=kind, more=more, models=models: _rival(session, name, kind, more, models)
+        )
+
+
+def _rival(session: Session, name: str, kind: str, more: Mapping[str, Any], models: int) -> None:
+    widths = [16, 8] if session.smoke else [256, 128, 64, 64]
+    settings = {"learning_rate": 3e-4, "batch": 128, "widths": widths, "folder": str(session.folder), **more}
+    settings |= {"seeds": list(range(models)), "device": "cpu" if session.smoke else "cuda"}
+    settings |= {"mode": "reduce-overhead"} if more.get("compile") else {}
+    team = Team(session.folder, kind, settings)
+    try:
+        team.call("advance", within=session.left(), epochs=1)
+        sample = team.sample("advance", within=session.left(), epochs=1)
+    except TimeoutError as error:
+        raise OutOfTimeError from error
+    except RuntimeError as error:
+        raise Failed(str(error).strip().splitlines()[-1][:300]) from error
+    finally:
+        team.kill()
+    session.add(f"{name}, {models} models", "rate", "run-steps/s", 1e6 / sample.wall)
+
+
+def _model(session: Session) -> None:
+    """A part for a model that may not be there yet."""
+    from repbias_jax.models import MODELS
+
+    known = {"transformer": "transformer", "cnn": "convnet"}[session.part]
+    why = "no timing of it is written yet" if known in MODELS else f"no model {known} is registered"
+    session.add(known, f"skipped: {why}", "", "")
+
+
+def paper(session: Session) -> None:
+    """Experiments from start to verdict, while the time holds."""
+    for experiment in PAPER[: 1 if session.smoke else None]:
+        begun = time.perf_counter()
+        line = [sys.executable, "-m", "experiments.run", f"--experiment={experiment}", f"--preset={session.size.preset}"]
+
+        def one(line: list[str] = line, experiment: str = experiment, begun: float = begun) -> None:
+            session.finish([*line, f"--workdir={session.output / 'paper'}"], os.environ)
+            session.add(experiment, f"{session.size.preset}, start to verdict", "s", time.perf_counter() - begun)
+
+        session.attempt(experiment, one)
+
+
+def memory(session: Session) -> None:
+    """Peak bytes a run beside planning's prediction."""
+    for count in session.size.lanes[-2:]:
+
+        def one(count: int = count) -> None:
+            peak = session.run("speed", lanes=count, smoke=session.smoke, seconds=0.0)["peak_bytes"]
+            predicted = session.run("predict", lanes=count, smoke=session.smoke)
+            session.add(f"{count} lanes", "predicted", "bytes/run", predicted / count)
+            if not peak:
+                session.add(f"{count} lanes", "skipped: this backend reports no peak", "", "")
+                return
+            session.add(f"{count} lanes", "peak", "bytes/run", peak / count)
+            session.add(f"{count} lanes", "peak / predicted", "", peak / predicted)
+
+        session.attempt(f"{count} lanes", one)
+
+
+PARTS: dict[str, Callable[[Session], None]] = {
+    "correct": correct,
+    "lanes": lanes,
+    "rivals": rivals,
+    "transformer": _model,
+    "cnn": _model,
+    "paper": paper,
+    "memory": memory,
+}
+
+
+def measure(output: Path, parts: tuple[str, ...], seconds: float, allow_cpu: bool) -> int:
+    """Runs the parts in turn, each within its share of the time that is left; returns the exit status."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(output, Path(folder), seconds, allow_cpu)
+        machine = session.run("describe")
+        if machine["backend"] == "cpu" and not allow_cpu:
+            return complain("--accelerator: JAX finds only a CPU; expected a GPU or TPU and its jaxlib", BAD_INPUT)
+        manifest = {"format": store.FORMAT, **machine, "commit": commit(), "tiny": allow_cpu, "parts": list(parts)}
+        store.write_json(output / "accelerator_manifest.json", manifest)
+        for i, part in enumerate(parts):
+            share = SHARES[part] / max(sum(SHARES[p] for p in parts[i:]), 1e-9)
+            session.part, session.limit = part, session.end
+            if SHARES[part]:
+                session.limit = time.monotonic() + share * max(0.0, session.end - time.monotonic())
+            try:
+                PARTS[part](session)
+            except OutOfTimeError:
+                session.add(part, "stopped: the time of this part is over", "", "")
+            except Failed as error:
+                session.add(part, f"failed: {error}", "", "")
+        store.write_json(output / "accelerator_manifest.json", manifest | {"seconds": round(time.monotonic() - begun, 1)})
+    return DONE

@@ -1,0 +1,327 @@
+"""What `benchmark` compares this package with: the same network in PyTorch and scikit-learn, in processes of their own.
+
+Every contender trains with Adam on the same arrays. A PyTorch run starts from the same distribution of weights
+(LeCun-normal, biases zero); scikit-learn keeps its own (Glorot-uniform). The members of an ensemble have each their own
+data and their own order of it, as our runs have. This file needs neither JAX nor the package, so that what a process
+costs to start is its own library: it is run as a script and answers calls, one JSON line each.
+
+  python experiments/benchmark/baselines.py KIND '{"folder": ..., "seeds": [0]}' then: {"method": "advance", "epochs": 2}
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Contender:
+    """Some models in training. `settings`: folder of the data, seeds, learning_rate, batch, widths, and the kind's own."""
+
+    def __init__(self, settings: Mapping[str, Any]):
+        self.settings, self.rate, self.batch = settings, settings["learning_rate"], settings["batch"]
+        names = ("train_inputs", "train_labels", "test_inputs", "test_labels")
+        arrays = [np.load(Path(settings["folder"]) / f"{name}.npy", mmap_mode="r") for name in names]
+        self.arrays = [np.array(a[settings["seeds"]]) for a in arrays]  # [K, N, ...]
+        self.outputs = self.arrays[1].shape[-1]
+        self.sizes = (self.arrays[0].shape[-1], *settings["widths"], 2 * self.outputs)
+        self.per_epoch = self.arrays[0].shape[1] // self.batch
+        self._prepare()
+        self._reset(0)
+
+    def _prepare(self) -> None:
+        """What is done once."""
+
+    def runs(self) -> list[slice]:
+        """The seeds that train together, in turn."""
+        return [slice(i, i + 1) for i in range(len(self.settings["seeds"]))]
+
+    def _reset(self, run: int) -> None:
+        """New weights, optimizer and order of the data, for one entry of `runs`."""
+        raise NotImplementedError
+
+    def advance(self, epochs: int) -> int:
+        """Trains on; returns the number of run-steps."""
+        raise NotImplementedError
+
+    def _predictions(self) -> np.ndarray:
+        """Predicted classes of the test set of what trains together, `[K, N, O]`."""
+        raise NotImplementedError
+
+    def train(self, epochs: int) -> list[list[float]]:
+        """Trains all seeds from the start; returns the test accuracy (mean over classes) of each run and output."""
+        accuracies = []
+        for run, members in enumerate(self.runs()):
+            self._reset(run)
+            self.advance(epochs)
+            found, labels = self._predictions(), self.arrays[3][members]
+            by_class = [np.mean((found == c) & (labels == c), axis=1) / np.mean(labels == c, axis=1) for c in (0, 1)]
+            accuracies += np.mean(by_class, axis=0).tolist()
+        return accuracies
+
+
+class TorchLoop(Contender):
+    """What a notebook has: DataLoader, nn.Sequential, torch.optim.Adam, one run; as many threads as PyTorch takes."""
+
+    def _prepare(self) -> None:
+        self.torch = load_torch(self.settings)
+
+    def _reset(self, run: int) -> None:
+        nn, (inputs, labels, test, _) = self.torch.nn, self.arrays
+        self.tensors = [self.torch.tensor(inputs[run]), self.torch.tensor(labels[run], dtype=self.torch.int64)]
+        self.test = self.torch.tensor(test[run])
+        self.torch.manual_seed(self.settings["seeds"][run])
+        layers = []
+        for fan_in, fan_out in pairwise(self.sizes):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+            nn.init.normal_(layers[-2].weight, std=fan_in**-0.5)
+            nn.init.zeros_(layers[-2].bias)
+        self.model = nn.Sequential(*layers[:-1])
+        self.optimizer = self.torch.optim.Adam(self.model.parameters(), **self._adam())
+        self.data = self._loader()
+
+    def _adam(self) -> dict[str, Any]:
+        """Arguments of Adam."""
+        return {"lr": self.rate}
+
+    def _loader(self) -> Any:
+        """Batches; iterated once an epoch."""
+        utils = self.torch.utils.data
+        return utils.DataLoader(utils.TensorDataset(*self.tensors), batch_size=self.batch, shuffle=True, drop_last=True)
+
+    def advance(self, epochs: int) -> int:
+        """Trains on; returns the number of run-steps."""
+        cross_entropy = self.torch.nn.functional.cross_entropy
+        for _ in range(epochs):
+            for x, y in self.data:
+                self.optimizer.zero_grad()
+                loss = cross_entropy(self.model(x).view(-1, 2), y.view(-1)) * self.outputs
+                loss.backward()
+                self.optimizer.step()
+        return epochs * self.per_epoch
+
+    def _predictions(self) -> np.ndarray:
+        with self.torch.no_grad():
+            return self.model(self.test).view(1, -1, self.outputs, 2).argmax(-1).numpy()
+
+
+class TorchTuned(TorchLoop):
+    """The same with all that is usually advised: tensors shuffled in memory once an epoch, fused Adam, one thread."""
+
+    def _adam(self) -> dict[str, Any]:
+        return {"lr": self.rate, "fused": True}
+
+    def _loader(self) -> Any:
+        return self
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        size = self.per_epoch * self.batch
+        order = self.torch.randperm(len(self.tensors[0]))[:size]
+        return zip(*(t[order].split(self.batch) for t in self.tensors), strict=True)
+
+
+class TorchEnsemble(Contender):
+    """Many models at once by batched products (`form` bmm) or `torch.func` (`form` vmap).
+
+    `step` whole: forward, backward and Adam are one compiled graph; parts: forward and backward are compiled, Adam is
+    PyTorch's fused one. `compile` false: the same, eager.
+    """
+
+    def _prepare(self) -> None:
+        torch = self.torch = load_torch(self.settings)
+        inputs, labels, test, _ = self.arrays
+        self.inputs, self.labels = torch.tensor(inputs), torch.tensor(labels, dtype=torch.int64)
+        self.test, whole = torch.tensor(test), self.settings["step"] == "whole"
+        vmap = self.settings["form"] == "vmap"
+        self.forward = torch.func.vmap(self.forward_one) if vmap else self.forward_all
+        function = self.whole_step if whole else self.loss
+        self.compiled: Any = (
+            torch.compile(function, dynamic=False, mode=self.settings.get("mode")) if self.settings["compile"] else function
+        )
+
+    def runs(self) -> list[slice]:
+        """All at once."""
+        return [slice(None)]
+
+    def _reset(self, run: int) -> None:
+        torch = self.torch
+        torch.manual_seed(self.settings["seeds"][0])
+        count, self.weights = len(self.inputs), []
+        for fan_in, fan_out in pairwise(self.sizes):
+            self.weights += [torch.randn(count, fan_in, fan_out) * fan_in**-0.5, torch.zeros(count, 1, fan_out)]
+        if self.settings["step"] == "whole":
+            self.memories = [[torch.zeros_like(w) for w in self.weights] for _ in range(2)]
+            self.time = torch.zeros(())  # a tensor, since a number would be compiled in
+        else:
+            for weight in self.weights:
+                weight.requires_grad_()
+            self.adam = torch.optim.Adam(self.weights, lr=self.rate, fused=True)
+
+    def forward_all(self, weights: list[Any], x: Any) -> Any:
+        """Logits of all models. Args: weights `[K, in, out]` and `[K, 1, out]` in turn; x `[K, B, in]`."""
+        for i in range(0, len(weights), 2):
+            x = self.torch.baddbmm(weights[i + 1], x if i == 0 else x.relu(), weights[i])
+        return x
+
+    def forward_one(self, weights: list[Any], x: Any) -> Any:
+        """Logits of one model, to be mapped."""
+        for i in range(0, len(weights), 2):
+            x = self.torch.addmm(weights[i + 1], x if i == 0 else x.relu(), weights[i])
+        return x
+
+    def loss(self, weights: list[Any], x: Any, y: Any) -> Any:
+        """Sum over models and outputs of the mean over examples."""
+        logits = self.forward(weights, x).view(-1, 2).log_softmax(-1)
+        return -logits.gather(1, y.reshape(-1, 1)).sum() / self.batch
+
+    def whole_step(self, weights: list[Any], first: list[Any], second: list[Any], time: Any, x: Any, y: Any) -> None:
+        """One Adam update of all models, in place."""
+        gradients = self.torch.func.grad(self.loss)(weights, x, y)
+        c1, c2 = 1 - 0.9**time, 1 - 0.999**time
+        for w, m, v, g in zip(weights, first, second, gradients, strict=True):
+            m.mul_(0.9).add_(g, alpha=0.1)
+            v.mul_(0.999).addcmul_(g, g, value=0.001)
+            w.sub_(self.rate / c1 * m / ((v / c2).sqrt() + 1e-8))
+
+    def update(self, x: Any, y: Any) -> None:
+        """One step of all models."""
+        if self.settings["step"] == "whole":
+            self.time.add_(1)
+            with self.torch.no_grad():
+                self.compiled(self.weights, *self.memories, self.time, x, y)
+        else:
+            self.compiled(self.weights, x, y).backward()
+            self.adam.step()
+            self.adam.zero_grad()
+
+    def advance(self, epochs: int) -> int:
+        """Trains on; returns the number of run-steps."""
+        count, size = len(self.inputs), self.per_epoch * self.batch
+        each = self.torch.arange(count)[:, None]
+        for _ in range(epochs):
+            order = self.torch.stack([self.torch.randperm(len(x)) for x in self.labels])[:, :size]
+            order = order.view(count, -1, self.batch).transpose(0, 1)  # [steps, K, B]
+            for x, y in zip(self.inputs[each, order], self.labels[each, order], strict=True):
+                self.update(x, y)
+        return epochs * self.per_epoch * count
+
+    def _predictions(self) -> np.ndarray:
+        with self.torch.no_grad():
+            logits = self.forward(self.weights, self.test)
+        return logits.view(*logits.shape[:2], self.outputs, 2).argmax(-1).numpy()
+
+
+class ScikitLearn(Contender):
+    """`MLPClassifier`, one label an output, fitted an epoch at a time."""
+
+    def _reset(self, run: int) -> None:
+        self.run = run
+        network = importlib.import_module("sklearn.neural_network")
+        self.model = network.MLPClassifier(
+            self.settings["widths"], solver="adam", alpha=0.0, batch_size=self.batch, learning_rate_init=self.rate,
+            random_state=self.settings["seeds"][run],
+        )  # fmt: skip
+
+    def advance(self, epochs: int) -> int:
+        """Trains on; returns the number of run-steps."""
+        for _ in range(epochs):
+            self.model.partial_fit(self.arrays[0][self.run], self.arrays[1][self.run], classes=np.arange(self.outputs))
+        return epochs * self.per_epoch
+
+    def _predictions(self) -> np.ndarray:
+        return np.asarray(self.model.predict(self.arrays[2][self.run]))[None]
+
+
+class TorchProduct:
+    """The product of two square matrices."""
+
+    def __init__(self, settings: Mapping[str, Any]):
+        self.torch = load_torch(settings)
+        self.matrix = self.torch.randn(settings["size"], settings["size"])
+
+    def advance(self, epochs: int) -> int:
+        """Multiplies; returns how often."""
+        for _ in range(epochs):
+            self.torch.mm(self.matrix, self.matrix)
+        return epochs
+
+
+class OnDevice:
+    """Seconds a call counts only when the device is done: mixed into what trains on a GPU."""
+
+    torch: Any
+
+    def advance(self, epochs: int) -> int:
+        """Trains on; returns the number of run-steps, when they are computed."""
+        done = super().advance(epochs)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.torch.cuda.is_available():
+            self.torch.cuda.synchronize()
+        return done
+
+
+class DeviceTuned(OnDevice, TorchTuned):
+    """One network after the other on a GPU, tensors on it, fused Adam."""
+
+
+class DeviceEnsemble(OnDevice, TorchEnsemble):
+    """Many models at once on a GPU; `mode` "reduce-overhead" uses CUDA graphs."""
+
+
+KINDS = {
+    "device tuned": DeviceTuned,
+    "device ensemble": DeviceEnsemble,
+    "loop": TorchLoop,
+    "tuned": TorchTuned,
+    "ensemble": TorchEnsemble,
+    "scikit-learn": ScikitLearn,
+    "torch product": TorchProduct,
+}
+
+
+def load_torch(settings: Mapping[str, Any]) -> Any:
+    """PyTorch, which is not installed everywhere, with the number of threads asked for."""
+    torch = importlib.import_module("torch")
+    if settings.get("threads"):
+        torch.set_num_threads(settings["threads"])
+    if settings.get("device"):
+        torch.set_default_device(settings["device"])
+    return torch
+
+
+def serve(kinds: Mapping[str, Any], kind: str, settings: Mapping[str, Any]) -> None:
+    """Makes one subject and answers calls of its methods until the input ends: result, wall and CPU seconds.
+
+    `idle_cpu` is what was burnt between two calls: a library's waiting threads must not slow down the others.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    if settings.get("core") is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {settings["core"]})
+    warnings.simplefilter("ignore")  # scikit-learn's: one epoch is no convergence
+    subject = kinds[kind](settings)
+    ended = cpu_seconds()
+    for line in sys.stdin:
+        call, begun, cpu = json.loads(line), time.perf_counter(), cpu_seconds()
+        idle = cpu - ended
+        result = getattr(subject, call.pop("method"))(**call)
+        wall, ended = time.perf_counter() - begun, cpu_seconds()
+        answer = {"result": result, "wall": wall, "cpu": ended - cpu, "idle_cpu": idle}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and its children."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+if __name__ == "__main__":
+    serve(KINDS, sys.argv[1], json.loads(sys.argv[2]))

@@ -1,0 +1,159 @@
+"""What a process on the device (or, for comparison, on the CPU) computes; one task a process, the answer is one JSON line.
+
+python -m experiments.benchmark.device_worker TASK '{"lanes": 4, ...}'
+
+All that touches the package's training stands in `Population`, so that a change there needs one edit here.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmark.contenders import config_of
+from repbias_jax import layout, planning, population, training, variance_explained
+from repbias_jax.config import Experiment
+from repbias_jax.devices import Spread
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+
+
+class Population:
+    """Runs of the base MLP as lanes of one device. Args: lanes; smoke, the small size."""
+
+    def __init__(self, lanes: int, smoke: bool):
+        self.lanes, self.config = lanes, config_of(smoke)
+        group = layout.groups_of({"base": self.config}, jax.default_backend(), lanes)[0]
+        self.programs = population.Programs(group.static, population.make_mesh(1))
+        one = group.dials["base"]
+        self.dials = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (1, lanes, *np.shape(x))).copy(), one)
+        self.seeds = np.arange(lanes, dtype=np.int32)[None]
+
+    def data(self) -> training.Data:
+        """The data of all runs: the one-run program, mapped over lanes where the machine has many of them."""
+        task, keep = self.config.task, self.config.keep
+        if self.lanes <= 16:
+            return jax.block_until_ready(self.programs.data(self.dials, self.seeds))
+        drawn = Spread(self.programs.mesh, lambda d, s: training.make_data(task, keep.probe_set, d, s, keep.shared), 2)
+        return jax.block_until_ready(drawn(self.dials, self.seeds))
+
+    def init(self) -> training.State:
+        """Initial weights."""
+        return self.programs.init(self.dials, self.seeds)
+
+    def train(self, data: training.Data, state: training.State, start: int, stop: int) -> training.State:
+        """All runs from one step to another."""
+        bounds = (np.int32(start), np.int32(stop))
+        return jax.block_until_ready(self.programs.segment(self.dials, self.seeds, data, state, *bounds))
+
+    def prints(self, state: training.State) -> list[int]:
+        """Fingerprints of the runs."""
+        return np.asarray(self.programs.fingerprint(state)).reshape(-1).tolist()
+
+
+def describe() -> dict[str, Any]:
+    """Backend, card, its memory and versions."""
+    device, versions = jax.devices()[0], {}
+    for distribution in importlib.metadata.distributions():
+        if distribution.metadata["Name"] in PACKAGES:
+            versions[distribution.metadata["Name"]] = distribution.version
+    memory = (device.memory_stats() or {}).get("bytes_limit", 0)
+    return {"backend": device.platform, "device": device.device_kind, "bytes": memory, "versions": versions}
+
+
+def numbers(lanes: int, smoke: bool, steps: int, path: str) -> None:
+    """Writes data, the weights after `steps` updates, and the r2 of each factor in one made layer."""
+    runs = Population(lanes, smoke)
+    data = runs.data()
+    state = runs.train(data, runs.init(), 0, steps)
+    found = {f"data/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(data))}
+    found |= {f"weights/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state.params))}
+    inputs = np.asarray(data.probe.inputs)[0, 0]
+    layer = np.tanh(inputs @ np.random.default_rng(0).normal(size=(inputs.shape[-1], 64)))  # by numpy: alike everywhere
+    halves = [int(i >= len(layer) // 2) for i in range(len(layer))]
+    factors = {name: np.asarray(data.probe.factors[name])[0, 0] for name in runs.config.task.features}
+    for name, measured in variance_explained(layer, factors, halves).items():
+        found[f"probes/{name}"] = np.asarray([measured["r2"]])
+    np.savez(path, **found)  # pyright: ignore[reportArgumentType]
+
+
+def resume(lanes: int, smoke: bool, start: int, stop: int, load: str = "", save: str = "") -> list[int]:
+    """Fingerprints after training from `start`, where a state is loaded, to `stop`, where it is saved."""
+    runs = Population(lanes, smoke)
+    state = runs.init()
+    if load:
+        with np.load(load) as file:
+            leaves, shape = jax.tree.flatten(state)
+            state = jax.tree.unflatten(shape, [jnp.asarray(file[str(i)]) for i in range(len(leaves))])
+    state = runs.train(runs.data(), state, start, stop)
+    if save:
+        leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+        np.savez(save, **leaves)  # pyright: ignore[reportArgumentType]
+    return runs.prints(state)
+
+
+def speed(lanes: int, smoke: bool, seconds: float) -> dict[str, float]:
+    """Run-steps a second after a warm-up, FLOP/s by 6 x weights x batch, and the device's peak bytes."""
+    runs = Population(lanes, smoke)
+    data, state, epoch = runs.data(), runs.init(), runs.config.steps_per_epoch
+    weights = sum(int(np.prod(x.shape[2:])) for x in jax.tree.leaves(state.params) if x.ndim == 4)
+    step, begun = 0, time.perf_counter()
+    for _ in range(2):  # command buffers are recorded in the second execution
+        begun, state, step = time.perf_counter(), runs.train(data, state, step, step + epoch), step + epoch
+    passes = max(1, int(seconds / (time.perf_counter() - begun)))
+    begun = time.perf_counter()
+    runs.train(data, state, step, step + passes * epoch)
+    rate = passes * epoch * lanes / (time.perf_counter() - begun)
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    return {"rate": rate, "flops": rate * 6 * weights * runs.config.training.batch_size, "peak_bytes": peak}
+
+
+def predict(lanes: int, smoke: bool) -> float:
+    """Bytes on the device that planning predicts for this many runs at once."""
+    experiment = Experiment("memory", "memory", config_of(smoke), (("all", ()),), num_seeds=lanes)
+    configs, groups, backend = planning.check(experiment, jax.default_backend(), lanes)
+    laid = layout.Layout(1, 0, (lanes,))
+    return planning.estimate(planning.Plan(experiment, configs, groups, laid, backend))["device_bytes"]
+
+
+def product(size: int, seconds: float) -> dict[str, float]:
+    """FLOP/s of one large matrix product in float32, without and with TF32."""
+    matrix, found = jax.random.normal(jax.random.key(0), (size, size)), {}
+    for name, precision in (("float32", "highest"), ("tf32", "default")):
+        multiply = jax.jit(lambda a, p=precision: jnp.matmul(a, a, precision=p))
+        multiply(matrix).block_until_ready()
+        begun, count = time.perf_counter(), 0
+        while count == 0 or time.perf_counter() - begun < seconds:
+            multiply(matrix).block_until_ready()
+            count += 1
+        found[name] = 2 * size**3 * count / (time.perf_counter() - begun)
+    return found
+
+
+def dump(lanes: int, smoke: bool, folder: str) -> None:
+    """Writes training and test sets as arrays `[K, N, ...]`, for the baselines."""
+    for name, value in Population(lanes, smoke).data()._asdict().items():
+        if name.startswith(("train_", "test_")):
+            np.save(Path(folder) / f"{name}.npy", np.asarray(value)[0])
+
+
+TASKS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (describe, numbers, resume, speed, predict, product, dump)}
+
+
+def main(task: str, settings: Mapping[str, Any]) -> None:
+    """Computes, and prints the answer where nothing else is printed."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    print(json.dumps(TASKS[task](**settings)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))

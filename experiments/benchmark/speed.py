@@ -1,0 +1,411 @@
+"""The parts of the benchmark on two CPU cores, and their table; the package's docstring describes them."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.benchmark.contenders import LEARNING_RATE, config_of
+from experiments.benchmark.workers import (
+    ROOT,
+    Row,
+    Sample,
+    Team,
+    break_even,
+    installed,
+    missing,
+    paired,
+    rounds_of,
+    summary,
+    table,
+)
+from repbias_jax import store
+from repbias_jax.config import flatten
+from repbias_jax.layout import LANES
+from repbias_jax.provenance import commit
+
+COLUMNS = ("part", "name", "quantity", "unit", "rounds", "min", "median", "max")
+CORES = 2
+CHECKPOINT_SECONDS = 10.0  # the default of --checkpoint_seconds
+PACKAGES = ("jax", "jaxlib", "numpy", "torch", "scikit-learn")
+US, RATE = "us/run-step", "GFLOP/s"
+
+
+class Size(NamedTuple):
+    """How much is done; `SIZES` has the real one and the smoke one."""
+
+    seconds: float  # of a round of one contender
+    epochs: int  # of full training
+    lanes: int
+    product: int  # side of the matrices
+    layouts: tuple[tuple[int, int], ...]  # devices, lanes
+    runs: tuple[int, ...]
+    compared: tuple[int, int]  # of `runs`
+    starts: int  # repeats of starting a process
+    seeds: int  # the most models in any ensemble
+    permutations: int
+
+
+LAYOUTS = (*((CORES, lanes) for lanes in (1, 2, 4, 8, 16, 32, 64)), (1, LANES["cpu"]))
+SIZES = {
+    False: Size(2.0, 160, LANES["cpu"], 4096, LAYOUTS, (16, 64, 256, 1024, 4096), (256, 16), 5, 64, 100),
+    True: Size(0.02, 2, 2, 256, ((CORES, 2),), (4, 8), (8, 4), 1, 4, 2),
+}
+
+
+class Form(NamedTuple):
+    """One way of training an ensemble in PyTorch; see `baselines.TorchEnsemble`."""
+
+    form: str  # bmm or vmap
+    step: str  # whole or parts
+    models: int  # in a process
+    processes: int  # two: pinned, one thread each; one: two threads
+    compile: bool
+
+    @property
+    def label(self) -> str:
+        """For the table."""
+        made = f"compiled {self.step} step" if self.compile else "eager"
+        threads = "2 processes" if self.processes == 2 else "2 threads"
+        return f"PyTorch ensemble {self.form} ({made}, {self.models} models, {threads})"
+
+
+STEPS = {"bmm": "whole", "vmap": "parts"}  # of the smoke size
+FORMS = (
+    ("whole", 16, 1, True),
+    ("whole", 16, 2, True),
+    ("whole", 8, 2, True),
+    ("whole", 32, 2, True),
+    ("parts", 16, 1, True),
+    ("parts", 16, 2, True),
+    ("parts", 16, 2, False),
+)
+CALIBRATION_ROUNDS = 3
+
+
+class Bench:
+    """What all parts share: sizes, folders, settings of workers and the rows so far."""
+
+    def __init__(self, rounds: int, smoke: bool, folder: Path, cache: str):
+        self.rounds, self.smoke, self.size, self.folder, self.cache = rounds, smoke, SIZES[smoke], folder, cache
+        self.config, self.rows = config_of(smoke), []
+        self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None] * CORES
+        self.idle: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def team(self, kind: str, *each: Mapping[str, Any]) -> Iterator[Team]:
+        """A team that is closed at the end."""
+        team = Team(self.folder, kind, *each)
+        try:
+            yield team
+        finally:
+            team.close()
+
+    def ours(self, **more: Any) -> dict[str, Any]:
+        """Settings of a worker of `contenders`."""
+        settings = {"devices": CORES, "lanes": self.size.lanes, "smoke": self.smoke, "cache": self.cache}
+        return settings | more
+
+    def rival(self, *seeds: int, **more: Any) -> dict[str, Any]:
+        """Settings of a worker of `baselines`."""
+        settings = {"learning_rate": LEARNING_RATE, "batch": self.config.training.batch_size, "seeds": seeds}
+        return settings | {"widths": flatten(self.config)["model.widths"], "folder": str(self.folder)} | more
+
+    def pinned(self, core: int) -> dict[str, Any]:
+        """Settings of a worker with a core of its own."""
+        return {"core": self.cores[core % len(self.cores)], "threads": 1}
+
+    def add(self, *row: Any) -> None:
+        """Adds a row, from a number a round."""
+        self.rows.append(summary(*row))
+
+
+def ensemble_settings(bench: Bench, form: Form) -> list[dict[str, Any]]:
+    """Settings of the workers of an ensemble."""
+    shared = {"form": form.form, "step": form.step, "compile": form.compile}
+    count = form.models
+    if form.processes == 1:
+        return [bench.rival(*range(count), threads=CORES, **shared)]
+    return [bench.rival(*range(i * count, (i + 1) * count), **bench.pinned(i), **shared) for i in range(CORES)]
+
+
+def choose(bench: Bench, kind: str) -> Form:
+    """The fastest form of an ensemble, after a few rounds in turn; what does not compile is passed over."""
+    forms = [Form(kind, *rest) for rest in (((STEPS[kind], 2, 1, False),) if bench.smoke else FORMS)]
+    with contextlib.ExitStack() as stack:
+        jobs, by_label = {}, {form.label: form for form in forms}
+        for label, form in by_label.items():
+            team = stack.enter_context(bench.team("ensemble", *ensemble_settings(bench, form)))
+            try:
+                jobs[label] = (team, "advance", {"epochs": team.warm(bench.size.seconds / 2)})
+            except RuntimeError as error:
+                print(f"{label}: passed over: {error}", file=sys.stderr)
+        found = {label: [s.wall for s in samples] for label, samples in rounds_of(jobs, CALIBRATION_ROUNDS).items()}
+    for label, walls in found.items():
+        bench.add("calibration", label, "wall", US, walls)
+    return by_label[min(found, key=lambda label: statistics.median(found[label]))]
+
+
+class Contender(NamedTuple):
+    """How a contender's workers are made; for accuracies some are made anew, with the number of runs that is wanted."""
+
+    kind: str
+    settings: list[dict[str, Any]]
+    for_accuracy: list[dict[str, Any]] | None = None
+
+
+def contenders(bench: Bench) -> dict[str, Contender]:
+    """The contenders that are installed, but ours, by name."""
+    found = {"JAX, a jitted step per run": Contender("jitted", [bench.ours(folder=str(bench.folder), seeds=[0, 1])])}
+    if installed("torch"):
+        found["PyTorch loop"] = Contender("loop", [bench.rival(0, 1)])
+        pinned = [bench.rival(i, i + CORES, **bench.pinned(i)) for i in range(CORES)]
+        found["PyTorch tuned"] = Contender("tuned", pinned)
+        for kind in ("bmm", "vmap"):
+            form = choose(bench, kind)
+            fewer = form._replace(models=bench.size.lanes, processes=CORES)
+            anew = None if bench.smoke else ensemble_settings(bench, fewer)
+            found[form.label] = Contender("ensemble", ensemble_settings(bench, form), anew)
+    if installed("sklearn"):
+        found["scikit-learn MLPClassifier"] = Contender("scikit-learn", [bench.rival(0, 1)])
+    size = {"size": bench.size.product, "threads": CORES}
+    found["matrix product, JAX"] = Contender("product", [size])
+    if installed("torch"):
+        found["matrix product, PyTorch"] = Contender("torch product", [size])
+    return found
+
+
+def speed_and_accuracy(bench: Bench) -> dict[str, list[Sample]]:
+    """Parts `calibration`, `speed`, `ratio` and `accuracy`. Returns the samples, for the break-even."""
+    with contextlib.ExitStack() as stack:
+        teams = {"ours": stack.enter_context(bench.team("ours", bench.ours(runs=bench.size.seeds)))}
+        teams["ours"].call("dump", folder=str(bench.folder))
+        weights = teams["ours"].call("weights")[0]
+        teams["ours"].call("sweep", passes=1, chunks=1)  # so that part `runs` finds everything compiled
+        others = contenders(bench)
+        teams |= {name: stack.enter_context(bench.team(c.kind, *c.settings)) for name, c in others.items()}
+        jobs = {name: (team, "advance", {"epochs": team.warm(bench.size.seconds)}) for name, team in teams.items()}
+        waited = {name: team.idle_cpu for name, team in teams.items()}
+        begun = time.perf_counter()
+        samples = rounds_of(jobs, bench.rounds)
+        elapsed = time.perf_counter() - begun
+        bench.idle = {name: (team.idle_cpu - waited[name]) / elapsed for name, team in teams.items()}
+        report_speed(bench, samples, 6 * weights * bench.config.training.batch_size)
+        for name, team in teams.items():
+            anew = others[name].for_accuracy if name in others else None
+            if anew:
+                with bench.team("ensemble", *anew) as own:
+                    report_accuracy(bench, name, own)
+            elif not is_product(name):
+                report_accuracy(bench, name, team)
+    return samples
+
+
+def is_product(name: str) -> bool:
+    """Whether a contender trains nothing."""
+    return name.startswith("matrix product")
+
+
+def report_speed(bench: Bench, samples: Mapping[str, list[Sample]], flops: float) -> None:
+    """Rows of `speed` and `ratio`. Args: flops of a run-step."""
+    ours = samples["ours"]
+    rates = {n: [2 * bench.size.product**3 / s.wall / 1e3 for s in found] for n, found in samples.items() if is_product(n)}
+    rates |= {n: [flops / s.wall / 1e3 for s in found] for n, found in samples.items() if not is_product(n)}
+    for name, found in samples.items():
+        for quantity in Sample._fields:
+            values = [getattr(s, quantity) for s in found]
+            bench.add("speed", name, quantity, "us/product" if is_product(name) else US, values)
+            if not is_product(name) and name != "ours":
+                ratios = paired([getattr(s, quantity) for s in ours], values)
+                bench.add("ratio", f"ours / {name}", quantity, "", ratios)
+        bench.add("speed", name, "rate", RATE, rates[name])
+        if is_product(name):
+            bench.add("ratio", f"ours / {name}", "rate", "", paired(rates["ours"], rates[name]))
+    for module, name, names in (
+        ("torch", "PyTorch", ("loop", "tuned", "ensemble bmm", "ensemble vmap")),
+        ("sklearn", "scikit-learn", ("MLPClassifier",)),
+    ):
+        bench.rows += [missing("speed", f"{name} {n}", name) for n in names if not installed(module)]
+
+
+def report_accuracy(bench: Bench, name: str, team: Team) -> None:
+    """Rows of `accuracy`: of a contender trained to the end, over its runs."""
+    outputs = bench.config.task.outputs or bench.config.task.features
+    runs = [accuracy for worker in team.call("train", epochs=bench.size.epochs) for accuracy in worker]
+    for output, values in zip(outputs, zip(*runs, strict=True), strict=True):
+        bench.add("accuracy", name, output, "share", values)
+        for quantity, value in (("mean", statistics.mean(values)), ("sd", statistics.stdev(values))):
+            bench.rows.append(Row("accuracy", name, f"{output}, {quantity}", "share", len(values), value, value, value))
+
+
+def report_start(bench: Bench, samples: Mapping[str, list[Sample]]) -> None:
+    """Rows of `start`: what it costs to begin, and from which number of run-steps on that is paid back."""
+    each = {name: statistics.median(s.wall for s in found) / 1e6 for name, found in samples.items()}
+    found = [start_once(bench, each) for _ in range(bench.size.starts)]
+    for name in found[0]:
+        quantity, unit = ("number", "run-steps") if "break-even" in name else ("wall", "s")
+        bench.add("start", name, quantity, unit, [once[name] for once in found])
+
+
+def start_once(bench: Bench, each: Mapping[str, float]) -> dict[str, float]:
+    """Everything of `start`, once. Args: seconds a run-step by contender."""
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import experiments.run"], cwd=ROOT, check=True)
+    once = {"import of experiments.run": time.perf_counter() - begun}
+    other = started(bench, "tuned") if installed("torch") else {}
+    if other:
+        once["PyTorch tuned, process to end of first epoch"] = other["whole"]
+    for name, cache in (("cold", ""), ("cached", bench.cache)):
+        found = started(bench, "ours", cache=cache)
+        once |= {f"{name}, {label}": found[key] for key, label in STARTED.items()}
+        if other:
+            ours, theirs = each["ours"], each["PyTorch tuned"]
+            overhead = found["whole"] - found["warm"] - found["steps"] * ours
+            rest = other["whole"] - other["steps"] * theirs
+            once[f"{name}, break-even with PyTorch tuned"] = break_even(overhead - found["data"], ours, rest, theirs)
+            once[f"{name}, break-even, our data drawn too"] = break_even(overhead, ours, rest, theirs)
+    return once
+
+
+STARTED = {
+    "data": "drawing the data",
+    "first": "first call (init and an epoch)",
+    "warm": "second call (an epoch)",
+    "whole": "process to end of second epoch",
+}
+
+
+def started(bench: Bench, kind: str, **more: Any) -> dict[str, float]:
+    """Seconds from making the processes of a contender to the end of their first calls, and how many run-steps."""
+    if kind == "ours":
+        with bench.team("ours", bench.ours(**more)) as team:
+            found = team.call("first")[0]
+            steps = CORES * bench.size.lanes * bench.config.steps_per_epoch
+            return {**found, "whole": time.perf_counter() - team.begun, "steps": steps}
+    with bench.team(kind, *(bench.rival(i, **bench.pinned(i)) for i in range(CORES))) as team:
+        steps = sum(team.call("advance", epochs=1))
+        return {"whole": time.perf_counter() - team.begun, "steps": steps}
+
+
+def report_lanes(bench: Bench) -> None:
+    """Rows of `lanes`: runs that share a `vmap`, and devices."""
+    with contextlib.ExitStack() as stack:
+        jobs = {}
+        for devices, lanes in bench.size.layouts:
+            team = stack.enter_context(bench.team("ours", bench.ours(devices=devices, lanes=lanes)))
+            jobs[f"{devices} x {lanes}"] = (team, "advance", {"epochs": team.warm(bench.size.seconds / 2)})
+        for name, found in rounds_of(jobs, bench.rounds).items():
+            bench.add("lanes", f"{name} (devices x lanes)", "wall", US, [s.wall for s in found])
+
+
+def report_runs(bench: Bench) -> None:
+    """Rows of `runs`: an epoch of every chunk, with all that `population` does between, for more and more runs."""
+    large, small = bench.size.compared
+    with contextlib.ExitStack() as stack:
+        teams = {n: stack.enter_context(bench.team("ours", bench.ours(runs=n))) for n in bench.size.runs}
+        found: dict[int, list[float]] = {}
+        for some, rounds in (([n for n in teams if n <= large], bench.rounds), ([n for n in teams if n > large], 1)):
+            for n in some:
+                teams[n].call("sweep", passes=1, chunks=1)
+            jobs = {str(n): (teams[n], "sweep", {"passes": max(1, 4 * small // n)}) for n in some}
+            found |= {int(n): [s.wall for s in samples] for n, samples in rounds_of(jobs, rounds).items()}
+        memory = {n: team.call("memory")[0] for n, team in teams.items()}
+    for n in teams:
+        bench.add("runs", f"{n} runs", "wall", US, found[n])
+        bench.add("runs", f"{n} runs", "peak memory", "MB", [memory[n]])
+    bench.add("ratio", f"{large} / {small} runs", "wall", "", paired(found[large], found[small]))
+    for n in sorted({large, max(teams)}):
+        bench.add("ratio", f"{n} / {small} runs", "peak memory", "", [memory[n] / memory[small]])
+
+
+def report_checkpoint(bench: Bench) -> None:
+    """Rows of `checkpoint`: fingerprint and save of all runs of a chunk."""
+    with bench.team("ours", bench.ours()) as team:
+        folder = str(bench.folder / "checkpoint")
+        team.call("save", folder=folder)
+        seconds = [team.call("save", folder=folder)[0] for _ in range(bench.rounds)]
+    name = f"{CORES * bench.size.lanes} runs"
+    bench.add("checkpoint", name, "wall", "s", seconds)
+    shares = [s / CHECKPOINT_SECONDS for s in seconds]
+    bench.add("checkpoint", name, f"share of {CHECKPOINT_SECONDS:g} s of training", "share", shares)
+
+
+def report_probe(bench: Bench) -> None:
+    """Rows of `probe`. Raises RuntimeError when the two sides' r2 differ by 1e-5."""
+    if not installed("sklearn"):
+        bench.rows.append(missing("probe", "variance", "scikit-learn"))
+        return
+    with bench.team("probe", bench.ours()) as team:
+        difference = team.call("difference")[0]
+        asked = {"permuted_runs": 1, "permutations": bench.size.permutations}
+        rounds = [team.call("seconds", **asked)[0] for _ in range(bench.rounds + 1)][1:]
+    seconds = {name: [found[name] for found in rounds] for name in rounds[0]}
+    for name, values in seconds.items():
+        bench.add("probe", name, "wall", "s", values)
+    for what in (" r2", ""):
+        times = paired(seconds[f"scikit-learn{what}"], seconds[f"ours{what}"])
+        bench.add("probe", f"scikit-learn{what} / ours{what}", "wall", "times", times)
+    bench.add("probe", "scikit-learn r2 / ours", "wall", "times", paired(seconds["scikit-learn r2"], seconds["ours"]))
+    bench.add("probe", "r2", "largest difference", "", [difference])
+    if not difference < 1e-5:
+        raise RuntimeError(f"r2 of the probe and of scikit-learn differ by {difference:g}; expected less than 1e-5")
+
+
+def record(bench: Bench, load_before: Sequence[float], spent: Mapping[str, float]) -> dict[str, Any]:
+    """The manifest: versions, machine, commit, load and cost."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "format": store.FORMAT,
+        "versions": {**versions, "python": platform.python_version()},
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "commit": commit(),
+        "smoke": bench.smoke,
+        "rounds": bench.rounds,
+        "load_before": list(load_before),
+        "load_after": list(os.getloadavg()),
+        "idle_cpu_share": {name: round(value, 4) for name, value in bench.idle.items()},
+        "seconds": {**spent, "all": sum(spent.values())},
+    }
+
+
+def measure(rounds: int, smoke: bool, output: Path, cache: str | None) -> None:
+    """Measures all parts on the CPU, writes their table and manifest, and prints the table."""
+    load: Sequence[float] = os.getloadavg()
+    spent: dict[str, float] = {}
+    if hasattr(os, "sched_setaffinity"):  # a larger machine is made to have two cores
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(rounds, smoke, Path(name), cache or f"{name}/cache")
+        samples: dict[str, list[Sample]] = {}
+        for part, report in {
+            "speed and accuracy": lambda: samples.update(speed_and_accuracy(bench)),
+            "start": lambda: report_start(bench, samples),
+            "lanes": lambda: report_lanes(bench),
+            "runs": lambda: report_runs(bench),
+            "checkpoint": lambda: report_checkpoint(bench),
+            "probe": lambda: report_probe(bench),
+        }.items():
+            print(f"benchmark: {part}", file=sys.stderr, flush=True)
+            begun = time.perf_counter()
+            report()
+            spent[part] = time.perf_counter() - begun
+    bench.rows.sort(key=lambda row: row.part)  # stable: within a part as measured
+    text = [[*row[:5], *(f"{v:.6g}" if row.rounds else "" for v in row[5:])] for row in bench.rows]
+    store.write_table(output / "benchmark.csv", COLUMNS, text)
+    store.write_json(output / "benchmark_manifest.json", record(bench, load, spent))
+    print(table(bench.rows))

@@ -1,0 +1,113 @@
+"""What was aimed at and what was measured: tables and a sentence for README and BUILD.md, made from the results' files.
+
+  python -m experiments.benchmark.targets        prints them; the documents hold the same text, and a test compares
+
+Reads `experiments/results/benchmark.csv` and `faults.csv`. Ours.
+"""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+Row = Mapping[str, str]
+
+
+class Target(NamedTuple):
+    """One line of the table: what is measured, where it stands in `benchmark.csv`, and its limit."""
+
+    what: str
+    part: str
+    name: str  # its beginning; of several rows the worst counts
+    quantity: str
+    limit: float
+    at_most: bool = True
+    unit: str = ""
+
+
+TARGETS = (
+    Target("time a run-step, ours / plain PyTorch loop", "ratio", "ours / PyTorch loop", "wall", 0.25),
+    Target("the same, tuned PyTorch (fused, pinned, two processes)", "ratio", "ours / PyTorch tuned", "wall", 0.60),
+    Target("the same, fastest PyTorch ensemble", "ratio", "ours / PyTorch ensemble", "wall", 0.85),
+    Target("rate, ours / matrix product, JAX", "ratio", "ours / matrix product, JAX", "rate", 0.70, at_most=False),
+    Target("the same, stretch", "ratio", "ours / matrix product, JAX", "rate", 0.85, at_most=False),
+    Target("first call: trace, compile, run (our data apart)", "start", "cold, first call", "wall", 5.0, unit=" s"),
+    Target("run-steps to break even with tuned PyTorch", "start", "cold, break-even with PyTorch", "number", 10_000),
+    Target("the same, our data drawn too", "start", "cold, break-even, our data", "number", 10_000),
+    Target("time a run-step, 256 runs / 16", "ratio", "256 / 16 runs", "wall", 1.1),
+    Target("peak memory, 256 runs / 16", "ratio", "256 / 16 runs", "peak memory", 1.1),
+    Target("checkpoint and fingerprint", "checkpoint", "", "share of 10 s of training", 0.02, unit=" of a segment"),
+    Target("probe, r2 alone, scikit-learn / ours", "probe", "scikit-learn r2 / ours r2", "wall", 20, at_most=False),
+    Target("probe with its permutations, scikit-learn / ours", "probe", "scikit-learn / ours", "wall", 20, False),
+    Target("largest difference of the probe's r2", "probe", "r2", "largest difference", 1e-5),
+)  # fmt: skip
+
+
+def read(name: str, folder: Path = RESULTS) -> list[dict[str, str]]:
+    """The rows of a table among the results."""
+    with open(folder / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def find(rows: Sequence[Row], part: str, name: str, quantity: str, worst: Callable = max) -> Row:
+    """The row of a quantity; of several whose names begin alike, the one with the worst median: the fastest rival's."""
+    found = [
+        r
+        for r in rows
+        if (r["part"], r["quantity"]) == (part, quantity) and r["name"].startswith(name) and r["rounds"] != "0"
+    ]
+    if not found:
+        raise KeyError(f"benchmark.csv has no row {part}, {name}, {quantity}: run make benchmark")
+    return worst(found, key=lambda r: float(r["median"]))
+
+
+def targets(rows: Sequence[Row]) -> str:
+    """A markdown table: target, median with extremes, held or not. Args: rows of `benchmark.csv`."""
+    lines = ["| what | target | median [least, most] | held |", "|---|---|---|---|"]
+    for t in TARGETS:
+        row = find(rows, t.part, t.name, t.quantity, max if t.at_most else min)
+        value = float(row["median"])
+        held = value <= t.limit if t.at_most else value >= t.limit
+        numbers = f"{value:.3g} [{float(row['min']):.3g}, {float(row['max']):.3g}]"
+        if t.limit >= 1000:
+            numbers = f"{value:,.0f} [{float(row['min']):,.0f}, {float(row['max']):,.0f}]"
+        limit = f"{t.limit:,.0f}" if t.limit >= 1000 else f"{t.limit:g}"
+        sense = "at most" if t.at_most else "at least"
+        lines.append(f"| {t.what} | {sense} {limit}{t.unit} | {numbers} | {'yes' if held else '**no**'} |")
+    return "\n".join(lines) + "\n"
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    """What README says of speed. Args: rows of `benchmark.csv`."""
+
+    def median(part: str, name: str, quantity: str = "wall") -> float:
+        return float(find(rows, part, name, quantity)["median"])
+
+    return (
+        "An update of the base network with Adam, the training loop alone, takes "
+        f"{median('speed', 'ours'):.0f} us a run on two cores: "
+        f"{median('ratio', 'ours / PyTorch loop'):.2f} of the time of a plain PyTorch loop, "
+        f"{median('ratio', 'ours / PyTorch tuned'):.2f} of the same loop tuned and pinned, "
+        f"{median('ratio', 'ours / PyTorch ensemble'):.2f} of the fastest PyTorch ensemble we could make.\n"
+    )
+
+
+def faults(rows: Sequence[Row]) -> str:
+    """A markdown table of trials and outcomes. Args: rows of `faults.csv`."""
+    lines = ["| fault | where | trials | same | named | other |", "|---|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(r[k] for k in ("fault", "where", "trials", "same", "named", "other")) + " |" for r in rows]
+    return "\n".join(lines) + "\n"
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "speed": lambda: sentence(read("benchmark.csv")),
+    "targets": lambda: targets(read("benchmark.csv")),
+    "faults": lambda: faults(read("faults.csv")),
+}
+
+
+if __name__ == "__main__":
+    for name, text in SECTIONS.items():
+        print(f"<!-- {name} -->\n{text()}<!-- /{name} -->")

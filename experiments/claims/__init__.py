@@ -1,0 +1,34 @@
+"""The experiments, by name: each a module with `EXPERIMENT`, `claims(results, column)` and `figures(results)`.
+
+Add one: a file beside this one, and a line here.
+"""
+
+from types import ModuleType
+
+from experiments.claims import (
+    architecture,
+    competition,
+    complexity,
+    components,
+    downstream,
+    learning_order,
+    optimizer,
+    prevalence,
+    redundancy,
+    similarity,
+    steering,
+)
+
+EXPERIMENTS: dict[str, ModuleType] = {
+    "complexity": complexity,
+    "learning_order": learning_order,
+    "prevalence": prevalence,
+    "competition": competition,
+    "architecture": architecture,
+    "components": components,
+    "steering": steering,
+    "optimizer": optimizer,
+    "similarity": similarity,
+    "downstream": downstream,
+    "redundancy": redundancy,
+}

@@ -1,0 +1,206 @@
+"""Depth, width and activation function (claims C10, C11).
+
+Claim: the gap between an easy and a hard feature grows with depth; width hardly changes it.
+Paper: Lampinen, Chan and Hermann 2024 (architecture); one factor at a time, and all sizes, are ours.
+
+  python -m experiments.run --experiment=architecture --workdir=DIR                   full: 16 seeds, two optimizers
+  python -m experiments.run --experiment=architecture --workdir=DIR --preset=quick    SGD only: figures, no verdict
+
+Identity (easy) and parity-4 (hard), in networks that differ in one thing at a time:
+  depth1 ... depth6    1 to 6 hidden layers of 128, ReLU
+  width64 ... width512 four hidden layers of 64, 128 (that is depth4), 256, 512, ReLU
+  leaky, tanh, gelu    four hidden layers of 128 with another activation function
+
+C10 is the slope of the gap at the penultimate layer over depth 2 to 6, C11 an equivalence: gap(512) - gap(64) within 0.05.
+
+Cost and outcome of the reference run: `experiments/results/architecture/manifest.json` and `claims.csv` beside it.
+Expected after the paper: a gap that grows with depth and not with width.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from experiments.claims.base import COLUMNS, SEEDS_OF_MAP
+from repbias_jax.config import Config, Experiment, Preset
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.report import contrasts
+from repbias_jax.report import figures as draw
+from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.results import Results
+from repbias_jax.statistics import Claim, Part
+
+EASY, HARD = "parity1", "parity4"
+DEPTHS = {f"depth{n}": n for n in range(1, 7)}
+WIDTHS = {"width64": 64, "depth4": 128, "width256": 256, "width512": 512}
+ACTIVATIONS = {"depth4": "relu", "leaky": "leaky_relu", "tanh": "tanh", "gelu": "gelu"}
+FACTORS = (("hidden layers", DEPTHS), ("units a layer", WIDTHS), ("activation function", ACTIVATIONS))
+
+EXPERIMENT = Experiment(
+    name="architecture",
+    title="Depth, width and activation function: what the gap depends on",
+    config=Config(BinaryOptions(), MLPOptions(widths=(128,) * 4)),
+    settings=(
+        *((name, (("model.widths", (128,) * depth),)) for name, depth in DEPTHS.items()),
+        *((name, (("model.widths", (width,) * 4),)) for name, width in WIDTHS.items() if name not in DEPTHS),
+        *((name, (("model.activation", kind),)) for name, kind in ACTIVATIONS.items() if name not in DEPTHS),
+    ),
+    seed_caps=tuple((name, SEEDS_OF_MAP) for name in ("depth1", "width256", "leaky", "tanh", "gelu")),
+    columns=COLUMNS,
+    probes=("variance",),
+    presets=(
+        ("full", Preset(16)),
+        (
+            "quick",
+            Preset(
+                8,
+                settings=("depth2", "depth4", "width64", "gelu"),
+                columns=("sgd",),
+                overrides=(("training.epochs", 64),),
+            ),
+        ),
+        (
+            "smoke",
+            Preset(
+                2,
+                settings=("depth2", "depth3", "depth4", "gelu"),
+                columns=("sgd",),
+                overrides=(
+                    ("task.num_train", 256),
+                    ("task.num_test", 128),
+                    ("task.num_probe", 128),
+                    ("training.epochs", 8),
+                    ("training.observe_every", 8),
+                ),
+            ),
+        ),
+    ),
+)
+
+
+def claims(results: Results, column: str) -> list[Claim]:
+    """C10 and C11; a claim whose settings were not run has no parts, and is not measured."""
+    deep = {f"{column}.{name}": depth for name, depth in DEPTHS.items() if depth >= 2}
+    wide = (f"{column}.width512", f"{column}.width64")
+    return [
+        Claim("C10", "The gap grows with depth", "grows", _grows(results, deep) if results.has(*deep) else (), "P"),
+        Claim("C11", "Width hardly changes it", "hardly", _wide(results, *wide) if results.has(*wide) else (), "P"),
+    ]
+
+
+def _grows(results: Results, deep: dict[str, int]) -> tuple[Part, ...]:
+    depths = np.array(list(deep.values()), float)
+    gaps, shares, accuracy = contrasts.gaps(results, list(deep), EASY, HARD)
+    text = "slope of the gap at the penultimate layer, depth 2 to 6 at width 128, a layer"
+    return (
+        Part(
+            "", text, contrasts.slope(gaps, depths), contrasts.all_at_end(results, list(deep)), +1, 0.02,
+            secondary=contrasts.slope(shares, depths),
+            secondary_statistic=f"slope of {contrasts.CONTRAST}", accuracy=accuracy.mean(axis=1),
+        ),
+    )  # fmt: skip
+
+
+def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
+    gaps, shares, accuracy = contrasts.gaps(results, [widest, narrowest], EASY, HARD)
+    change, in_shares = (found[widest] - found[narrowest] for found in (gaps, shares))
+    passed = contrasts.all_at_end(results, [widest, narrowest])
+    text = "gap(width 512) - gap(width 64), four layers"
+    return (
+        Part(
+            "", text, change, passed, 0, 0.05, secondary=in_shares, secondary_statistic=contrasts.CONTRAST,
+            accuracy=accuracy.mean(axis=1),
+        ),
+    )  # fmt: skip
+
+
+def figures(results: Results) -> list[Drawn]:
+    """All figures, for the columns and settings that were run."""
+    columns = contrasts.columns(results)
+    drawn = [
+        ("factors", _draw_factors(results, columns)),
+        ("gaps", _draw_gaps(results, columns)),
+        ("every_layer", _draw_every_layer(results, columns[0])),
+    ]
+    return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
+
+
+CAPTIONS = {
+    "factors": "Share of the penultimate layer's variance explained by an easy and a hard feature, one factor at a time: "
+    "number of hidden layers at width 128, width at four layers, activation function. Dots are all seeds, marks their mean "
+    "with a 95 % interval; grey marks are floors.",
+    "gaps": "The gap, r2(easy) - r2(hard), at every hidden layer, one factor at a time; the last layer of a line is the "
+    "penultimate one, at which networks are compared. Means over seeds with 95 % bands; grey marks are the gap of "
+    "untrained networks and of the unused twins, the mean over all networks of a panel.",
+    "every_layer": "Easy and hard at every hidden layer of networks of each depth. The last mark of a panel is the "
+    "penultimate layer, at which networks are compared.",
+}
+
+
+def _draw_factors(results: Results, columns: list[str]) -> Figure:
+    def panel(axes: Axes, column: str, name: str, own: dict[object, str]) -> None:
+        contrasts.levels(axes, results, own, EASY, HARD)
+        draw.label(axes, f"{column} ({contrasts.passing(results, list(own.values()))})", name, draw.VARIANCE)
+
+    return _by_factor(results, columns, panel)
+
+
+def _draw_gaps(results: Results, columns: list[str]) -> Figure:
+    def panel(axes: Axes, column: str, name: str, own: dict[object, str]) -> None:
+        for (level, setting), style in zip(own.items(), STYLES, strict=False):
+            draw.band(axes, _gap(results, setting), f"{name}: {level}", style)
+        untrained, unused = (
+            pd.concat([_gap(results, s, **more) for s in own.values()], axis=1).mean(axis=1)
+            for more in ({"step": 0}, {"prefix": "twin_"})
+        )
+        draw.floor(axes, untrained.index, untrained, "gap, untrained", "x")
+        draw.floor(axes, unused.index, unused, "gap, unused twins", "d")
+        axes.axhline(0, linestyle=(0, (1, 2)), label="no gap", **draw.FLOOR)
+        axes.set_xticks(untrained.index)
+        learned = contrasts.passing(results, list(own.values()))
+        draw.label(axes, f"{column} ({learned})", "hidden layer, from the input on", "gap (share of variance)")
+
+    return _by_factor(results, columns, panel)
+
+
+def _gap(results: Results, setting: str, prefix: str = "", **more: int) -> pd.DataFrame:
+    """The gap by hidden layer, from 1 on: a row a layer, a column a seed."""
+    hidden = contrasts.hidden(results, setting)
+    easy, hard = (contrasts.by_layer(results, setting, "r2", prefix + feature, hidden, **more) for feature in (EASY, HARD))
+    return (easy - hard).set_axis(range(1, len(hidden) + 1))
+
+
+def _by_factor(results: Results, columns: list[str], panel: Callable[[Axes, str, str, dict[object, str]], None]) -> Figure:
+    """A panel for each column and each factor of which there are levels."""
+    figure, panels = draw.grid(len(columns), len(FACTORS), 3.6, 3.0, one_scale=True)
+    for row, column in zip(panels, columns, strict=True):
+        for axes, (name, levels) in zip(row, FACTORS, strict=True):
+            own = {level: f"{column}.{s}" for s, level in levels.items() if results.has(f"{column}.{s}")}
+            if own:
+                panel(axes, column, name, own)
+            else:
+                axes.set_axis_off()
+    return draw.finish(figure)
+
+
+def _draw_every_layer(results: Results, column: str) -> Figure | None:
+    deep = [f"{column}.{name}" for name in DEPTHS if results.has(f"{column}.{name}")]
+    if not deep:
+        return None
+    rows = -(-len(deep) // 3)
+    figure, panels = draw.grid(rows, min(3, len(deep)), 3.6, 2.8, one_scale=True)
+    for axes in list(panels.flat)[len(deep) :]:
+        axes.set_axis_off()
+    for axes, setting in zip(panels.flat, deep, strict=False):
+        hidden = contrasts.hidden(results, setting)
+        contrasts.layers(axes, results, setting, EASY, HARD, hidden)
+        contrasts.null_band(axes, results, setting, HARD)
+        contrasts.at_levels(axes, range(1, len(hidden) + 1))
+        draw.label(axes, setting, "hidden layer, from the input on", draw.VARIANCE)
+    return draw.finish(figure)

@@ -1,0 +1,206 @@
+"""What a feature loses when a network is asked for others besides (claim C09).
+
+Claim: a feature is represented more strongly alone, or with fewer others.
+Paper: Lampinen, Chan and Hermann 2024 (number of features); others, control and all sizes are ours.
+
+  python -m experiments.run --experiment=competition --workdir=DIR                   full: 16 seeds, two optimizers
+  python -m experiments.run --experiment=competition --workdir=DIR --preset=quick    SGD only, the easy target: no verdict
+
+A target, easy (identity) or hard (parity-4), is asked for alone or with others: easy ones (1, 2, 4, 8 identities), xor
+features (1, 2, 4) or parity-4 features (1, 2, 4). One more copy of the target is never asked for: the floor. Shares of
+variance fall whenever something is added, whatever the network does with the target: so the claim is about the target's
+absolute variance, and its variance relative to what no feature explains stands beside it. `easy_same` and `hard_same`
+ask for the target itself five times: as many outputs, and nothing new to learn.
+
+Settings: <target>_alone, <target>_<others><number> with others easy, xor or par4, <target>_same.
+
+Cost and outcome of the reference run: `experiments/results/competition/manifest.json` and `claims.csv` beside it.
+Expected after the paper: less variance among others.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+import numpy as np
+import pandas as pd
+
+from experiments.claims.base import COLUMNS, SEEDS_OF_MAP, SMOKE
+from repbias_jax.config import Config, Experiment, Overrides, Preset
+from repbias_jax.data.binary import BinaryOptions, feature_names
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.report import contrasts
+from repbias_jax.report import figures as draw
+from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.results import Results
+from repbias_jax.statistics import Claim, Part
+
+TARGETS = {"easy": "parity1", "hard": "parity4"}
+OTHERS = {"easy": ("parity1", (1, 2, 4, 8)), "xor": ("parity2", (1, 2, 4)), "par4": ("parity4", (1, 2, 4))}
+COPIES = 5  # of the target's output, in the control
+
+
+def _setting(target: str, other: str = "", number: int = 0, copies: int = 1) -> Overrides:
+    """Features and outputs: the target, the others, and last a copy of the target that no output reports."""
+    features = (TARGETS[target], *(OTHERS[other][0] if other else "",) * number, TARGETS[target])
+    task = BinaryOptions(features=features)
+    names = feature_names(task)
+    return ("task.features", features), ("task.outputs", (names[0],) * copies + names[1:-1])
+
+
+def cells() -> dict[str, tuple[str, str, int]]:
+    """Every setting but the controls, with its target, its others and their number."""
+    found = {f"{target}_alone": (target, "", 0) for target in TARGETS}
+    for target in TARGETS:
+        for other, (_, numbers) in OTHERS.items():
+            found |= {f"{target}_{other}{n}": (target, other, n) for n in numbers}
+    return found
+
+
+EXPERIMENT = Experiment(
+    name="competition",
+    title="Alone or among others: what a feature loses to those that are asked for with it",
+    config=Config(BinaryOptions(twins=False), MLPOptions()),
+    settings=(
+        *((name, _setting(*cell)) for name, cell in cells().items()),
+        *((f"{target}_same", _setting(target, copies=COPIES)) for target in TARGETS),
+    ),
+    seed_caps=tuple((name, SEEDS_OF_MAP) for name in cells() if not name.endswith(("_alone", "_xor4"))),
+    # Of 8,192 examples few networks learn parity-4 among four xor features, at any rate or length tried; of twice as many,
+    # with which all cells of that target are trained, most do: results/competition/tried.csv.
+    tuned=tuple(
+        (f"{column}.{name}", (("task.num_train", 16384),))
+        for column, _ in COLUMNS
+        for name in (*cells(), "hard_same")
+        if name.startswith("hard")
+    ),
+    columns=COLUMNS,
+    probes=("variance", "partition"),
+    presets=(
+        ("full", Preset(16)),
+        (
+            "quick",
+            Preset(
+                8,
+                settings=("easy_alone", "easy_xor4", "easy_same"),
+                columns=("sgd",),
+                overrides=(("training.epochs", 32),),
+            ),
+        ),
+        (
+            "smoke",
+            Preset(
+                2,
+                settings=("easy_alone", "easy_xor4"),
+                columns=("sgd",),
+                overrides=(*SMOKE, ("task.num_probe", 256)),
+            ),
+        ),
+    ),
+)
+
+
+def claims(results: Results, column: str) -> list[Claim]:
+    """C09, for both targets; where the settings of one were not run it has no parts, and is not measured."""
+    parts = []
+    for label, target in zip("ab", TARGETS, strict=True):
+        alone, crowded = f"{column}.{target}_alone", f"{column}.{target}_xor4"
+        if results.has(alone, crowded):
+            parts.append(_loses(results, label, target, alone, crowded))
+    text, paper = "A feature is represented more strongly alone, or with fewer others", "more strongly alone"
+    return [Claim("C09", text, paper, tuple(parts) if len(parts) == len(TARGETS) else (), "P")]
+
+
+def _loses(results: Results, label: str, target: str, alone: str, crowded: str) -> Part:
+    name = target_of(results, alone)
+    variances = [results.values(s, "variance", name) for s in (alone, crowded)]
+    total = results.values(alone, "total_variance")
+    passed = contrasts.all_at_end(results, (alone, crowded))
+    text = f"variance({name}) alone minus among 4 xor features, {target} target, as a share of all variance when alone"
+    relative = np.log(_over_unexplained(results, alone, name) / _over_unexplained(results, crowded, name))
+    accuracies = [results.accuracy(s, name, "accuracy").iloc[-1] for s in (alone, crowded)]
+    return Part(
+        label, text, (variances[0] - variances[1]) / total, passed, +1, 0.02, secondary=relative,
+        secondary_statistic="log ratio of r2 over the share that no feature explains",
+        accuracy=accuracies[0] - accuracies[1],
+    )  # fmt: skip
+
+
+def target_of(results: Results, setting: str) -> str:
+    """Name of the target's factor, the first output."""
+    return results.outputs(setting)[0]
+
+
+def copy_of(target: str, other: str, number: int) -> str:
+    """Name of the factor that is the copy of the target which no output reports, the last one of its kind."""
+    alike = bool(other) and OTHERS[other][0] == TARGETS[target]
+    return f"{TARGETS[target]}_{2 + number * alike}"
+
+
+def _over_unexplained(results: Results, setting: str, name: str) -> pd.Series:
+    """r2 of a feature over the share that no feature explains; NaN where it explains nothing, which has no ratio."""
+    ratio = results.values(setting, "r2", name) / (1 - results.values(setting, "joint_r2"))
+    return ratio.where(ratio > 0)
+
+
+def figures(results: Results) -> list[Drawn]:
+    """All figures, for the columns and settings that were run."""
+    columns = contrasts.columns(results)
+    drawn = [
+        (name, _draw_numbers(results, columns, metric, label))
+        for name, metric, label in (
+            ("share", "r2", draw.VARIANCE),
+            ("absolute", "variance", "variance explained\n(squared activation units)"),
+        )
+    ]
+    return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
+
+
+CAPTIONS = {
+    "share": "Share of the penultimate layer's variance that the target explains, by the number of others asked for with "
+    "it; dots are all seeds, marks their mean with a 95 % interval. Shares fall when anything is added.",
+    "absolute": "The same in absolute variance, which does not fall by itself. The control asks for the target five times: "
+    "as many outputs as with four others, and nothing new to learn.",
+}
+
+# The figure that shows a claim or a part of it; the first one, where none is named.
+FIGURES = {"C09": "absolute"}
+
+
+def _draw_numbers(results: Results, columns: list[str], metric: str, y_label: str) -> Figure | None:
+    shown = [(c, t) for c in columns for t in TARGETS if results.has(f"{c}.{t}_alone")]
+    if not shown:
+        return None
+    figure, panels = draw.grid(len(shown) // len(TARGETS) or 1, min(len(shown), len(TARGETS)), 4.4, 3.4)
+    for axes, (column, target) in zip(panels.flat, shown, strict=True):
+        _draw_target(axes, results, column, target, metric, y_label)
+    return draw.finish(figure)
+
+
+def _draw_target(axes: Axes, results: Results, column: str, target: str, metric: str, y_label: str) -> None:
+    places, settings = {0: 0.0, 1: 1.0, 2: 2.0, 4: 3.0, 8: 4.0}, []
+    for i, (other, (feature, _)) in enumerate(OTHERS.items()):
+        own = [
+            (n, f"{column}.{name}")
+            for name, (t, o, n) in cells().items()
+            if t == target and o in ("", other) and results.has(f"{column}.{name}")
+        ]
+        settings += [s for _, s in own]
+        values = pd.DataFrame({n: results.values(s, metric, target_of(results, s)) for n, s in own}).T
+        x = [places[n] for n, _ in own]
+        shift = 0.08 * (i - 1)
+        draw.dots(axes, x, values, f"others: {feature}", STYLES[i], shift=shift)
+        untrained = [results.values(s, metric, target_of(results, s), step=0).mean() for _, s in own]
+        unused = [results.values(s, metric, copy_of(target, other if n else "", n)).mean() for n, s in own]
+        draw.floor(axes, np.add(x, shift), untrained, "target, untrained network", "x")
+        draw.floor(axes, np.add(x, shift), unused, "its copy that nobody asks for", "d")
+    alone, same = f"{column}.{target}_alone", f"{column}.{target}_same"
+    if results.has(same):
+        control = pd.DataFrame({0: results.values(same, metric, target_of(results, same))}).T
+        draw.dots(axes, [places[4]], control, "control: itself, five times", STYLES[3] | {"linestyle": "none"}, shift=0.3)
+    if metric == "r2":
+        contrasts.null_band(axes, results, alone, target_of(results, alone))
+    axes.set_xlim(-0.5, max(places.values()) + 0.5)
+    axes.set_xticks(list(places.values()), [str(n) for n in places])
+    title = f"{target} target, {column} ({contrasts.passing(results, list(dict.fromkeys(settings)))})"
+    draw.label(axes, title, "number of others asked for", y_label)

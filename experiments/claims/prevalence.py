@@ -1,0 +1,170 @@
+"""How often a feature is present, or asked for, and how much it fills (claim C08).
+
+Claim: of two equally complex features the more prevalent is represented more strongly.
+Paper: Lampinen, Chan and Hermann 2024 (feature prevalence); ladder, exposure and all sizes are ours.
+
+  python -m experiments.run --experiment=prevalence --workdir=DIR                   full: 16 seeds, two optimizers
+  python -m experiments.run --experiment=prevalence --workdir=DIR --preset=quick    SGD only, three rungs and one exposure
+
+Two xor features in one model. One is present in half of the examples; its equal in a share p of them (`p50` to `p02`), or
+in half of them but with a label that enters the loss in a share e of them only (`e50`, `e25`, `e10`). Labels are drawn
+first and inputs uniformly given the labels. The same updates for all rungs.
+
+Representations are looked at on the crossed probe set, where every combination is equally frequent and r2 does not
+depend on prevalence by itself. On a natural set (`n25`, `n05`: the networks of `p25` and `p05` again, bit for bit where
+lanes agree) r2 carries a factor p(1-p) whatever the network does: the figure shows it beside what the crossed set predicts
+for it, if the feature's variance shrinks by 4 p(1-p) and the rest stays as it is.
+
+Of 8,192 examples, as elsewhere, the 164 that have the rarest feature teach it to 7 of 8 networks at best, however long they
+are trained; of 16,384 all learn it in as many updates (`results/prevalence/tried.csv`). A label seen in 5 % of the 8,192
+taught half of the networks, so exposure ends at 10 %.
+
+Settings: p50, p25, p10, p05, p02; e50, e25, e10; n25, n05.
+
+Cost and outcome of the reference run: `experiments/results/prevalence/manifest.json` and `claims.csv` beside it.
+Expected after the paper: a gap that grows with rarity.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+import numpy as np
+import pandas as pd
+
+from experiments.claims.base import COLUMNS, SEEDS_OF_MAP, SMOKE
+from repbias_jax.config import Config, Experiment, Preset, Training
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.probes.balance import natural_r2
+from repbias_jax.report import contrasts
+from repbias_jax.report import figures as draw
+from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.results import Results
+from repbias_jax.statistics import Claim, Part
+
+FREQUENT, RARE = "parity2_1", "parity2_2"
+PREVALENCES = {"p50": 0.5, "p25": 0.25, "p10": 0.1, "p05": 0.05, "p02": 0.02}
+EXPOSURES = {"e50": 0.5, "e25": 0.25, "e10": 0.1}
+NATURAL = {"n25": 0.25, "n05": 0.05}
+
+EXPERIMENT = Experiment(
+    name="prevalence",
+    title="Frequent against rare features: does prevalence decide what fills the representation?",
+    config=Config(
+        BinaryOptions(features=("parity2", "parity2"), num_train=16384), MLPOptions(), training=Training(epochs=80)
+    ),
+    settings=(
+        *((name, (("task.prevalence", (0.5, p)),)) for name, p in PREVALENCES.items()),
+        *((name, (("task.exposure", (1.0, e)),)) for name, e in EXPOSURES.items()),
+        *((name, (("task.prevalence", (0.5, p)), ("keep.probe_set", "natural"))) for name, p in NATURAL.items()),
+    ),
+    seed_caps=tuple((name, SEEDS_OF_MAP) for name in (*EXPOSURES, *NATURAL)),
+    columns=COLUMNS,
+    probes=("variance", "partition"),
+    presets=(
+        ("full", Preset(16)),
+        (
+            "quick",
+            Preset(
+                12,
+                settings=("p50", "p25", "p10", "e25"),
+                columns=("sgd",),
+                overrides=(("training.epochs", 24),),
+            ),
+        ),
+        (
+            "smoke",
+            Preset(
+                2,
+                columns=("sgd",),
+                overrides=(*SMOKE, ("task.num_probe", 128)),
+            ),
+        ),
+    ),
+)
+
+
+def claims(results: Results, column: str) -> list[Claim]:
+    """C08, over the rungs that were run; with fewer than two it has no parts, and is not measured."""
+    rungs = {f"{column}.{name}": p for name, p in PREVALENCES.items() if results.has(f"{column}.{name}")}
+    text, paper = "The more prevalent feature is represented more strongly", "the more prevalent"
+    if len(rungs) < 2:
+        return [Claim("C08", text, paper, (), "P")]
+    gaps, shares, accuracy = contrasts.gaps(results, list(rungs), FREQUENT, RARE)
+    passed = contrasts.all_at_end(results, list(rungs))
+    rarity = -np.log(list(rungs.values()))
+    statistic = "slope of r2(frequent) - r2(rare), on the crossed set, over -log prevalence of the rare one (natural log)"
+    slopes = [contrasts.slope(values, rarity) for values in (gaps, shares)]
+    part = Part(
+        "", statistic, slopes[0], passed, +1, 0.02, secondary=slopes[1],
+        secondary_statistic=f"slope of {contrasts.CONTRAST}", accuracy=accuracy.mean(axis=1),
+    )  # fmt: skip
+    return [Claim("C08", text, paper, (part,), "P")]
+
+
+def figures(results: Results) -> list[Drawn]:
+    """All figures, for the columns and settings that were run."""
+    columns = contrasts.columns(results, "p50")
+    drawn = [
+        ("ladder", contrasts.by_column(results, columns, _draw_ladder)),
+        ("exposure", contrasts.by_column(results, columns, _draw_exposure)),
+        ("natural", contrasts.by_column(results, [c for c in columns if _natural(results, c)], _draw_natural)),
+    ]
+    return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if isinstance(figure, Figure)]
+
+
+CAPTIONS = {
+    "ladder": "Share of the penultimate layer's variance explained by a feature present in half of the training examples "
+    "and by its equal, present in fewer; on the crossed probe set, where all combinations are equally frequent. Dots are "
+    "all seeds, marks their mean with a 95 % interval. Where the lines part, prevalence decides; grey marks are floors.",
+    "exposure": "The same where both features are present in half of the examples, but the second one's label enters the "
+    "loss in a share of them only.",
+    "natural": "The rare feature on the crossed and on the natural probe set. On the natural one r2 carries the factor "
+    "p(1-p): hollow marks are what the crossed set's numbers predict for it.",
+}
+
+
+def _draw_pair(axes: Axes, results: Results, column: str, rungs: dict[str, float], title: str, x_label: str) -> None:
+    """Frequent and rare over a ladder, in even steps."""
+    own = {f"{value:g}": f"{column}.{name}" for name, value in rungs.items() if results.has(f"{column}.{name}")}
+    contrasts.levels(axes, results, own, FREQUENT, RARE, ("the frequent feature", "its equal"))
+    draw.label(axes, f"{title}, {column} ({contrasts.passing(results, list(own.values()))})", x_label, draw.VARIANCE)
+
+
+def _draw_ladder(axes: Axes, results: Results, column: str) -> None:
+    _draw_pair(axes, results, column, PREVALENCES, "Prevalence", "share of training examples with its equal present")
+
+
+def _draw_exposure(axes: Axes, results: Results, column: str) -> None:
+    rungs = {"p50": 1.0, **EXPOSURES}
+    _draw_pair(axes, results, column, rungs, "Exposure", "share of training examples in which its label is seen")
+
+
+def _natural(results: Results, column: str) -> dict[str, float]:
+    return {name: p for name, p in NATURAL.items() if results.has(f"{column}.{name}", f"{column}.{_crossed(name)}")}
+
+
+def _crossed(name: str) -> str:
+    """The setting with the same networks on the crossed set."""
+    return name.replace("n", "p")
+
+
+def _draw_natural(axes: Axes, results: Results, column: str) -> None:
+    rungs = _natural(results, column)
+    x = np.arange(len(rungs))
+    crossed = pd.DataFrame({name: results.values(f"{column}.{_crossed(name)}", "r2", RARE) for name in rungs}).T
+    natural = pd.DataFrame({name: results.values(f"{column}.{name}", "r2", RARE) for name in rungs}).T
+    draw.dots(axes, list(x), crossed, "crossed set", STYLES[1] | {"linestyle": "none"}, shift=-0.15)
+    draw.dots(axes, list(x), natural, "natural set", STYLES[2] | {"linestyle": "none"}, shift=0.15)
+    same = crossed[natural.columns.intersection(crossed.columns)]  # predicted from the same networks
+    predicted = natural_r2(same.mean(axis=1).to_numpy(), np.array(list(rungs.values())))
+    draw.floor(axes, x + 0.3, predicted, "natural set, predicted", "o")
+    start = [results.values(f"{column}.{name}", "r2", RARE, step=0).mean() for name in rungs]
+    draw.floor(axes, x + 0.35, start, "untrained network", "x")
+    unused = [results.values(f"{column}.{name}", "r2", f"twin_{RARE}").mean() for name in rungs]
+    draw.floor(axes, x + 0.4, unused, "unused twin", "d")
+    contrasts.null_band(axes, results, f"{column}.{next(iter(rungs))}", RARE)
+    axes.set_xlim(-0.6, len(rungs) - 0.4)
+    axes.set_xticks(x, [f"{p:g}" for p in rungs.values()])
+    draw.label(axes, f"Crossed and natural, {column}", "share of training examples with it present", draw.VARIANCE)

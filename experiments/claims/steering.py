@@ -1,0 +1,217 @@
+"""Steering the network along a feature's difference vector (claims C22, C23, C24).
+
+Claim: pushing a representation along the present-minus-absent vector of a feature flips what the network reports of it, and
+  leaves the other output alone; a smaller push flips the hard feature.
+Paper: Lampinen, Chan and Hermann 2024 (causal interventions); doses, controls and all sizes are ours.
+
+  python -m experiments.run --experiment=steering --workdir=DIR                   full: 16 seeds, two optimizers
+  python -m experiments.run --experiment=steering --workdir=DIR --preset=quick    SGD only, shorter
+
+One setting, joint: identity (easy) and parity-4 (hard) in the base network, at the end of training. Every example is pushed
+towards the value that the network does not report, and the network's own later layers finish the computation. A dose is the
+push's L2 norm over the representation's rms, since in units of its own vector half of every feature flips at .5 by
+construction. Controls are random directions of equal norm with the same signs.
+
+The primary site is the layer BEFORE the penultimate: at the penultimate layer the rest is linear, and C22 mere algebra.
+  C22   a easy, b hard: flips of its own output by its own vector, minus flips by random directions of that length
+  C23   a easy, b hard: at the dose that flips 95 % of its own output, flips of the other output minus those by random
+        directions; an equivalence within .05. A run whose doses do not reach 95 % has no value.
+  C24   log dose that flips half of hard minus that of easy; a run whose doses do not reach it counts with the largest
+
+C24 follows nearly mechanically from the gap (C01) at one site.
+
+Cost and outcome of the reference run: `experiments/results/steering/manifest.json` and `claims.csv` beside it.
+Expected after the paper: both flip, the other output stays, hard flips at a smaller dose.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+import numpy as np
+import pandas as pd
+
+from experiments.claims.base import COLUMNS, PRESETS
+from repbias_jax.config import Config, Experiment
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.probes.steering import DOSES
+from repbias_jax.report import contrasts
+from repbias_jax.report import figures as draw
+from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.results import Results
+from repbias_jax.statistics import Claim, Part
+
+EASY, HARD = "parity1", "parity4"
+PAIRS = (("a", EASY, HARD), ("b", HARD, EASY))  # part, the feature pushed along, the other output
+SITE = "before_last"
+SITES = {"before_last": "before the penultimate layer", "last_hidden": "penultimate layer"}
+
+EXPERIMENT = Experiment(
+    name="steering",
+    title="Steering: what a push along a feature's vector does to each output",
+    config=Config(BinaryOptions(), MLPOptions()),
+    settings=(("joint", ()),),
+    columns=COLUMNS,
+    probes=("variance", "steering"),
+    presets=PRESETS,
+)
+
+
+def claims(results: Results, column: str) -> list[Claim]:
+    """C22 to C24."""
+    return contrasts.claims_of(CLAIMS, results, column)
+
+
+def flips(results: Results, setting: str, metric: str, feature: str, output: str, site: str = SITE) -> pd.DataFrame:
+    """Flips by dose: a row a dose, rising, and a column a seed."""
+    table = results.table(setting, metric, feature, site, other=output)
+    table = table[table["at"] != "own"]
+    return table.assign(dose=table["at"].astype(float)).pivot(index="dose", columns="seed", values="value")
+
+
+def dose_reaching(curve: pd.DataFrame, level: float) -> pd.Series:
+    """For each seed the dose at which a curve first reaches a level, linear in log dose; NaN where it never does."""
+    found = {}
+    for seed, values in curve.items():
+        reached = np.flatnonzero(values.to_numpy() >= level)
+        first = reached[0] if len(reached) else None
+        if first is None or first == 0:
+            found[seed] = np.nan if first is None else float(curve.index[0])
+            continue
+        (x0, x1), (y0, y1) = np.log(curve.index[first - 1 : first + 1]), values.iloc[first - 1 : first + 1]
+        found[seed] = float(np.exp(x0 + (level - y0) / (y1 - y0) * (x1 - x0)))
+    return pd.Series(found, dtype=float)
+
+
+def at_dose(curve: pd.DataFrame, doses: pd.Series) -> pd.Series:
+    """For each seed the curve at a dose of its own, linear in log dose; NaN where the dose is missing."""
+    return pd.Series({k: np.interp(np.log(d), np.log(curve.index), curve[k]) for k, d in doses.items()}, dtype=float)
+
+
+def _flips_its_own(results: Results, joint: str) -> tuple[Part, ...]:
+    parts = []
+    for label, feature, _ in PAIRS:
+        own, random = (
+            results.values(joint, metric, feature, SITE, other=feature, at="own") for metric in ("flips", "random_flips")
+        )
+        text = (
+            f"flips of {feature} by its own vector, layer before the penultimate, minus random directions' of that length"
+        )
+        parts.append(Part(label, text, own - random, contrasts.at_end(results, joint, (EASY, HARD)), +1, 0.05))
+    return tuple(parts)
+
+
+def _leaves_the_other(results: Results, joint: str) -> tuple[Part, ...]:
+    parts = []
+    for label, feature, other in PAIRS:
+        doses = dose_reaching(flips(results, joint, "flips", feature, feature), 0.95)
+        off, random = (at_dose(flips(results, joint, m, feature, other), doses) for m in ("flips", "random_flips"))
+        text = (
+            f"flips of {other} along {feature}'s vector at the dose that flips 95 % of {feature}, minus random directions'"
+        )
+        parts.append(Part(label, text, off - random, contrasts.at_end(results, joint, (EASY, HARD)), 0, 0.05))
+    return tuple(parts)
+
+
+def _smaller_push(results: Results, joint: str) -> tuple[Part, ...]:
+    doses = {f: dose_reaching(flips(results, joint, "flips", f, f), 0.5) for f in (EASY, HARD)}
+    censored = int(sum(d.isna().sum() for d in doses.values()))
+    hard, easy = (np.log(doses[f].fillna(max(DOSES))) for f in (HARD, EASY))
+    text = f"log dose that flips half of {HARD} minus that of {EASY} ({censored} curves do not reach half)"
+    accuracy = contrasts.accuracy_gap(results, joint, EASY, HARD)
+    passed = contrasts.at_end(results, joint, (EASY, HARD))
+    return (Part("", text, hard - easy, passed, -1, float(np.log(1.1)), accuracy=accuracy),)
+
+
+# What is claimed, what the paper says of it, the settings it reads, and its parts.
+CLAIMS = {
+    "C22": ("The present-minus-absent vector of a feature flips its output", "flips it", ("joint",), _flips_its_own, "P"),
+    "C23": ("... and leaves the other output alone", "leaves it alone", ("joint",), _leaves_the_other, "P"),
+    "C24": ("A smaller push flips hard", "a smaller push", ("joint",), _smaller_push, "P"),
+}
+
+
+def figures(results: Results) -> list[Drawn]:
+    """All figures, for the columns that were run."""
+    settings = contrasts.run_in(results, "joint")
+    drawn = (
+        ("doses", _draw_doses(results, settings)),
+        ("matrix", _draw_matrix(results, settings)),
+        ("half", contrasts.by_column(results, settings, _draw_half)),
+    )
+    return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
+
+
+NOTES = {"C24": "follows nearly mechanically from C01"}  # on the score card
+FIGURES = {"C22": "matrix", "C23": "doses", "C24": "half"}  # the figure that shows a claim
+CAPTIONS = {
+    "doses": "Share of examples whose output flips, by the size of the push. Solid: the output of the feature whose vector "
+    "is pushed along; thin: the other output; grey: an output along random directions of equal norm, the "
+    "mean over the signs of both features' pushes. Bands are 95 % intervals over seeds.",
+    "matrix": "Flips by each feature's vector at its own length: rows are directions, columns outputs, mean over seeds. "
+    "Below them random directions of the same length, with the signs of that feature's pushes.",
+    "half": "The push that flips half of the examples, by feature and layer. Dots are all seeds; those at the dotted line "
+    "do not reach half with the largest dose. Grey: the push at which random directions flip "
+    "half on average.",
+}
+
+
+def _draw_doses(results: Results, settings: list[str]) -> Figure | None:
+    if not settings:
+        return None
+    figure, panels = draw.grid(len(settings), len(SITES), 4.4, 3.0)
+    for row, setting in zip(panels, settings, strict=True):
+        for axes, (site, name) in zip(row, SITES.items(), strict=True):
+            for (_, feature, other), own, off in zip(PAIRS, STYLES[:2], STYLES[2:4], strict=True):
+                draw.band(
+                    axes, flips(results, setting, "flips", feature, feature, site), f"{feature}'s vector, its output", own
+                )
+                thin = off | {"marker": ""}
+                draw.band(
+                    axes, flips(results, setting, "flips", feature, other, site), f"{feature}'s vector, {other}", thin
+                )
+                pushed = [flips(results, setting, "random_flips", f, feature, site).mean(axis=1) for f in (EASY, HARD)]
+                dash = (0, (1, 2)) if feature == EASY else (0, (4, 2))
+                axes.plot(sum(pushed) / 2, linestyle=dash, label=f"random directions, {feature}", **draw.FLOOR)
+            axes.set_xscale("log")
+            axes.set_ylim(-0.03, 1.03)
+            passed = contrasts.passing(results, [setting])
+            draw.label(axes, f"{setting}, {name}\n({passed})", "push (L2 norm over rms)", "outputs flipped (share)")
+    return draw.finish(figure)
+
+
+def _draw_matrix(results: Results, settings: list[str]) -> Figure | None:
+    if not settings:
+        return None
+    figure, panels = draw.grid(len(settings), len(SITES), 4.0, 2.7)
+    rows = [(m, f) for m in ("flips", "random_flips") for f in (EASY, HARD)]
+    for line, setting in zip(panels, settings, strict=True):
+        for axes, (site, name) in zip(line, SITES.items(), strict=True):
+            shares = np.array(
+                [[results.values(setting, m, f, site, other=o, at="own").mean() for o in (EASY, HARD)] for m, f in rows]
+            )
+            axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+            for (i, j), share in np.ndenumerate(shares):
+                axes.text(j, i, f"{share:.2f}", ha="center", va="center", color="white" if share < 0.6 else "black")
+            axes.set_xticks([0, 1], [EASY, HARD])
+            axes.set_yticks(range(4), [f if m == "flips" else f"random,\nas {f}" for m, f in rows])
+            draw.label(axes, f"{setting}, {name}", "output whose flips are counted (share)", "direction")
+    return figure
+
+
+def _draw_half(axes: Axes, results: Results, setting: str) -> None:
+    x = np.arange(len(SITES))
+    for feature, style, shift in ((EASY, STYLES[0], -0.1), (HARD, STYLES[1], 0.1)):
+        doses = {s: dose_reaching(flips(results, setting, "flips", feature, feature, s), 0.5) for s in SITES}
+        shown = pd.DataFrame(doses).T.fillna(max(DOSES))
+        draw.dots(axes, x, shown, feature, style | {"linestyle": "none"}, shift=shift)
+        random = [flips(results, setting, "random_flips", feature, feature, s).mean(axis=1).to_frame() for s in SITES]
+        reached = [dose_reaching(curve, 0.5).fillna(max(DOSES)).item() for curve in random]
+        draw.floor(axes, x + 2.5 * shift, reached, f"random directions, {feature}", "x" if shift < 0 else "+")
+    axes.axhline(max(DOSES), linestyle=(0, (1, 2)), label="largest dose", **draw.FLOOR)
+    axes.set_yscale("log")
+    axes.set_xlim(-0.5, len(SITES) - 0.5)
+    axes.set_xticks(x, [name.replace(" penultimate", "\npenultimate") for name in SITES.values()])
+    title = f"{setting} ({contrasts.passing(results, [setting])})"
+    draw.label(axes, title, "layer", "push that flips half\n(L2 norm over rms)")

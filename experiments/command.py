@@ -1,0 +1,191 @@
+"""What the commands share: exit codes, signals, and the reading of arguments. Flags stay in `run`."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+from absl import logging
+
+from experiments.claims import EXPERIMENTS
+from repbias_jax import pipeline, planning
+from repbias_jax.config import Config, ConfigError, Experiment, describe_type, fields_of, flatten
+from repbias_jax.selection import select
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
+ALL = "ALL"  # the name that stands for every experiment
+
+
+def quieten() -> None:
+    """Keeps what libraries say of themselves from what the command says."""
+    logging.set_verbosity(logging.FATAL)  # orbax tells of every file it writes, and logs what it raises, too
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _print_unraisable
+
+
+def _print_unraisable(found: Any) -> None:
+    """As Python does, but for one: when orbax gives up, tensorstore's other readers and writers still call its loop."""
+    if not (found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
+
+
+def catch_signals() -> Callable[[], bool]:
+    """The first SIGTERM, SIGINT or SIGUSR1 is noted, to be polled; a second one exits at once."""
+    caught: list[int] = []
+
+    def note(number, _frame):
+        if caught:
+            os._exit(INTERRUPTED)
+        caught.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, note)
+    return lambda: bool(caught)
+
+
+def complain(message: str, status: int = BAD_INPUT) -> int:
+    """One line on standard error; returns the exit status."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def names_of(asked: str) -> list[str]:
+    """Names of the experiments that `--experiment` stands for.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    if asked != ALL and asked not in EXPERIMENTS:
+        raise ConfigError(f"unknown --experiment={asked}; known: {known()}")
+    return list(EXPERIMENTS) if asked == ALL else [asked]
+
+
+def known() -> str:
+    """Every value of `--experiment`."""
+    return ", ".join([*EXPERIMENTS, ALL])
+
+
+def assemble(
+    module: ModuleType, preset: str, num_seeds: int | None, seed: int, dotted: Sequence[str],
+    settings: Sequence[str] = (), conditions: Sequence[str] = (),
+) -> Experiment:  # fmt: skip
+    """The experiment as the command line describes it.
+
+    Raises:
+      ConfigError: unknown preset or name, bad value, or an override of a field that the settings sweep.
+    """
+    return select(module.EXPERIMENT, preset, num_seeds, seed, dict(map(_change, dotted)), settings, conditions)
+
+
+def _change(argument: str) -> tuple[str, str]:
+    """`--config.NAME=VALUE` as name and text."""
+    name, sign, text = argument.removeprefix("--config.").partition("=")
+    if not sign:
+        raise ConfigError(f"{argument}: expected {argument}=VALUE")
+    return name, text
+
+
+def experiment_help(experiment: Experiment) -> list[str]:
+    """The presets of an experiment, its settings and conditions, and every dotted name that it can set."""
+    defaults = Config(type(experiment.config.task)(), type(experiment.config.model)())
+    base, own = flatten(defaults), flatten(experiment.config)
+    different = [f"{name}={_text(own[name])}" for name in own if own[name] != base.get(name)]
+    lines = ["", f"Experiment {experiment.name}: {experiment.title}"]
+    for name, size in experiment.presets:
+        chosen = f"{', '.join(size.settings) or 'all settings'}; {', '.join(size.columns) or 'all conditions'}"
+        lines.append(f"  --preset={name}: {size.num_seeds} seeds; {chosen}")
+        lines += [f"    changes {', '.join(f'{n}={_text(v)}' for n, v in size.overrides)}"] if size.overrides else []
+    for cap in sorted({cap for _, cap in experiment.seed_caps}):
+        capped = [setting for setting, limit in experiment.seed_caps if limit == cap]
+        lines.append(f"  at most {cap} seeds: {', '.join(capped)}")
+    lines.append(f"  --settings: {', '.join(name for name, _ in experiment.settings)}")
+    lines.append(f"  --conditions: {', '.join(name for name, _ in experiment.columns)}")
+    lines.append(f"  defaults that differ from the library's: {'; '.join(different) or 'none'}")
+    lines.append("  dotted names (type, unit, range; default here):")
+    for name, (kind, field) in fields_of(experiment.config).items():
+        facts = [describe_type(kind), field.metadata["unit"], _range(field.metadata)]
+        described = ", ".join(fact for fact in facts if fact)
+        lines.append(f"    --config.{name}  {field.metadata['doc']} ({described}; {_text(own[name]) or 'empty'})")
+    return lines
+
+
+def _text(value: Any) -> str:
+    """A value as it is written on a command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _range(bounds: Mapping[str, Any]) -> str:
+    """`>= 0 and < 1`, or the choices there are; empty where any value will do."""
+    if "choices" in bounds:
+        return "one of " + " ".join(bounds["choices"])
+    signs = (("low", ">="), ("above", ">"), ("high", "<="), ("below", "<"))
+    return " and ".join(f"{sign} {bounds[key]:g}" for key, sign in signs if key in bounds)
+
+
+def stages_of(asked: Sequence[str]) -> list[str]:
+    """The stages asked for. Raises ConfigError where there is none, or none of that name."""
+    if not asked:
+        raise ConfigError(f"--stage is empty; known: {', '.join(pipeline.STAGES)}")
+    for name in asked:
+        if name not in pipeline.STAGES:
+            raise ConfigError(f"unknown --stage={name}; known: {', '.join(pipeline.STAGES)}")
+    return list(asked)
+
+
+def share_of(asked: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which of how many independent processes this is: `--shard`, else what the scheduler says, else 0 of 1.
+
+    Raises:
+      ConfigError: no such share, or an array of tasks with gaps, which does not say how many there are.
+    """
+    if asked is not None:
+        index, _, count = asked.partition("/")
+        source = f"--shard={asked}"
+    elif "SLURM_ARRAY_TASK_ID" in environment:
+        first, last, number, step = (
+            int(environment.get(f"SLURM_ARRAY_TASK_{k}", "1")) for k in ("MIN", "MAX", "COUNT", "STEP")
+        )
+        if number != (last - first) // step + 1:
+            raise ConfigError(f"SLURM array of {number} tasks from {first} to {last} has gaps: give --shard=i/N")
+        index, count = str((int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step), str(number)
+        source = f"SLURM array task {environment['SLURM_ARRAY_TASK_ID']}"
+    elif "JOB_COMPLETION_INDEX" in environment:
+        index, count = environment["JOB_COMPLETION_INDEX"], environment.get("JOB_COMPLETIONS", "")
+        source = f"JOB_COMPLETION_INDEX={index}, JOB_COMPLETIONS={count or 'not set'}"
+    else:
+        return 0, 1
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"{source}: expected i/N with whole numbers 0 <= i < N")
+    return int(index), int(count)
+
+
+def cost_lines(plans: Sequence[planning.Plan]) -> list[str]:
+    """What would be run and what it would cost, by experiment, and of several the sum."""
+    lines, costs = [], []
+    for plan in plans:
+        cost = planning.estimate(plan)
+        rate = 5e10 * min(plan.layout.rows, jax.device_count())
+        costs.append(cost | {"minutes": cost["flops"] / rate / 60})
+        lines.append(f"{plan.experiment.name}: {plan.experiment.title}")
+        for group in plan.groups:
+            steps = f"{group.static.config.num_steps:,} steps, {group.lanes} lanes"
+            lines.append(f"  group {group.name}: {', '.join(group.settings)}; {steps}")
+        lines += [
+            f"  {len(plan.groups)} groups, {cost['chunks']:.0f} chunks of at most {plan.layout.rows} rows, "
+            f"at most {cost['compilations']:.0f} compilations",
+            f"  {cost['runs']:.0f} runs, {cost['run_steps']:,.0f} run-steps, {cost['flops'] / 1e12:,.1f} TFLOP",
+            f"  memory a device about {cost['device_bytes'] / 1e6:,.0f} MB, "
+            f"disk at most {cost['disk_bytes'] / 1e9:,.2f} GB",
+            f"  training about {costs[-1]['minutes']:,.1f} min at {rate / 1e9:.0f} GFLOP/s",
+        ]
+    if len(plans) > 1:
+        total = {name: sum(cost[name] for cost in costs) for name in costs[0]}
+        lines.append(
+            f"all {len(plans)} experiments: {total['runs']:,.0f} runs, {total['flops'] / 1e12:,.1f} TFLOP, at most "
+            f"{total['compilations']:.0f} compilations and {total['disk_bytes'] / 1e9:,.2f} GB; training about "
+            f"{total['minutes']:,.1f} min"
+        )
+    return lines

@@ -1,0 +1,81 @@
+"""Trains and measures a population from Python or a notebook, with the resume and the errors of the command."""
+
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from repbias_jax import pipeline, planning
+from repbias_jax.config import ConfigError, Experiment
+from repbias_jax.provenance import record
+from repbias_jax.results import Results
+from repbias_jax.selection import FULL, select
+
+
+def run(
+    experiment: Experiment | ModuleType, workdir: str | Path, *, preset: str = FULL, num_seeds: int | None = None,
+    seed: int = 0, settings: Sequence[str] = (), conditions: Sequence[str] = (), overrides: Mapping[str, Any] | None = None,
+    stages: Sequence[str] = pipeline.STAGES, lanes: int = 0,
+) -> Results:  # fmt: skip
+    """Runs what of an experiment is not done yet, and returns its tables.
+
+    Progress is printed on standard error. The same call again goes on where it was stopped; the command
+    `python -m experiments.run` with the same workdir goes on with it, too.
+
+    Args:
+      experiment: an `Experiment`, or the module of one with `EXPERIMENT`, `claims` and `figures`. A plain `Experiment` has
+        neither claims nor figures: its report is skipped.
+      workdir: a folder; the experiment gets a folder of its own name in it.
+      preset: size of the experiment.
+      num_seeds: seeds of every setting that has no cap; None: the preset's number.
+      seed: the first seed.
+      settings: names of the settings to run; empty: those of the preset.
+      conditions: names of the conditions to run; empty: those of the preset.
+      overrides: values by dotted names, such as `{"training.epochs": 64}`.
+      stages: of `train`, `measure` and `report`.
+      lanes: runs trained at once in each row; 0: the backend's number.
+
+    Returns:
+      The measured values, curves and settings as data frames.
+
+    Raises:
+      ConfigError: an input that can never work.
+      StoreError: the files in `workdir` are damaged, missing or not up to date.
+    """
+    module = experiment if isinstance(experiment, ModuleType) else None
+    whole = getattr(module, "EXPERIMENT", None) if module else experiment
+    if not isinstance(whole, Experiment):
+        raise ConfigError(f"{experiment!r}: expected an Experiment, or a module with EXPERIMENT")
+    chosen = [stage for stage in _known(stages) if module or stage != "report"]
+    selected = select(whole, preset, num_seeds, seed, overrides, settings, conditions, has_claims=module is not None)
+    folder = Path(workdir) / selected.name
+    planning.check_workdir(folder)
+    _start_jax(folder)
+    backend = "" if "train" in chosen else planning.recorded_backend(folder)
+    checked = planning.check(selected, backend or jax.default_backend(), lanes=lanes)
+    plan = planning.place(selected, checked, folder, jax.device_count())
+    # Without the report stage the module is not used; this one stands in for it.
+    pipeline.run(plan, module or sys.modules[__name__], folder, chosen, lambda: False, record())
+    return Results(folder)
+
+
+def _known(stages: Sequence[str]) -> list[str]:
+    """The stages, checked."""
+    names = [stages] if isinstance(stages, str) else list(stages)
+    if not names:
+        raise ConfigError(f"--stage is empty; known: {', '.join(pipeline.STAGES)}")
+    for name in names:
+        if name not in pipeline.STAGES:
+            raise ConfigError(f"unknown --stage={name}; known: {', '.join(pipeline.STAGES)}")
+    return names
+
+
+def _start_jax(folder: Path) -> None:
+    """Two CPU devices, or as many as the workdir was begun on, unless JAX has devices already or was told their number."""
+    if jax.config.jax_num_cpu_devices == -1:  # pyright: ignore[reportAttributeAccessIssue]
+        with contextlib.suppress(RuntimeError):  # JAX has started: its devices stay, and the manifest records them
+            jax.config.update("jax_num_cpu_devices", planning.recorded_rows(folder) or 2)

@@ -1,0 +1,202 @@
+"""The probes of this package on activations that were made elsewhere.
+
+  arrays, features        files and Python values, checked: activations [N, D] and features of N examples
+  design                  fit and score half, columns of the features, centred activations, the bootstrap
+  encoding                variance explained, its parts, single units, principal components
+  readouts, rsa           linear and kernel readouts; representational similarity
+  record, diagnostics     rows of `results.csv`; what a reader has to know of the features
+
+`variance_explained` returns a few numbers for each feature of one array, `probe_activations` a table of everything. Both
+follow one set of rules: what a feature is, which half is fitted on, and how each number is computed.
+
+Source: ours.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from repbias_jax.columns import COLUMNS
+from repbias_jax.config import ConfigError, safe_name
+from repbias_jax.external import design, diagnostics, encoding, readouts, record, rsa
+from repbias_jax.external.features import Feature, features_of, text_of
+from repbias_jax.probes.moments import Measured
+
+NUM_DRAWS = 200
+DECODABLE, SMALL = 0.9, 0.05  # balanced accuracy from which, and share of variance below which, a feature is pointed out
+
+
+class Choices(NamedTuple):
+    """What a caller may choose."""
+
+    draws: int = NUM_DRAWS  # of the bootstrap over examples
+    decodable: float = DECODABLE
+    small: float = SMALL
+
+
+DEFAULTS = Choices()
+
+
+def variance_explained(
+    activations: np.ndarray,
+    features: Mapping[str, Sequence[Any]],
+    split: Sequence[Any] | None = None,
+    categorical: Sequence[str] = (),
+    continuous: Sequence[str] = (),
+) -> dict[str, dict[str, float]]:
+    """Returns the variance of a representation that each feature explains.
+
+    Each feature predicts the activations by least squares on one half of the examples (a feature of classes by the mean of
+    each class) and is scored on the other half. `probe_activations` computes the same numbers from the same arguments.
+
+    Args:
+      activations: finite real numbers `[N, ...]`, flattened to `[N, D]`.
+      features: by name, N values each; text, booleans and at most 20 distinct whole numbers are classes, other numbers are
+        continuous. Missing values are refused.
+      split: `fit` or `score` (or 0 and 1) for each example, `[N]`; by default a random half each, drawn with a fixed seed.
+      categorical: features to take for classes, at most 50.
+      continuous: features to take for numbers.
+
+    Returns:
+      By feature:
+        `r2`: share of the variance that the feature explains, from minus infinity to 1 (the representation is a function of
+          the feature alone); a representation that knows nothing of it is at `null`;
+        `variance`: what it explains in squared units of activation, summed over the D units;
+        `r2_per_unit`: the mean over units of each unit's own r2;
+        `r2_per_example`: the mean over scored examples n of 1 - |phi_n - M[f_n]|^2 / |phi_n|^2;
+        `null`, `null_low`, `null_high`: expectation and central 95 % of r2 when the feature's values are permuted.
+      NaN where the activations do not vary.
+
+    Raises:
+      ConfigError: shapes that do not fit, values that are missing or not finite, a feature that is constant in one half,
+        fewer than 20 examples (10 in a half), more than 32 features or 50 classes.
+
+    Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of sums, halves and null are ours.
+    """
+    made, array = features_of(text_of(features), categorical, continuous), np.asarray(activations)
+    rows = check({"activations": array}, made, split)
+    for feature in made:
+        if not design.varies(feature, rows):
+            raise ConfigError(f"feature {feature.name}: constant in one half of the examples; expected two values or more")
+    phi, scale = design.centred(array, rows)
+    orders = design.permutations(rows)
+    found = {f.name: encoding.alone(phi, f, rows, orders)._asdict() for f in made}
+    names = ("r2", "variance", "r2_per_unit", "r2_per_example", "null", "null_low", "null_high")
+    size = {"variance": scale * scale}
+    return {n: {m: float(values[m]) * size.get(m, 1.0) if scale else np.nan for m in names} for n, values in found.items()}
+
+
+def probe_activations(
+    activations: Mapping[str, np.ndarray] | np.ndarray,
+    features: Mapping[str, Sequence[Any]],
+    split: Sequence[Any] | None = None,
+    categorical: Sequence[str] = (),
+    continuous: Sequence[str] = (),
+    choices: Choices = DEFAULTS,
+) -> pd.DataFrame:
+    """Returns everything that this package can say of a representation, as a table.
+
+    Args:
+      activations: finite real numbers `[N, ...]`, or several arrays by name; each is flattened to `[N, D]`.
+      features, split, categorical, continuous: as for `variance_explained`.
+      choices: draws of the bootstrap, and what is pointed out as decodable but small.
+
+    Returns:
+      One row for each number, with the columns of `results.csv`. Metrics that end in `_low` and `_high` are the ends of
+      95 % intervals over examples (`design.interval`); a value that is not defined is NaN, with the reason.
+
+    Raises:
+      ConfigError: as `variance_explained`, but that a feature which is constant in one half has rows without a value.
+
+    Source: that of each probe; halves, intervals and limits are ours.
+    """
+    several = activations if isinstance(activations, Mapping) else {"activations": activations}
+    sites = {str(name): np.asarray(array) for name, array in several.items()}
+    made = features_of(text_of(features), categorical, continuous)
+    frame = pd.DataFrame(list(probe(sites, made, split, choices)), columns=list(COLUMNS))
+    return frame.assign(value=pd.to_numeric(frame["value"]))
+
+
+def probe(
+    sites: Mapping[str, np.ndarray],
+    features: Sequence[Feature],
+    split: Sequence[Any] | None = None,
+    choices: Choices = DEFAULTS,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[Any, ...]]:
+    """Yields the rows of `results.csv`, with numbers as floats.
+
+    Args:
+      sites: arrays `[N, ...]` by name.
+      features: of the N examples.
+      split, choices: as for `probe_activations`.
+      say: is told what is measured next.
+
+    Raises:
+      ConfigError: before the first row.
+    """
+    rows = check(sites, features, split)
+    for name, value in diagnostics.describe(features, rows):
+        yield record.row("", "balance", name, value, "" if np.isfinite(value) else "one class")
+    for site, activations in sites.items():
+        found = {}
+        for probe_name, name, value, reason in _site(site, activations, features, rows, choices.draws, say):
+            found[name] = value
+            yield record.row(site, probe_name, name, value, reason)
+        for probe_name, name, value in readouts.dissociations(found, choices.decodable, choices.small):
+            yield record.row(site, probe_name, name, value, "" if np.isfinite(value) else "no accuracy")
+
+
+def check(sites: Mapping[str, np.ndarray], features: Sequence[Feature], split: Sequence[Any] | None) -> design.Rows:
+    """Returns the rows of both halves. Raises ConfigError where shapes do not fit or values are not finite real numbers."""
+    if not sites:
+        raise ConfigError("no activations; expected at least one array")
+    count = len(features[0].values)
+    for feature in features:
+        if len(feature.values) != count:
+            raise ConfigError(f"feature {feature.name}: {len(feature.values)} values; expected {count} as for the first")
+    for site, array in sites.items():
+        safe_name(site, "activations")
+        if array.dtype.kind not in "fiub" or array.ndim < 1 or array.shape[0] != count or array.size == 0:
+            found = f"{array.dtype} of shape {array.shape}"
+            raise ConfigError(f"activations {site}: {found}; expected real numbers [{count}, ...], an example a row")
+        if not np.isfinite(array).all():
+            raise ConfigError(f"activations {site}: some values are not finite; expected none")
+    return design.halves(count, split)
+
+
+def _site(
+    site: str,
+    activations: np.ndarray,
+    features: Sequence[Feature],
+    rows: design.Rows,
+    draws: int,
+    say: Callable[[str], None],
+) -> Iterator[tuple[str, Measured, float, str]]:
+    """Probe, name, value and the reason why it is missing."""
+    say(f"{site}: centring")
+    phi, scale = design.centred(activations, rows)
+    total = float(jnp.sum(jnp.square(phi[1])) / len(phi[1])) * scale * scale
+    large = not np.isfinite(total)
+    yield "variance", Measured("total_variance"), np.nan if large else total, "too large to square" if large else ""
+    varying = [f for f in features if design.varies(f, rows)]
+    for feature in features:
+        if feature not in varying or not scale:
+            reason = "constant layer" if not scale else "constant feature"
+            yield "variance", Measured("r2", feature.name), np.nan, reason
+    if not varying or not scale:
+        return
+    say(f"{site}: variance, parts, units and components")
+    for what, found in (
+        ("", encoding.measure(phi, scale, varying, rows, draws)),
+        ("readouts", readouts.readouts(phi, varying, rows, draws)),
+        ("similarity", rsa.rsa(phi[1], rows[1], varying, draws)),
+    ):
+        if what:
+            say(f"{site}: {what}")
+        for name, measured, value in found:
+            lost = "too large to square" if measured.metric == "variance" else "no variance there"
+            yield name, measured, value if np.isfinite(value) else np.nan, "" if np.isfinite(value) else lost

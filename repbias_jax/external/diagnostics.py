@@ -1,0 +1,98 @@
+"""What there is to know of the features before any activation is looked at: how even and how dependent they are.
+
+r2 of one feature means least where it is unbalanced (r2 of a rare feature is small whatever the representation does) or
+depends on another (r2 counts what they share twice). Both are measured, and said.
+
+Source: ours.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from repbias_jax.external.design import Rows, columns_of, varies
+from repbias_jax.external.features import Feature
+from repbias_jax.external.readouts import KINDS
+from repbias_jax.probes.balance import dependence, evenness
+from repbias_jax.probes.moments import Measured
+
+EVEN = 0.95  # below, a feature is called unbalanced: of two classes, where the rarer has under .39
+DEPENDENT = 0.1  # a correlation above, and above what chance gives, is called dependent
+FEW = 10  # examples of a class in a half, below which that is said
+
+
+def describe(features: Sequence[Feature], rows: Rows) -> Iterator[tuple[Measured, float]]:
+    """Evenness, shares of classes and dependence, over both halves.
+
+    Returns:
+      `examples` (`at` fit, score); of each feature `distinct`, its number of values; of each feature of classes
+      `class_share` (`at` the class), `evenness` (as `balance.evenness`) and `fewest` (examples of its rarest class, in the
+      half that has fewer); of each pair `dependence` (as `balance.dependence`) and `dependence_null`, about what
+      independent features reach by chance.
+    """
+    both = np.concatenate(rows)
+    for side, own in zip(("fit", "score"), rows, strict=True):
+        yield Measured("examples", at=side), float(len(own))
+    for feature in features:
+        yield Measured("distinct", feature.name), float(len(np.unique(feature.values)))
+        if feature.levels:
+            counts = np.stack([np.bincount(feature.values[own], minlength=len(feature.levels)) for own in rows])
+            shares = counts.sum(0) / len(both)
+            for level, share in zip(feature.levels, shares, strict=True):
+                yield Measured("class_share", feature.name, at=level), float(share)
+            yield Measured("evenness", feature.name), evenness(shares)
+            yield Measured("fewest", feature.name), float(counts.min())
+    columns = {f.name: columns_of(f)[both] for f in features if varies(f, rows)}
+    for a, b in combinations(columns, 2):
+        yield Measured("dependence", a, b), dependence(columns[a], columns[b])
+        free = sum(np.sqrt(columns[name].shape[1]) for name in (a, b))
+        yield Measured("dependence_null", a, b), float(free / np.sqrt(len(both)))
+
+
+def notes(rows: pd.DataFrame) -> list[str]:
+    """What a reader has to know of features and readouts, a sentence each. Args: rows of `probe`, with numbers."""
+    said, pairs = [], []
+    by = rows[rows["probe"] == "balance"].set_index(["metric", "feature", "other", "at"])["value"].to_dict()
+    constant = rows[(rows["metric"] == "r2") & (rows["reason"] == "constant feature")]["feature"]
+    for name in dict.fromkeys(constant):
+        said.append(f"{name} is constant in one half of the examples: nothing of it is defined")
+    for (metric, feature, other, _), value in by.items():
+        if metric == "evenness" and value < EVEN:
+            shares = {at: v for (m, f, _, at), v in by.items() if (m, f) == ("class_share", feature)}
+            rarest = min(shares, key=lambda at: shares[at])
+            more = "; r2_balanced is what it would be at prevalence 1/2" if len(shares) == 2 else ""
+            said.append(
+                f"{feature} is unbalanced (class {rarest} has {shares[rarest]:.3g} of the examples, evenness {value:.2f}): "
+                f"its r2 is smaller than its code{more}"
+            )
+        elif metric == "fewest" and value < FEW:
+            said.append(f"{feature} has a class with {value:.0f} examples in one half: too few to say much of it")
+        elif metric == "dependence" and value > max(DEPENDENT, by["dependence_null", feature, other, ""]):
+            pairs.append(f"{feature} and {other} ({value:.2f})")
+    if pairs:
+        why = "each one's r2 counts what they share, and the unique and shared parts tell them apart"
+        said.append(f"dependent, with their canonical correlation: {', '.join(pairs)}; {why}")
+    for kind, metric in KINDS.items():
+        late = rows[(rows["metric"] == f"{metric}_converged") & (rows["value"] == 0)]
+        for site, feature in late[["site", "feature"]].itertuples(index=False):
+            said.append(f"{site}: the {kind} readout of {feature} has not converged, and may decode it better than it says")
+    return said
+
+
+def dissociated(rows: pd.DataFrame) -> list[str]:
+    """Features that are decodable although they explain little variance, a sentence each. Args: as `notes`."""
+    said = []
+    found = rows.set_index(["site", "metric", "feature", "at"])["value"].sort_index()
+    chosen = rows[(rows["metric"] == "decodable_but_small") & (rows["value"] > 0)]
+    for site, feature, at in chosen[["site", "feature", "at"]].itertuples(index=False):
+        accuracy = found[site, KINDS[at], feature, ""]
+        r2 = found[site, "r2", feature, ""]
+        said.append(
+            f"{site}: {feature} is decodable ({at}, balanced accuracy {accuracy:.3f}) but explains {r2:.4f} of variance"
+        )
+    return said

@@ -1,0 +1,198 @@
+"""Reads features of examples from a csv (a row an example, a column a feature) or from Python values, as data only.
+
+The first line names the columns. A column is
+
+  binary       two distinct values
+  categorical  text, true and false, or whole numbers of at most 20 distinct values: a class each
+  continuous   other numbers
+
+unless the caller says otherwise. Missing values are refused, since leaving out an example is the caller's decision; so is
+what is no plain table, with a `ConfigError` of one line.
+
+Source: ours.
+"""
+
+import csv
+import io
+import math
+import re
+import reprlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from repbias_jax.config import ConfigError, safe_name
+from repbias_jax.external.arrays import PATH_ERRORS, opened, reading, refusal
+
+MAX_BYTES = 2**26
+MAX_COLUMNS = 256
+MAX_FEATURES = 32
+MAX_COLUMNS_OF_FEATURES = 200  # the classes of all features, each less one
+MAX_CLASSES = 50
+MAX_WHOLE = 20  # distinct whole numbers that are taken for classes
+MAX_LEVEL = 64  # characters of a class's name
+MISSING = ("", "nan", "nat", "na", "n/a", "<na>", "null")
+INFINITE = ("inf", "-inf", "+inf", "infinity", "-infinity")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+HINT = "features are a csv: a line of names, then a line an example"
+
+
+class Feature(NamedTuple):
+    """One feature of N examples.
+
+    Attributes:
+      name: safe to stand in a table and on a page.
+      kind: how it is measured; binary is a categorical of two classes.
+      values: int32 codes of the classes, or float64 numbers, `[N]`.
+      levels: the classes' names, in the order of their codes; none for a continuous feature.
+    """
+
+    name: str
+    kind: Literal["binary", "categorical", "continuous"]
+    values: np.ndarray
+    levels: tuple[str, ...]
+
+
+def read_columns(path: Path, count: int) -> dict[str, list[str]]:
+    """Reads a csv with one row for each of `count` examples.
+
+    Args:
+      path: of the file, UTF-8, at most 64 MiB.
+      count: examples there are.
+
+    Returns:
+      By column, the text of each example, `count` long.
+
+    Raises:
+      ConfigError: anything else: what is no csv, unsafe, empty or repeated names, missing values, another number of rows.
+    """
+    with opened(path) as (file, size):
+        if size > MAX_BYTES:
+            raise refusal(path, f"{size} bytes; expected at most {MAX_BYTES}")
+        raw = file.read(size)
+    with reading(path, PATH_ERRORS):
+        text = raw.decode("utf-8-sig")
+    if (place := text.find("\0")) >= 0:
+        raise refusal(path, f"line {text.count(chr(10), 0, place) + 1} holds a zero byte; {HINT}")
+    rows = _rows(path, text)
+    names = _names(path, next(rows, (0, []))[1])
+    columns: list[list[str]] = [[] for _ in names]
+    for number, (line, row) in enumerate(rows, start=1):
+        if number > count:
+            raise refusal(path, f"more than {count} rows; expected one for each of {count} examples")
+        if len(row) != len(names):
+            raise refusal(path, f"line {line}: {len(row)} values; expected {len(names)}, one for each column")
+        for name, column, value in zip(names, columns, row, strict=True):
+            value = value.strip()
+            if value.lower() in MISSING:
+                raise refusal(path, f"line {line}, column {name}: missing value {value!r}; expected a value in every row")
+            column.append(value)
+    if len(columns[0]) != count:
+        raise refusal(path, f"{len(columns[0])} rows; expected one for each of {count} examples")
+    return dict(zip(names, columns, strict=True))
+
+
+def text_of(features: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    """Writes Python values as the text that a csv would hold, so that both are typed by one rule.
+
+    Args:
+      features: by name, one-dimensional values of any kind, `[N]`.
+
+    Raises:
+      ConfigError: values that are missing, not finite, or not one for each example.
+    """
+    text = {}
+    for name, values in features.items():
+        shape = np.shape(np.asarray(values, dtype=object))
+        if len(shape) != 1:
+            raise ConfigError(f"feature {name}: values of shape {shape}; expected one value for each example, [N]")
+        text[str(name)] = ["" if value is None else str(value).strip() for value in values]
+        for i, value in enumerate(text[str(name)]):
+            if value.lower() in MISSING:
+                raise ConfigError(f"feature {name}: example {i} has no value; expected a value for every example")
+            if value.lower() in INFINITE:
+                raise ConfigError(f"feature {name}: example {i} is {value}; expected finite numbers")
+    return text
+
+
+def features_of(
+    columns: Mapping[str, Sequence[str]], categorical: Collection[str] = (), continuous: Collection[str] = ()
+) -> list[Feature]:
+    """Decides what each column is.
+
+    Args:
+      columns: text by name, as `read_columns` has it.
+      categorical: names of columns to take for classes, whatever they hold.
+      continuous: names of columns to take for numbers.
+
+    Raises:
+      ConfigError: a name that is no column, a column that cannot be what is asked, too many features or classes.
+    """
+    for asked in (*categorical, *continuous):
+        if asked not in columns or (asked in categorical and asked in continuous):
+            raise ConfigError(f"feature {reprlib.repr(asked)}: expected one kind each, of {_few(columns)}")
+    if not 1 <= len(columns) <= MAX_FEATURES:
+        raise ConfigError(f"{len(columns)} features; expected 1 to {MAX_FEATURES}")
+    forced = dict.fromkeys(categorical, "classes") | dict.fromkeys(continuous, "numbers")
+    features = [_feature(name, column, forced.get(name, "")) for name, column in columns.items()]
+    wide = sum(max(1, len(f.levels) - 1) for f in features)
+    if wide > MAX_COLUMNS_OF_FEATURES:
+        raise ConfigError(f"features have {wide} free classes together; expected at most {MAX_COLUMNS_OF_FEATURES}")
+    return features
+
+
+def _feature(name: str, column: Sequence[str], forced: str) -> Feature:
+    safe_name(name, "features")
+    distinct = dict.fromkeys(column)
+    numbers = {text: float(text) for text in distinct if NUMBER.fullmatch(text)}
+    numeric = len(numbers) == len(distinct)
+    if bad := [text for text, value in numbers.items() if not math.isfinite(value)]:
+        raise ConfigError(f"feature {name}: {bad[0]} is no finite number; expected finite numbers")
+    whole = numeric and all(value.is_integer() for value in numbers.values())
+    few = whole and len(set(numbers.values())) <= MAX_WHOLE
+    if forced == "numbers" and not numeric:
+        bad = next(text for text in distinct if text not in numbers)
+        raise ConfigError(f"feature {name}: {reprlib.repr(bad)} is no number; expected numbers in a continuous feature")
+    if forced == "numbers" or (numeric and not few and not forced):
+        return Feature(name, "continuous", np.array([numbers[text] for text in column], np.float64), ())
+    return _classes(name, column, numbers if numeric else {text: text for text in distinct})
+
+
+def _classes(name: str, column: Sequence[str], meaning: Mapping[str, float | str]) -> Feature:
+    """A feature of classes. Args: meaning: of each text in the column, so that 1 and 1.0 are one class."""
+    levels = sorted(set(meaning.values()))  # pyright: ignore[reportArgumentType]
+    if len(levels) > MAX_CLASSES:
+        hint = "leave it out, or say that it is continuous"
+        raise ConfigError(f"feature {name}: {len(levels)} classes; expected at most {MAX_CLASSES} ({hint})")
+    named = tuple(level if isinstance(level, str) else f"{level:.15g}" for level in levels)
+    for level in named:
+        if len(level) > MAX_LEVEL or not level.isprintable():
+            limits = f"at most {MAX_LEVEL} printable characters"
+            raise ConfigError(f"feature {name}: class {reprlib.repr(level)}; expected {limits}")
+    codes = {level: code for code, level in enumerate(levels)}
+    values = np.array([codes[meaning[text]] for text in column], np.int32)
+    return Feature(name, "binary" if len(levels) == 2 else "categorical", values, named)
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the lines they end on."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    with reading(path, (csv.Error,)):
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _names(path: Path, header: Sequence[str]) -> list[str]:
+    """Column names. Raises ConfigError unless each is safe and there once."""
+    if not 1 <= len(header) <= MAX_COLUMNS:
+        raise refusal(path, f"{len(header)} columns; expected 1 to {MAX_COLUMNS}; {HINT}")
+    names = [safe_name(name.strip(), f"{path}, column {i}") for i, name in enumerate(header, start=1)]
+    if again := [name for name in names if names.count(name) > 1]:
+        raise refusal(path, f"column {again[0]} is there {names.count(again[0])} times; expected every name once")
+    return names
+
+
+def _few(names: Collection[str]) -> str:
+    return ", ".join(list(names)[:20]) + (", ..." if len(names) > 20 else "")

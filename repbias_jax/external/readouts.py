@@ -1,0 +1,105 @@
+"""What can be read out of one site: linear and kernel readouts with permuted controls, and what is decodable but small.
+
+The decoders are `probes.decoding`'s, fitted on at most 2,048 examples of the fit half and scored on at most 8,192 of the
+score half, both drawn with a fixed seed: the kernel costs the cube of the first. A continuous feature is asked whether it
+is above the fit half's median. Intervals are by bootstrap over the scored examples, with the readouts as they are.
+
+Source: ours.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from repbias_jax.external.design import Rows, class_codes, interval, resampled
+from repbias_jax.external.features import Feature
+from repbias_jax.probes import decoding
+from repbias_jax.probes.moments import Measured
+
+MAX_FIT, MAX_SCORE = 2048, 8192
+KINDS = {"linear": "decode", "nonlinear": "decode_nonlinear"}  # metrics of the two readouts
+
+
+def readouts(
+    phi: tuple[Array, Array], features: Sequence[Feature], rows: Rows, draws: int
+) -> Iterator[tuple[str, Measured, float]]:
+    """Accuracies of one site: probe, name and value.
+
+    Balanced accuracy of `decode` and `decode_nonlinear`, with `_shuffled` (labels permuted on both sides, 1 / C whatever
+    the representation), `_low` and `_high`, `_converged`, and `chance` (1 / C).
+
+    Args:
+      phi: centred activations `[N, D]` of both sides.
+      features: those that vary on both sides, of all examples.
+      rows: of both sides.
+      draws: of the bootstrap.
+    """
+    (phi_fit, fit), (phi_score, score) = (
+        _drawn(half, own, most) for half, own, most in zip(phi, rows, (MAX_FIT, MAX_SCORE), strict=True)
+    )
+    counts = resampled(len(score), draws, 3)
+    asked = [(f.name, *class_codes(f, rows)) for f in features]
+    for number in sorted({number for _, _, number in asked}):
+        own = [(name, codes) for name, codes, own_number in asked if own_number == number]
+        # Names of our own, which sort as they stand: those from outside may mean something to the probes.
+        factors = [{f"f{i:03d}": jnp.asarray(c[side]) for i, (_, c) in enumerate(own)} for side in (fit, score)]
+        for name, _ in own:
+            yield "decode", Measured("chance", name), 1 / number
+        for metric, program in PROGRAMS.items():
+            answers = jax.device_get(program((phi_fit, factors[0]), (phi_score, factors[1]), number))
+            for i, (name, codes) in enumerate(own):
+                defined = np.ptp(codes[fit]) > 0 and np.ptp(codes[score]) > 0
+                codes_of, said, converged = (a[[i, len(own) + i]] for a in answers)
+                for ending, value in _accuracies(codes_of, said, converged, number, counts):
+                    yield "decode", Measured(metric + ending, name), value if defined else np.nan
+
+
+def dissociations(values: dict[Measured, float], decodable: float, small: float) -> Iterator[tuple[str, Measured, float]]:
+    """Whether a feature is decodable but explains little variance: 1 or 0, `at` the decoder, linear or nonlinear.
+
+    Args:
+      values: of one site, by name.
+      decodable: balanced accuracy from which a feature is decodable.
+      small: r2, as a share, below which it explains little.
+    """
+    for name in [m.feature for m, value in values.items() if m.metric == "r2" and np.isfinite(value)]:
+        for at, metric in KINDS.items():
+            accuracy, r2 = values.get(Measured(metric, name), np.nan), values[Measured("r2", name)]
+            found = np.nan if np.isnan(accuracy + r2) else float(accuracy >= decodable and r2 < small)
+            yield "decode", Measured("decodable_but_small", name, at=at), found
+
+
+def _program(answers: Callable[..., decoding.Answers]) -> Callable[..., tuple[Array, ...]]:
+    return jax.jit(lambda fit, score, number: tuple(answers(fit, score, list(fit[1]), number)), static_argnums=2)
+
+
+PROGRAMS = {"decode": _program(decoding.linear_answers), "decode_nonlinear": _program(decoding.nonlinear_answers)}
+
+
+def _drawn(half: Array, rows: np.ndarray, most: int) -> tuple[Array, np.ndarray]:
+    """At most so many examples of a half, in their order: activations and rows among all examples."""
+    kept = np.sort(np.random.default_rng(len(rows)).permutation(len(rows))[:most])
+    return half[kept], rows[kept]
+
+
+def _accuracies(
+    codes: np.ndarray, said: np.ndarray, converged: np.ndarray, number: int, counts: np.ndarray
+) -> Iterator[tuple[str, float]]:
+    """Endings of a decoder's names, and values. Args: of real and permuted labels `[2, N]` and `[2]`."""
+    right = said == codes
+    hot = codes[..., None] == np.arange(number)  # [2, N, C]
+    for k, ending in enumerate(("", "_shuffled")):
+        yield ending, float(_balanced(np.ones((1, len(right[k]))), right[k], hot[k])[0])
+    value = _balanced(np.ones((1, len(right[0]))), right[0], hot[0])[0]
+    low, high = interval(value, _balanced(counts, right[0], hot[0]), floor=0.0)
+    yield from (("_low", float(low)), ("_high", float(high)), ("_converged", float(converged[0])))
+
+
+def _balanced(counts: np.ndarray, right: np.ndarray, hot: np.ndarray) -> np.ndarray:
+    """Mean over the classes that occur of the share that is right, `[draws]`. Args: `[draws, N]`, `[N]`, `[N, C]`."""
+    weights = counts.astype(np.float64)
+    of = weights @ hot
+    return np.nanmean(np.where(of > 0, weights @ (hot & right[:, None]) / np.maximum(of, 1), np.nan), axis=1)

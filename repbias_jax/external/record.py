@@ -1,0 +1,27 @@
+"""What is kept of a measurement: rows of `results.csv`, and the versions that made them.
+
+Source: ours.
+"""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+
+from repbias_jax.probes.moments import Measured
+
+EXPERIMENT = "probe"
+PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pandas", "matplotlib", "tensorstore")
+
+
+def row(site: str, probe: str, name: Measured, value: float, reason: str = "") -> tuple[Any, ...]:
+    """A row of `results.csv`. There is one run and one snapshot, so the columns that tell those apart are empty or zero."""
+    return (EXPERIMENT, "", "", 0, 0, site, probe, *name, "score", value, reason)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that are used, of Python, and the devices, for the manifest and the page."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {**found, "python": platform.python_version(), "devices": devices}

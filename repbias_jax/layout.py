@@ -1,0 +1,175 @@
+"""Who trains together, and where training stops to be looked at.
+
+Runs that share their static half form a group and its programs are compiled once. A chunk is `rows x lanes` runs that
+train at once: rows are sharded over devices, lanes are the innermost `vmap`. Bits depend on the number of lanes and not on
+the number of devices, chunks or runs, so lanes follow from the bytes of a run and a constant of the backend alone.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from repbias_jax import store, training
+from repbias_jax.config import Config, Dials, Runtime, Static, dials_of, sparse, static_half
+
+LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
+LANE_BYTES = {"cpu": 64e6, "gpu": 4e9, "tpu": 1e9}  # of weights and optimizer state, all lanes together
+
+
+class Group(NamedTuple):
+    """All settings that share their static half."""
+
+    name: str
+    static: Static
+    settings: tuple[str, ...]
+    dials: Mapping[str, Dials]  # by setting
+
+    @property
+    def lanes(self) -> int:
+        """Runs of a group that share a device and a `vmap`."""
+        return self.static.runtime.lanes
+
+
+class Chunk(NamedTuple):
+    """The runs of a group that train at once; unit of memory, checkpoint and resume."""
+
+    group: Group
+    name: str
+    runs: tuple[tuple[str, int], ...]  # (setting, seed)
+    rows: int
+
+    @property
+    def path(self) -> str:
+        """Folder below the experiment's."""
+        return f"{self.group.name}/{self.name}"
+
+
+class Layout(NamedTuple):
+    """How runs are laid out; decided when a workdir is made, and kept, because bits depend on it."""
+
+    rows: int  # the most rows of a chunk: the devices when the workdir was begun
+    seed: int
+    extents: tuple[int, ...]  # numbers of seeds: 4, then extended to 16
+    caps: Mapping[str, int] = {}  # the number of seeds that a setting has at most, whatever the extents
+    least_rows: int = 1  # on CPU two, since one device compiles another program
+
+
+def groups_of(configs: Mapping[str, Config], backend: str, lanes: int = 0) -> list[Group]:
+    """Groups settings by their static half, in order of appearance.
+
+    Args:
+      configs: by full name of the setting.
+      backend: that trains.
+      lanes: runs of a group that share a device; 0: as many as `lanes_of` gives.
+    """
+    found: dict[Static, list[str]] = {}
+    for name, config in configs.items():
+        found.setdefault(static_half(config, Runtime(backend)), []).append(name)
+    groups = []
+    for static, names in found.items():
+        dials = {name: dials_of(configs[name]) for name in names}
+        own = lanes or lanes_of(static, dials[names[0]])
+        static = Static(static.config, static.switches, Runtime(backend, own))
+        code = store.digest([sparse(static.config), static.switches, static.runtime.__dict__])[:8]
+        groups.append(Group(f"{names[0]}-{code}", static, tuple(names), dials))
+    return groups
+
+
+def lanes_of(static: Static, dials: Dials) -> int:
+    """Lanes of a group: a power of two, as many as the backend takes, fewer where their states leave its cache."""
+    backend = static.runtime.backend
+    most, room = LANES.get(backend, 8), LANE_BYTES.get(backend, 1e9)
+    state = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, jax.ShapeDtypeStruct((), np.int32))
+    bytes_of_run = 16 * sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+    while most > 1 and most * bytes_of_run > room:
+        most //= 2
+    return most
+
+
+def count_runs(groups: Sequence[Group], layout: Layout) -> int:
+    """Runs of an experiment, by arithmetic: nothing is listed."""
+    count = layout.extents[-1]
+    return sum(min(count, layout.caps.get(name, count)) for group in groups for name in group.settings)
+
+
+def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
+    """All chunks; adding an extent leaves those of the extents before as they are."""
+    chunks = []
+    for group in groups:
+        pieces: list[tuple[int, tuple[tuple[str, int], ...]]] = []
+        for low, high in itertools.pairwise((0, *layout.extents)):
+            seeds = ((k, name) for k in range(low, high) for name in group.settings if k < layout.caps.get(name, high))
+            runs = [(name, layout.seed + k) for k, name in seeds]
+            pieces += pieces_of(runs, layout, group.lanes)
+        chunks += [Chunk(group, f"chunk_{i:03d}", runs, rows) for i, (rows, runs) in enumerate(pieces)]
+    return chunks
+
+
+def pieces_of(runs: Sequence[Any], layout: Layout, lanes: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Runs cut into chunks of the same number of rows, which differ by at most one in the rows that are filled."""
+    filled = math.ceil(len(runs) / lanes)
+    count = math.ceil(filled / layout.rows)
+    rows = max(layout.least_rows, math.ceil(filled / max(count, 1)))
+    first = 0
+    for i in range(count):
+        size = (filled // count + (i < filled % count)) * lanes
+        yield rows, tuple(runs[first : first + size])
+        first += size
+
+
+def shard_of(chunks: Sequence[Chunk], index: int, count: int) -> list[Chunk]:
+    """The chunks of one of `count` independent processes: assigned round-robin, most expensive first.
+
+    Every chunk is in exactly one shard, whatever `count` is; a process that is started again with another `count`
+    skips what is done.
+    """
+    costs = {chunk.group.name: step_flops(chunk.group) for chunk in chunks}
+
+    def cost(chunk: Chunk) -> float:
+        return len(chunk.runs) * chunk.group.static.config.num_steps * costs[chunk.group.name]
+
+    dealt = sorted(range(len(chunks)), key=lambda i: -cost(chunks[i]))  # stable: every process deals alike
+    return [chunks[i] for i in sorted(dealt[index::count])]
+
+
+def step_flops(group: Group) -> float:
+    """Floating-point operations of one update of one run: three times those of the forward pass, by XLA's own count."""
+    static, batch = group.static, group.static.config.training.batch_size
+    dials = group.dials[group.settings[0]]
+    params = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, jax.ShapeDtypeStruct((), np.int32)).params
+    blank = training.blank_input(static)
+    inputs = jax.ShapeDtypeStruct((batch, *blank.shape), blank.dtype)
+    order = jax.ShapeDtypeStruct(dials.task["output_order"].shape, np.int32)
+    forward = jax.jit(lambda d, p, x, o: training.forward(static, d, p, x, o)[0]).lower(dials, params, inputs, order)
+    found: Any = forward.cost_analysis()
+    return 3.0 * float(found["flops"])
+
+
+def snapshots_of(config: Config) -> tuple[int, ...]:
+    """Steps at which the view along training is kept."""
+    keep, end, steps, step = config.keep, config.num_steps, [0], 0
+    while keep.every:
+        late = keep.until and keep.every_late and step >= keep.until
+        step += keep.every_late if late else keep.every
+        if step >= end:
+            break
+        steps.append(step)
+    return (*steps, end)
+
+
+def points_of(config: Config) -> tuple[int, ...]:
+    """Segment ends, step 0 first: the points of the curves, and all snapshots."""
+    regular = range(0, config.num_steps, config.training.observe_every)
+    first, last = (round(share * config.num_steps) for share in config.training.dense or (0, 0))
+    dense = range(first, last, config.training.dense_every)
+    return tuple(sorted({*regular, *dense, *snapshots_of(config), config.num_steps}))
+
+
+def snapshots_by_view(static: Static) -> dict[str, tuple[int, ...]]:
+    """The steps at which each stored view is kept."""
+    along, ends = training.along_view(static), (0, static.config.num_steps)
+    return {name: snapshots_of(static.config) if name == along else ends for name in training.stored_views(static)}

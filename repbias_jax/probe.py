@@ -1,0 +1,226 @@
+"""Runs the probes of this package on activations that were made elsewhere.
+
+  python -m repbias_jax.probe --activations=x.npz|x.npy|x.zarr --features=y.csv --workdir=DIR [--sites=a,b] [--ignore=id]
+         [--categorical=a,b] [--continuous=c] [--split=COLUMN] [--decodable=0.9] [--small=5] [--draws=200]
+
+`repbias-probe` is the same command. Activations are arrays `[N, ...]` of plain numbers, one example in a row; each array of
+a file is a site. Features are a csv: a line of names, then one line for each of the N examples. The command writes
+`results.csv` (with the columns of the experiments' one), `figures/`, `report.html` and `manifest.json`, all at the end. The
+same command ends with the same bytes.
+
+Exit status: 0 done; 75 interrupted, nothing written; 2 bad input, nothing written; 1 anything else.
+"""
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from absl import flags
+
+from repbias_jax import external, store
+from repbias_jax.columns import COLUMNS
+from repbias_jax.config import ConfigError
+from repbias_jax.external import diagnostics, record
+from repbias_jax.external.arrays import read_arrays
+from repbias_jax.external.features import Feature, features_of, read_columns
+from repbias_jax.report import external_page
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
+MAX_SITES = 24
+
+FLAGS = flags.FlagValues()  # apart from absl's global ones, so that importing this module defines no flags
+flags.DEFINE_string("activations", None, "file of activations: .npy, .npz or a folder .zarr (v3)", flag_values=FLAGS)
+flags.DEFINE_string("features", None, "csv: a line of names, then a line an example", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "folder for results", flag_values=FLAGS)
+flags.DEFINE_list("sites", [], "arrays of the file to look at; by default all", flag_values=FLAGS)
+flags.DEFINE_list("ignore", [], "columns of the csv to leave out", flag_values=FLAGS)
+flags.DEFINE_list("categorical", [], "columns to take for classes", flag_values=FLAGS)
+flags.DEFINE_list("continuous", [], "columns to take for numbers", flag_values=FLAGS)
+flags.DEFINE_string(
+    "split", None, "column that says fit or score for each example; by default a random half each", flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "decodable", external.DECODABLE, "balanced accuracy from which a feature is decodable", 0, 1, flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "small", 100 * external.SMALL, "percent of variance below which a feature is small", 0, 100, flag_values=FLAGS
+)
+flags.DEFINE_integer("draws", external.NUM_DRAWS, "draws of the bootstrap over examples", 20, 10_000, flag_values=FLAGS)
+
+
+class Interrupted(Exception):
+    """The command was asked to stop before anything was written."""
+
+
+class Request(NamedTuple):
+    """All input, read and checked."""
+
+    folder: Path
+    sites: dict[str, np.ndarray]
+    features: list[Feature]
+    split: list[str] | None
+    choices: external.Choices
+    inputs: list[str]  # sentences
+
+
+def parse(arguments: Sequence[str]) -> None:
+    """Reads the flags. Bad ones are one line and status 2."""
+    if any(a in ("--help", "-h", "-help", "--helpfull") for a in arguments):
+        named = [FLAGS[name] for name in FLAGS]
+        lines = [f"  --{flag.name}: {flag.help} (default: {flag.default_as_str or 'none'})" for flag in named]
+        print("\n".join([str(__doc__), "Flags:", *lines]))
+        sys.exit(DONE)
+    try:
+        rest = FLAGS(arguments)
+    except flags.Error as error:
+        sys.exit(complain(str(error).replace("\n", " ")))
+    if len(rest) > 1:
+        sys.exit(complain(f"unexpected argument {rest[1]}; flags are written --name=value"))
+
+
+def run() -> int:
+    """Reads, measures, writes, prints; returns the exit status."""
+    stop = catch_signals()
+    try:
+        request = _read()
+        rows = _measured(request, stop)
+        text = _text(request, rows)
+        _write(request, rows, text)
+    except ConfigError as error:
+        return complain(str(error))
+    except Interrupted as error:
+        print(f"interrupted: {error}; nothing is written", file=sys.stderr, flush=True)
+        return INTERRUPTED
+    except (store.StoreError, OSError) as error:
+        return complain(str(error), FAILED)
+    for heading in ("inputs", "notes", "dissociated"):
+        print("\n".join(text[heading]), end="\n" if text[heading] else "")
+    for name in ("report.html", "figures", "results.csv"):
+        print(request.folder / name)
+    return DONE
+
+
+def catch_signals() -> Callable[[], bool]:
+    """Notes the first SIGTERM, SIGINT or SIGUSR1, to be polled; a second one exits at once."""
+    caught: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if caught:
+            os._exit(INTERRUPTED)
+        caught.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, note)
+    return lambda: bool(caught)
+
+
+def complain(message: str, status: int = BAD_INPUT) -> int:
+    """Prints one line on standard error; returns the exit status."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _required(name: str) -> str:
+    value = FLAGS[name].value
+    if not value:
+        raise ConfigError(f"--{name} is missing; expected --activations, --features and --workdir")
+    return value
+
+
+def _read() -> Request:
+    """All input, read and checked; nothing is written."""
+    path, table, folder = Path(_required("activations")), Path(_required("features")), Path(_required("workdir"))
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is no folder; expected a folder, or a name for a new one")
+    sites = _chosen(read_arrays(path), path)
+    first = next(iter(sites.values()))
+    if first.ndim == 0:
+        raise ConfigError(f"{path}: a single number; expected arrays [N, ...]")
+    columns = read_columns(table, len(first))
+    for flag in ("ignore", "split"):
+        for name in [FLAGS[flag].value] if flag == "split" and FLAGS[flag].value else FLAGS[flag].value or []:
+            if name not in columns:
+                raise ConfigError(f"--{flag}={name}: no such column in {table}; known: {', '.join(list(columns)[:20])}")
+    split = columns.pop(FLAGS.split) if FLAGS.split else None
+    kept = {name: column for name, column in columns.items() if name not in FLAGS.ignore}
+    features = features_of(kept, FLAGS.categorical, FLAGS.continuous)
+    external.check(sites, features, split)
+    how = f"column {FLAGS.split}" if FLAGS.split else "a random half each, drawn with a fixed seed"
+    shapes = ", ".join(f"{name} {' x '.join(map(str, a.shape))}" for name, a in sites.items())
+    inputs = [f"Activations: {path.name}: {shapes}", f"Features: {table.name}: {len(features)}"]
+    inputs.append(f"Fitted on one part of the examples and scored on the other: {how}")
+    choices = external.Choices(FLAGS.draws, FLAGS.decodable, FLAGS.small / 100)
+    limits = f"balanced accuracy of at least {choices.decodable:g}, under {FLAGS.small:g} % of variance"
+    inputs.append(f"Called decodable but small: {limits}")
+    return Request(folder, sites, features, split, choices, inputs)
+
+
+def _chosen(sites: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    for name in FLAGS.sites:
+        if name not in sites:
+            raise ConfigError(f"--sites={name}: no such array in {path}; known: {', '.join(list(sites)[:20])}")
+    chosen = {name: sites[name] for name in dict.fromkeys(FLAGS.sites)} or sites
+    if len(chosen) > MAX_SITES:
+        raise ConfigError(f"{path}: {len(chosen)} arrays; expected at most {MAX_SITES}: choose with --sites=NAME,NAME")
+    return chosen
+
+
+def _measured(request: Request, stop: Callable[[], bool]) -> pd.DataFrame:
+    """Rows of `results.csv`, with numbers."""
+
+    def say(text: str) -> None:
+        if stop():
+            raise Interrupted(f"before {text}")
+        print(f"probe: {text}", file=sys.stderr, flush=True)
+
+    rows = list(external.probe(request.sites, request.features, request.split, request.choices, say))
+    say("writing")
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _text(request: Request, rows: pd.DataFrame) -> dict[str, list[Any]]:
+    """What is said in words, on the page and at the end."""
+    shares = rows[rows["metric"] == "class_share"]
+    table = []
+    for feature in request.features:
+        own = shares[shares["feature"] == feature.name]
+        classes = ", ".join(f"{level}: {share:.3g}" for level, share in zip(own["at"], own["value"], strict=True))
+        table.append((feature.name, feature.kind, classes))
+    notes, small = diagnostics.notes(rows), diagnostics.dissociated(rows)
+    return {"inputs": request.inputs, "notes": notes, "dissociated": small, "features": table}
+
+
+def _write(request: Request, rows: pd.DataFrame, text: Mapping[str, list[Any]]) -> None:
+    """Every file whole or not at all, the manifest last."""
+    folder, recorded = request.folder, record.versions()
+    for place in (folder, folder / "figures"):
+        store.sweep(place)
+    cells = rows.assign(value=[store.number(value) for value in rows["value"]])
+    store.write_table(folder / "results.csv", COLUMNS, cells.to_numpy().tolist())
+    page = external_page.write(folder, rows, "Probes of activations", text, recorded, request.choices.decodable)
+    files = ["results.csv", *page]
+    sites = {name: (list(a.shape), str(a.dtype), _sum(a)) for name, a in request.sites.items()}
+    features = {f.name: (f.kind, list(f.levels), _sum(f.values)) for f in request.features}
+    entry = {"sites": sites, "features": features, "choices": request.choices._asdict(), "split": request.split is not None}
+    sums = {name: store.checksum(folder / name) for name in files}
+    store.write_json(folder / "manifest.json", {"format": store.FORMAT, **entry, "record": recorded, "files": sums})
+
+
+def _sum(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def main() -> None:
+    """The console script `repbias-probe`."""
+    parse(sys.argv)
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

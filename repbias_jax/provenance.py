@@ -1,0 +1,111 @@
+"""Which code and which library versions trained a chunk, and what a manifest records of the program and the machine.
+
+The digest covers the syntax trees, without docstrings and comments, of the modules that a setting's training runs through:
+`training` and what it imports of the package, with the generator and the model that the setting uses, not those of others.
+"""
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from repbias_jax import store
+from repbias_jax.config import Static
+from repbias_jax.data import DATA
+from repbias_jax.models import MODELS
+
+VERSIONS = ("jax", "flax", "optax")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "scipy", "pandas", "matplotlib")
+REGISTRIES = ("repbias_jax.data", "repbias_jax.models")  # they import every family
+
+
+def provenance_of(static: Static) -> dict[str, str]:
+    """What the numbers of a setting depend on beside its options: `code`, a digest, and a version for each of VERSIONS."""
+    model = MODELS[static.config.model.name].options.__module__
+    modules = modules_below(("repbias_jax.training", DATA[static.config.task.name].__name__, model))
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    return {"code": store.digest([(name, syntax(name)) for name in modules]), **versions}
+
+
+def difference(before: dict[str, str], now: dict[str, str]) -> str:
+    """What differs between two provenances, in words; empty: nothing."""
+    changed = [name for name in now if before.get(name) != now[name]]
+    words = [f"{name} {before.get(name)} instead of {now[name]}" if name != "code" else "other code" for name in changed]
+    return ", ".join(words)
+
+
+@functools.cache
+def modules_below(roots: tuple[str, ...]) -> tuple[str, ...]:
+    """Modules of the package that the roots import, directly or not, and the roots, sorted; registries are left out."""
+    found, todo = set(), list(roots)
+    while todo:
+        name = todo.pop()
+        if name in found or name in REGISTRIES:
+            continue
+        found.add(name)
+        todo += [other for other in _imports(name) if other.startswith("repbias_jax.")]
+    return tuple(sorted(found))
+
+
+def _imports(name: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(_source(name))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("repbias_jax"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if _is_module(inner) else node.module
+
+
+def _is_module(name: str) -> bool:
+    return importlib.util.find_spec(name.rpartition(".")[0]) is not None and _spec_of(name) is not None
+
+
+def _spec_of(name: str):
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # the parent is a module and no package
+        return None
+
+
+def _source(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise store.StoreError(f"module {name}: its source is not there, so the code that trains cannot be recorded")
+    return Path(spec.origin).read_text()
+
+
+def syntax(name: str) -> str:
+    """The syntax tree of a module as text, without docstrings."""
+    return syntax_of(_source(name))
+
+
+def syntax_of(source: str) -> str:
+    """The syntax tree of some source as text, without docstrings; comments and layout are not in it anyway."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        can_have_one = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if can_have_one and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def record() -> dict[str, Any]:
+    """Versions, machine and commit, for the manifest: recorded, never compared."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {**versions, "python": platform.python_version(), "devices": devices, "commit": commit()}
+
+
+def commit() -> str:
+    """What `git describe` says of this checkout."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return "not a checkout"

@@ -1,0 +1,114 @@
+"""`repbias_jax.run` from Python: results as frames, resume, errors, and devices; and what a wheel holds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from setuptools import find_packages
+
+import repbias_jax
+from experiments.claims import complexity
+from repbias_jax.config import Config, ConfigError, Experiment
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+
+TINY = {
+    "model.widths": (8, 4), "task.num_train": 256, "task.num_test": 64, "task.num_probe": 128, "training.epochs": 2,
+    "training.observe_every": 2,
+}  # fmt: skip
+PLAIN = Experiment(
+    "plain",
+    "Two features",
+    Config(BinaryOptions(), MLPOptions()),
+    settings=(("joint", ()), ("squared", (("training.loss", "squared"),))),
+)
+
+
+def times(folder):
+    """When each file was written, but for the locks."""
+    return {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and not path.name.endswith("lock")
+    }
+
+
+def test_a_plain_experiment_is_trained_and_measured_and_not_done_twice(tmp_path):
+    results = repbias_jax.run(PLAIN, tmp_path, num_seeds=2, settings=["joint"], overrides=TINY)
+    assert list(results.settings.index) == ["base.joint"]
+    assert results.values("base.joint", "r2", "parity1").between(-1, 1).all()
+    assert list(results.values("base.joint", "r2", "parity1").index) == [0, 1]
+    assert not (tmp_path / "plain" / "report.html").exists()
+    before = times(tmp_path)
+    again = repbias_jax.run(PLAIN, tmp_path, num_seeds=2, settings=["joint"], overrides=TINY)
+    assert times(tmp_path) == before
+    assert again.rows.equals(results.rows)
+    more = repbias_jax.run(PLAIN, tmp_path, num_seeds=3, settings=["joint"], overrides=TINY)
+    assert len(more.values("base.joint", "r2", "parity1")) == 3
+
+
+def test_a_module_has_its_report_and_claims_without_their_settings_say_so(tmp_path):
+    repbias_jax.run(complexity, tmp_path, preset="smoke", settings=["joint"], conditions=["sgd"], overrides=TINY)
+    folder = tmp_path / "complexity"
+    assert (folder / "report.html").exists()
+    assert "its settings are not in this preset" in (folder / "claims.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"settings": ["nope"]}, "unknown setting nope in --settings; known: joint, squared"),
+        ({"conditions": ["sgd"]}, "unknown condition sgd in --conditions; known: base"),
+        ({"preset": "quick"}, "unknown --preset=quick; known: full"),
+        ({"num_seeds": 0}, "--num_seeds=0: expected at least 1"),
+        ({"stages": ["draw"]}, "unknown --stage=draw"),
+        ({"stages": []}, "--stage is empty"),
+        ({"overrides": {"model.depth": 3}}, "unknown name config.model.depth"),
+        ({"overrides": {"training.loss": "squared"}}, "swept by the settings squared"),
+        ({"lanes": -2}, "--lanes=-2: expected at least 1"),
+    ],
+)
+def test_errors_are_those_of_the_command(tmp_path, arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        repbias_jax.run(PLAIN, tmp_path / "new", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_something_else_than_an_experiment_is_refused(tmp_path):
+    for thing in ("complexity", repbias_jax, 3):
+        with pytest.raises(ConfigError, match="expected an Experiment, or a module with EXPERIMENT"):
+            repbias_jax.run(thing, tmp_path)
+
+
+IN_A_PROCESS = f"""
+import sys, jax
+if sys.argv[1] == "started":
+    jax.devices()
+import repbias_jax
+from repbias_jax.config import Config, Experiment
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.models.mlp import MLPOptions
+plain = Experiment("plain", "Two features", Config(BinaryOptions(), MLPOptions()), settings=(("joint", ()),))
+repbias_jax.run(plain, sys.argv[2], num_seeds=1, overrides={TINY!r})
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize(("state", "expected"), [("fresh", 2), ("started", 1)])
+def test_two_devices_unless_jax_has_started(tmp_path, state, expected):
+    line = [sys.executable, "-c", IN_A_PROCESS, state, str(tmp_path)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == str(expected)
+    manifest = json.loads((tmp_path / "plain" / "manifest.json").read_text())
+    assert manifest["layout"]["rows"] == expected
+    assert manifest["record"]["devices"].startswith(f"{expected} x ")
+
+
+def test_a_wheel_holds_the_library_alone(tmp_path):
+    line = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
+    subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert [path.name for path in (tmp_path / "lib").iterdir()] == ["repbias_jax"]
+    packages = find_packages(str(ROOT), include=["repbias_jax*"])
+    assert all((tmp_path / "lib" / name.replace(".", "/") / "__init__.py").exists() for name in packages)
+    assert list((tmp_path / "lib").rglob("*.html"))

@@ -1,0 +1,274 @@
+"""What is refused before anything runs, how runs are laid out, and which code trained what."""
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made import Made
+
+from repbias_jax import layout, pipeline, planning, provenance, store
+from repbias_jax.config import Config, ConfigError, Runtime, dials_of, fields_of, flatten, override_all, sparse, static_half
+from repbias_jax.data import binary
+from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.features import FEATURES, Feature
+from repbias_jax.layout import Layout
+from repbias_jax.models.mlp import MLPOptions
+from tests.faults import tiny
+
+BASE = Config(BinaryOptions(), MLPOptions())
+
+
+def planned(experiment, folder):
+    return planning.place(experiment, planning.check(experiment, "cpu"), folder, 2)
+
+
+def run(experiment, folder, **more):
+    return pipeline.run(planned(experiment, folder), tiny, folder, pipeline.STAGES, lambda: False, {"commit": "a"}, **more)
+
+
+# ---------------------------------------------------------------------------------------------- options, dials, hashes
+
+OTHERS = {
+    "task.features": ("parity2", "parity3"), "task.outputs": ("parity4",), "task.exposure": (0.5, 1.0),
+    "task.output_order": (1, 0), "task.num_bits": 33, "task.first_bits": (1, 3), "task.twins": False,
+    "task.prevalence": (0.3, 0.5), "task.predictivity": (0.7, 0.5), "model.activation": "tanh", "model.head": "unit",
+    "model.widths": (8,), "optimizer.name": "adam", "training.loss": "squared", "training.loss_weights": ((1.0, 0.5),),
+    "training.phase_ends": (1.0,), "training.dense": (0.1, 0.2), "keep.probe_set": "natural", "keep.shared": True,
+    "keep.along": "hidden_0", "keep.views": ("last_hidden",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n in fields_of(BASE) if not n.endswith(".name") or n == "optimizer.name"])
+def test_every_option_is_static_or_a_dial(name):
+    """A dial changes the arrays and no program; all else changes the program and no array of the same shape."""
+    _, field = fields_of(BASE)[name]
+    value = flatten(BASE)[name]
+    if name == "optimizer.reset_phase":
+        start = override_all(BASE, {"training.loss_weights": ((1.0, 1.0),) * 2, "training.phase_ends": (0.5, 1.0)})
+        other = 1
+    else:
+        start, other = (
+            BASE,
+            OTHERS.get(name, value + 1 if type(value) is int else value / 2 + 0.01 if type(value) is float else None),
+        )
+    assert other is not None, f"{name}: no other value listed for this test"
+    changed = override_all(start, {name: other})
+    before, after = (static_half(c, Runtime()) for c in (start, changed))
+    if not field.metadata["dial"]:
+        assert before != after
+        return
+    assert dataclasses.replace(after, switches=before.switches) == before
+    assert (after.switches != before.switches) == field.metadata["switch"]
+    part, leaf = name.split(".")
+    if name != "training.phase_ends":  # one phase always ends at the end
+        assert not np.array_equal(getattr(dials_of(start), part)[leaf], getattr(dials_of(changed), part)[leaf])
+
+
+def test_defaults_are_pinned():
+    """Folder names and fingerprints hold what differs from these: another default makes old workdirs another experiment."""
+    assert store.digest({k: str(v) for k, v in flatten(BASE).items()}) == PINNED
+    assert sparse(BASE) == {"task.name": "binary", "model.name": "mlp"}
+    assert sparse(override_all(BASE, {"model.dropout": 0.1}))["model.dropout"] == 0.1
+
+
+PINNED = "aaa03b82a92e9b42"
+
+
+def test_whole_parts_are_replaced_before_leaves():
+    changes = {"model.dropout": 0.2, "model": MLPOptions(widths=(8,))}
+    assert override_all(BASE, changes).model == MLPOptions(widths=(8,), dropout=0.2)
+    with pytest.raises(ConfigError, match="model"):
+        override_all(BASE, {"model": BinaryOptions()})
+
+
+def test_what_a_user_asks_for_outlives_a_setting_that_replaces_a_part():
+    whole = dataclasses.replace(
+        tiny.EXPERIMENT, settings=(("small", (("model", MLPOptions(widths=(4,))),)),), overrides=(("model.dropout", 0.25),)
+    )
+    assert whole.configs()["base.small"].model == MLPOptions(widths=(4,), dropout=0.25)
+
+
+# ---------------------------------------------------------------------------------------------- provenance
+
+
+def test_code_is_known_by_its_syntax_and_not_by_its_words():
+    source = 'def f(x):\n    """Adds."""\n    return x + 1  # one\n'
+    assert provenance.syntax_of(source) == provenance.syntax_of("def f(x):\n    return (x + 1)\n")
+    assert provenance.syntax_of(source) != provenance.syntax_of(source.replace("+", "-"))
+    features = (planning.Path(provenance.__file__).parent / "features.py").read_text()
+    altered = features.replace('"parity4": _parity(4)', '"parity4": Feature(4, _table(4, lambda bits: int(all(bits))))')
+    assert altered != features
+    assert provenance.syntax_of(altered) != provenance.syntax_of(features)
+
+
+def test_only_what_a_setting_runs_through_counts():
+    static = static_half(BASE, Runtime())
+    modules = provenance.modules_below(("repbias_jax.training", "repbias_jax.data.binary", "repbias_jax.models.mlp"))
+    assert {"repbias_jax.features", "repbias_jax.config", "repbias_jax.models.sites"} <= set(modules)
+    assert not [m for m in modules if "report" in m or "probes" in m or "store" in m]
+    assert set(provenance.provenance_of(static)) == {"code", "jax", "flax", "optax"}
+
+
+def test_a_workdir_does_not_mix_two_codes_unasked(tmp_path):
+    folder = tmp_path / "tiny"
+    run(tiny.EXPERIMENT, folder)
+    [done] = folder.glob("*/*/done.json")
+    content = store.read_json(done, "train")
+    assert content["provenance"]["jax"] == jax.__version__
+    store.write_json(done, {**content, "provenance": {**content["provenance"], "optax": "0.0.1"}})
+    run(tiny.EXPERIMENT, folder)  # nothing is trained: whoever measures and reports may have any version
+    more = dataclasses.replace(tiny.EXPERIMENT, num_seeds=6)
+    with pytest.raises(store.StoreError, match=r"optax 0\.0\.1 instead of .*--mix_code"):
+        run(more, folder)
+    run(more, folder, mix_code=True)
+    assert "optax 0.0.1" in store.read_json(folder / "manifest.json", "train")["stages"]["train"]["mixed_code"]
+
+
+def test_an_option_that_came_later_had_its_default(tmp_path):
+    folder = tmp_path / "tiny"
+    run(tiny.EXPERIMENT, folder)
+    path = folder / "manifest.json"
+    manifest = store.read_json(path, "train")
+    for setting in manifest["train_covers"]["settings"].values():
+        del setting["model.head"]
+    store.write_json(path, manifest)
+    planned(tiny.EXPERIMENT, folder)
+    other = dataclasses.replace(tiny.EXPERIMENT, config=override_all(tiny.CONFIG, {"model.head": "unit"}))
+    with pytest.raises(ConfigError, match=r"model\.head .* = pair, but this command asks for unit"):
+        planned(other, folder)
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+
+
+def test_too_many_runs_are_refused_at_once():
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match="200,000,000 runs; expected at most 1,000,000"):
+        planning.check(dataclasses.replace(tiny.EXPERIMENT, num_seeds=10**8), "cpu")
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("probe", ["readout", "steering", "truncation"])
+def test_interventions_need_outputs_that_the_probe_set_has(probe):
+    config = override_all(tiny.CONFIG, {"task.outputs": ("target",)})
+    with pytest.raises(ConfigError, match=f"{probe} .*target"):
+        planning.check(dataclasses.replace(tiny.EXPERIMENT, config=config, probes=(probe,)), "cpu")
+
+
+def test_probes_find_the_views_they_read():
+    config = override_all(tiny.CONFIG, {"keep.views": ("input",)})
+    with pytest.raises(ConfigError, match="steering"):
+        planning.check(dataclasses.replace(tiny.EXPERIMENT, config=config, probes=("steering",)), "cpu")
+    with pytest.raises(ConfigError, match=r"keep\.along=nowhere: unknown view"):
+        planning.check(dataclasses.replace(tiny.EXPERIMENT, config=override_all(BASE, {"keep.along": "nowhere"})), "cpu")
+
+
+def test_options_of_another_family_are_refused():
+    config = dataclasses.replace(tiny.CONFIG, model=dataclasses.replace(MLPOptions(), name="transformer"))
+    with pytest.raises(ConfigError, match="transformer"):
+        planning.check(dataclasses.replace(tiny.EXPERIMENT, config=config), "cpu")
+
+
+def test_more_memory_than_there_is_is_refused_with_both_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning.devices, "memory_bytes", lambda: 1_000)
+    with pytest.raises(ConfigError, match=r"about 0\.0 GB .* 0\.0 GB are there.*--lanes"):
+        run(tiny.EXPERIMENT, tmp_path / "tiny")
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_memory_of_this_machine_is_known():
+    assert planning.devices.memory_bytes() > 1e8
+
+
+# ---------------------------------------------------------------------------------------------- layout
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 400), st.integers(1, 16), st.integers(1, 64), st.integers(1, 2))
+def test_padding_is_never_more_than_a_row(runs, rows, lanes, least):
+    least = min(least, rows)
+    pieces = list(layout.pieces_of(range(runs), Layout(rows, 0, (1,), least_rows=least), lanes))
+    assert list(itertools.chain.from_iterable(own for _, own in pieces)) == list(range(runs))
+    assert len({own for own, _ in pieces}) == 1  # one program
+    filled = math.ceil(runs / lanes)
+    for own_rows, own in pieces:
+        assert least <= own_rows <= rows
+        empty = own_rows - math.ceil(len(own) / lanes)
+        assert empty <= 1
+    assert len(pieces) == math.ceil(filled / rows)
+
+
+@pytest.mark.parametrize("devices", [1, 8, 256])
+def test_many_devices_do_not_multiply_the_work(devices):
+    groups = layout.groups_of(tiny.EXPERIMENT.configs(), "gpu")
+    chunks = layout.chunks_of(groups, Layout(devices, 0, (4,)))
+    assert [(c.rows, len(c.runs)) for c in chunks] == [(1, 8)]
+
+
+def test_lanes_follow_from_the_size_of_a_run():
+    sizes = {"small": (256, 128, 64, 64), "wide": (512,) * 4, "huge": (4096, 4096)}
+    configs = {f"base.{n}": override_all(BASE, {"model.widths": w}) for n, w in sizes.items()}
+    lanes = {group.settings[0]: group.lanes for group in layout.groups_of(configs, "cpu")}
+    assert lanes == {"base.small": 4, "base.wide": 4, "base.huge": 1}
+    assert {group.lanes for group in layout.groups_of(configs, "cpu", lanes=2)} == {2}
+
+
+def test_a_chunk_whose_runs_have_all_diverged_ends(tmp_path, capsys):
+    config = override_all(tiny.CONFIG, {"optimizer.learning_rate": 1e30})
+    lost = dataclasses.replace(tiny.EXPERIMENT, config=config, settings=(("slow", ()),))
+    folder = tmp_path / "tiny"
+    run(lost, folder)
+    assert "all 4 runs have diverged by step 4" in capsys.readouterr().err
+    [curves] = folder.glob("*/*/curves.csv")
+    rows = [line.split(",") for line in curves.read_text().splitlines()[1:]]
+    assert {int(row[2]) for row in rows} == {0, 4, 8}
+    assert all(row[5] == "" for row in rows if int(row[2]) > 0)
+    assert json.loads(next(folder.glob("*/*/done.json")).read_text())["steps"] == 8
+
+
+# ---------------------------------------------------------------------------------------------- data and gate
+
+
+def test_every_value_of_a_feature_is_sampled(monkeypatch):
+    monkeypatch.setitem(FEATURES, "three", Feature(2, (0, 1, 2, 1)))
+    config = override_all(BASE, {"task.features": ("three", "parity1")})
+    binary.check(config.task)
+    dials = dials_of(config)
+    sample = jax.jit(jax.vmap(lambda key: binary.sample(config.task, dials, None, key)))
+    drawn = sample(jax.random.split(jax.random.key(0), 20_000))
+    shares = np.bincount(np.asarray(drawn.factors["three"]), minlength=3) / 20_000
+    np.testing.assert_allclose(shares, (0.25, 0.5, 0.25), atol=0.02)
+    bits = np.asarray(drawn.inputs)[:, :2].astype(int)
+    np.testing.assert_array_equal(np.asarray((0, 1, 2, 1))[bits @ (2, 1)], drawn.factors["three"])
+    with pytest.raises(ConfigError, match="three has 3 values"):
+        binary.check(override_all(config, {"task.prevalence": (0.1, 0.5)}).task)
+    with pytest.raises(ConfigError, match="head=unit"):
+        planning.check(dataclasses.replace(tiny.EXPERIMENT, config=override_all(config, {"model.head": "unit"})), "cpu")
+
+
+def test_where_a_feature_has_several_outputs_the_worst_counts():
+    results = Made({"twice": "easy easy"}, end=4)
+    for accuracy in (1.0, 0.6):
+        results.points.append(("sgd.twice", 0, 4, "easy", "test", 1 - accuracy, accuracy, accuracy))
+    results.put("twice", "r2", "easy", 0.5, seeds=[0])
+    made = results.done()
+    made.curves = results.curves.__class__(results.points, columns=made.curves.columns)
+    assert made.accuracy("sgd.twice", "easy").loc[4, 0] == 0.6
+    assert made.accuracy("sgd.twice", "easy", "loss").loc[4, 0] == pytest.approx(0.4)
+
+
+def test_exposure_belongs_to_a_feature_in_any_order():
+    config = override_all(BASE, {"task.exposure": (1.0, 0.25), "task.output_order": (1, 0)})
+    dials = dials_of(config)
+    drawn = jax.vmap(lambda key: binary.sample(config.task, dials, None, key))(jax.random.split(jax.random.key(0), 2_000))
+    hidden = np.mean(np.asarray(drawn.labels) == binary.UNSEEN, axis=0)
+    np.testing.assert_allclose(hidden, (0.75, 0.0), atol=0.05)
+    assert jnp.array_equal(drawn.order[0], jnp.asarray([1, 0]))
