@@ -162,11 +162,11 @@ def share_of(asked: str | None, environment: Mapping[str, str]) -> tuple[int, in
     return int(index), int(count)
 
 
-def cost_lines(plans: Sequence[planning.Plan]) -> list[str]:
+def cost_lines(plans: Sequence[planning.Plan], discard: bool = False) -> list[str]:
     """What would be run and what it would cost, by experiment, and of several the sum."""
     lines, costs = [], []
     for plan in plans:
-        cost = planning.estimate(plan)
+        cost = planning.estimate(plan, discard)
         rate = 5e10 * min(plan.layout.rows, jax.device_count())
         costs.append(cost | {"minutes": cost["flops"] / rate / 60})
         lines.append(f"{plan.experiment.name}: {plan.experiment.title}")

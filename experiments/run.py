@@ -61,6 +61,9 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "distributed", False, "train on all devices of a jax.distributed job, such as a TPU slice; needs --stage=train"
 )
+flags.DEFINE_enum(
+    "activations", "keep", ("keep", "discard"), "discard: measure each chunk once it is trained, and remove its activations"
+)
 flags.DEFINE_bool(
     "mix_code", False, "go on with a workdir of which other code or library versions trained a part; the manifest says so"
 )
@@ -99,14 +102,15 @@ def main(arguments: Sequence[str]) -> int:
     quieten()
     try:
         jobs, stages, share = _read(arguments[1:])
+        discard = FLAGS.activations == "discard"
         if FLAGS.only_print:
-            print("\n".join(command.cost_lines([job.plan for job in jobs])))
+            print("\n".join(command.cost_lines([job.plan for job in jobs], discard)))
             return DONE
         stop, recorded = catch_signals(), record()
 
         def run_one(job: Job) -> pipeline.Outcome:
             seconds = FLAGS.checkpoint_seconds
-            how = (stages, stop, recorded, seconds, share, FLAGS.mix_code)
+            how = (stages, stop, recorded, seconds, share, FLAGS.mix_code, discard)
             return pipeline.run(job.plan, job.module, job.folder, *how)
 
         if FLAGS.experiment != command.ALL:

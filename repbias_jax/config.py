@@ -273,6 +273,7 @@ class Experiment:
     `columns` are whole-table variations (the optimizers compared); every setting is run in every column, and its full
     name is `column.setting`. The first column carries the verdicts. `tuned` holds length and rate where a setting needs
     its own to be learned, by full name; they were chosen by accuracy alone and give way to what a user asks for.
+    `seed_blocks` are settings with seeds of their own, in every column: name, first seed and number of seeds.
     `seed_caps` are the numbers of seeds that settings have at most, in every column: a map needs few where no claim reads.
     `overrides` are what a preset and a user ask for; they are applied last, to every setting.
     `variant` says what differs from frozen reference settings, or that there are none yet: verdicts are then illustrations.
@@ -288,6 +289,7 @@ class Experiment:
     presets: tuple[tuple[str, Preset], ...] = ()
     num_seeds: int = 16
     seed_caps: tuple[tuple[str, int], ...] = ()
+    seed_blocks: tuple[tuple[str, int, int], ...] = ()
     seed: int = 0
     variant: str = ""
     overrides: Overrides = ()
@@ -311,7 +313,12 @@ class Experiment:
 
     def caps(self) -> dict[str, int]:
         """The number of seeds that a setting has at most, by full name; a setting without one has `num_seeds`."""
-        return {f"{column}.{setting}": cap for column, _ in self.columns for setting, cap in self.seed_caps}
+        own = (*self.seed_caps, *((setting, count) for setting, _, count in self.seed_blocks))
+        return {f"{column}.{setting}": cap for column, _ in self.columns for setting, cap in own}
+
+    def first_seeds(self) -> dict[str, int]:
+        """The first seed of each setting that has seeds of its own, by full name."""
+        return {f"{column}.{setting}": first for column, _ in self.columns for setting, first, _ in self.seed_blocks}
 
 
 def num_outputs(task: Task) -> int:

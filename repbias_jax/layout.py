@@ -56,6 +56,7 @@ class Layout(NamedTuple):
     extents: tuple[int, ...]  # numbers of seeds: 4, then extended to 16
     caps: Mapping[str, int] = {}  # the number of seeds that a setting has at most, whatever the extents
     least_rows: int = 1  # on CPU two, since one device compiles another program
+    first_seeds: Mapping[str, int] = {}  # of settings that have seeds of their own
 
 
 def groups_of(configs: Mapping[str, Config], backend: str, lanes: int = 0) -> list[Group]:
@@ -103,7 +104,7 @@ def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
         pieces: list[tuple[int, tuple[tuple[str, int], ...]]] = []
         for low, high in itertools.pairwise((0, *layout.extents)):
             seeds = ((k, name) for k in range(low, high) for name in group.settings if k < layout.caps.get(name, high))
-            runs = [(name, layout.seed + k) for k, name in seeds]
+            runs = [(name, layout.first_seeds.get(name, layout.seed) + k) for k, name in seeds]
             pieces += pieces_of(runs, layout, group.lanes)
         chunks += [Chunk(group, f"chunk_{i:03d}", runs, rows) for i, (rows, runs) in enumerate(pieces)]
     return chunks

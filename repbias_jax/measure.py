@@ -16,7 +16,7 @@ from repbias_jax import pairs, population, store, training
 from repbias_jax.columns import COLUMNS
 from repbias_jax.config import Dials, Factor, Static
 from repbias_jax.data import DATA, reported
-from repbias_jax.layout import Chunk
+from repbias_jax.layout import Chunk, snapshots_by_view
 from repbias_jax.models.family import resolve
 from repbias_jax.population import Interrupted
 from repbias_jax.probes import PROBES
@@ -79,6 +79,10 @@ def measure(
         if _is_measured(path, own):
             continue
         with store.lock(path / "lock"):
+            gone = store.discarded(path)
+            if gone:
+                _check_restorable(path, chunk, probes, gone)
+                population.restore(folder, chunk)
             found = _of_final(list(_measure_chunk(path, chunk, probes)), chunk)
             rows = [(name, chunk.group.name, *row) for row in found]
             store.write_table(path / "rows.csv", COLUMNS, sorted(rows, key=_order))
@@ -98,6 +102,25 @@ def _is_measured(path: Path, fingerprint: str) -> bool:
 def _order(row: Sequence[Any]) -> tuple[Any, ...]:
     """The order of `results.csv`: by setting, seed, step, site, probe, metric, feature, other, at."""
     return (row[2], int(row[3]), int(row[4]), *row[5:11])
+
+
+def discard(folder: Path, chunk: Chunk, probes: Sequence[str]) -> None:
+    """Removes the activations of a measured chunk, but for those that probes of pairs will read."""
+    places, views = training.places_of(chunk.group.static), training.views_of(chunk.group.static)
+    pairwise = [place for name in probes if PROBES[name].kind == "pair" for place in PROBES[name].views]
+    store.discard(folder / chunk.path, [v for place in pairwise for v in resolve(place, places, views)])
+
+
+def _check_restorable(path: Path, chunk: Chunk, probes: Sequence[str], gone: Sequence[str]) -> None:
+    """Raises StoreError where probes would read snapshots along training that no weights are kept for."""
+    static = chunk.group.static
+    if training.along_view(static) in gone and len(snapshots_by_view(static)[training.along_view(static)]) > 2:
+        along = [name for name in probes if PROBES[name].along]
+        if along:
+            raise store.StoreError(
+                f"{path}: the probe {along[0]} reads snapshots along training, and these activations were discarded; "
+                f"delete {path} and rerun --stage=train,measure, or keep them with --activations=keep in another --workdir"
+            )
 
 
 def roles_of(static: Static) -> Roles:
@@ -138,11 +161,13 @@ def _blocks(folder: Path, chunk: Chunk) -> Iterator[Block]:
     arrays, lanes = store.Activations(folder / "activations.zarr"), chunk.group.lanes
     names = [p.name for p in sorted((folder / "activations.zarr").glob("factor.*"))]
     factors = {name.removeprefix("factor."): arrays.read(name).astype(np.int32) for name in names}
-    sites = arrays.attributes()["sites"]
+    sites, gone = arrays.attributes()["sites"], store.discarded(folder)
     widest = max(arrays.shape(site)[-1] for site in sites)
     for site in sites:
         steps = arrays.read(f"snapshot_{site}")
         for t, step in enumerate(steps):
+            if site in gone and step not in (steps[0], steps[-1]):
+                continue  # of these no weights are kept
             for first in range(0, len(chunk.runs), lanes):
                 last = min(first + lanes, len(chunk.runs))
                 full = [*range(last - first), *[last - first - 1] * (lanes - last + first)]

@@ -10,13 +10,15 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
+
 from repbias_jax import layout, measure, population, report, store
-from repbias_jax.config import Experiment
+from repbias_jax.config import ConfigError, Experiment
 from repbias_jax.layout import Chunk
 from repbias_jax.planning import Plan, check_memory, covered, estimate, existing, full_settings, settings_table, source_of
 
@@ -34,7 +36,7 @@ class Outcome(NamedTuple):
 def run(
     plan: Plan, module: ModuleType, folder: Path, stages: Sequence[str], stop: Callable[[], bool],
     record: Mapping[str, Any], checkpoint_seconds: float = 10.0, share: tuple[int, int] = (0, 1),
-    mix_code: bool = False,
+    mix_code: bool = False, discard: bool = False,
 ) -> Outcome:  # fmt: skip
     """Runs the stages that are asked for and not up to date.
 
@@ -47,13 +49,19 @@ def run(
       record: versions, commit and so on, for the manifest; never compared.
       checkpoint_seconds: shortest time between two checkpoints.
       share: i of N independent processes.
+      discard: whether each chunk is measured as soon as it is trained, and its activations then removed.
       mix_code: whether to go on where other code or versions trained a part; the manifest then says so.
     """
     covers = covered(plan)
     covers["report"] |= {"module": source_of(Path(str(module.__file__)))}
     code = store.digest({k: v for k, v in covers["measure"].items() if k != "seeds"})
     own, shared = layout.shard_of(plan.chunks, *share), share[1] > 1
-    _begin(folder, plan, covers, record)
+    _check_discard(discard, stages)
+    _begin(folder, plan, covers, record, discard)
+
+    def measured(chunk: Chunk) -> None:
+        measure.measure(folder, plan.experiment.name, [chunk], plan.experiment.probes, stop, code)
+        measure.discard(folder, chunk, plan.experiment.probes)
 
     def current(stage: str) -> bool:
         return _current(folder, stage, covers[stage], present)
@@ -70,7 +78,7 @@ def run(
             raise store.StoreError(
                 f"{folder}: {mixed}, which may give other numbers: use that code, another --workdir, or --mix_code to go on"
             )
-        population.train(folder, own, stop, checkpoint_seconds)
+        population.train(folder, own, stop, checkpoint_seconds, measured if discard else None)
     present = [chunk for chunk in plan.chunks if _trained(folder, [chunk])]
     for chunk in present:
         store.verify_chunk(folder / chunk.path)
@@ -87,9 +95,12 @@ def run(
     if "measure" in stages and not current("measure"):
         begun, mine = time.monotonic(), [chunk for chunk in own if _trained(folder, [chunk])]
         measure.measure(folder, plan.experiment.name, mine, plan.experiment.probes, stop, code)
+        for chunk in mine:
+            if store.discarded(folder / chunk.path):  # made again for a probe that is new
+                measure.discard(folder, chunk, plan.experiment.probes)
         if waiting and _trained(folder, plan.chunks):
             # The others got done meanwhile, and may have left the merging to this process.
-            return run(plan, module, folder, stages, stop, record, checkpoint_seconds, share, mix_code)
+            return run(plan, module, folder, stages, stop, record, checkpoint_seconds, share, mix_code, discard)
         if not waiting and measure.all_measured(folder, present, code):
             # What is written once for the whole experiment has one writer; of several processes the last one merges.
             with store.lock(folder / "lock", wait=shared):
@@ -107,8 +118,32 @@ def run(
     with store.lock(folder / "lock", wait=shared):
         if not current("report"):
             described = _described(plan.experiment, said)
-            end("report", report.write(folder, described, module), begun, variant=described.variant)
+            files = report.write(folder, described, module, _restoring(folder, plan))
+            end("report", files, begun, variant=described.variant)
     return Outcome(report.read_claims(folder), said)
+
+
+def _check_discard(discard: bool, stages: Sequence[str]) -> None:
+    """Raises ConfigError where activations would be discarded before they are measured."""
+    if discard and ("train" in stages) != ("measure" in stages):
+        raise ConfigError(f"--activations=discard with --stage={','.join(stages)}: expected train and measure together")
+    if discard and jax.process_count() > 1:
+        raise ConfigError("--activations=discard with --distributed: expected --activations=keep")
+
+
+def _restoring(folder: Path, plan: Plan) -> Callable[[str], contextlib.AbstractContextManager[None]]:
+    """Makes the discarded activations of a chunk, by its path, for as long as a figure reads them."""
+    chunks = {chunk.path: chunk for chunk in plan.chunks}
+
+    @contextlib.contextmanager
+    def restored(path: str) -> Iterator[None]:
+        population.restore(folder, chunks[path])
+        try:
+            yield
+        finally:
+            measure.discard(folder, chunks[path], plan.experiment.probes)
+
+    return restored
 
 
 def _refuse(folder: Path, stale: str, stages: Sequence[str]) -> None:
@@ -132,10 +167,12 @@ def _described(experiment: Experiment, said: str) -> Experiment:
     return dataclasses.replace(experiment, variant=", ".join(v for v in (experiment.variant, said) if v))
 
 
-def _begin(folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def _begin(
+    folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[str, Any], discard: bool
+) -> None:  # fmt: skip
     """Makes the folder and its manifest; a manifest that is there keeps its stages."""
     if not _trained(folder, plan.chunks):
-        cost = estimate(plan)
+        cost = estimate(plan, discard)
         check_memory(plan, cost)
         need = cost["disk_bytes"] * DISK_MARGIN - _used(folder)
         free = shutil.disk_usage(existing(folder)).free

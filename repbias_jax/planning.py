@@ -66,6 +66,12 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
     for name, cap in experiment.seed_caps:
         if name not in known or cap < 1:
             raise ConfigError(f"seed_caps: {name}={cap}: expected at least 1 for one of {', '.join(known)}")
+    for name, first, count in experiment.seed_blocks:
+        if name not in known or count < 1 or not 0 <= first <= MAX_SEED - count:
+            raise ConfigError(
+                f"seed_blocks: {name}: {count} seeds from {first}: expected at least 1 below {MAX_SEED} for one of "
+                f"{', '.join(known)}"
+            )
     if experiment.seed + experiment.num_seeds > MAX_SEED:
         raise ConfigError(f"--seed={experiment.seed}: expected seeds below {MAX_SEED}")
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
@@ -210,7 +216,8 @@ def place(experiment: Experiment, checked: tuple, folder: Path, num_devices: int
     configs, groups, backend = checked
     # On CPU one device compiles another program than several, so that bits differ; processes of one job share all rows.
     least = num_devices if jax.process_count() > 1 else min(2, num_devices) if backend == "cpu" else 1
-    laid = Layout(num_devices, experiment.seed, (experiment.num_seeds,), experiment.caps(), least)
+    caps, firsts = experiment.caps(), experiment.first_seeds()
+    laid = Layout(num_devices, experiment.seed, (experiment.num_seeds,), caps, least, firsts)
     plan = Plan(experiment, configs, groups, laid, backend)
     if not (folder / "manifest.json").exists():
         return plan
@@ -240,7 +247,8 @@ def _runtime(plan: Plan) -> dict[str, Any]:
     lanes = {name: group.lanes for group in plan.groups for name in group.settings}
     runtime = {"backend": plan.backend, "precision": plan.groups[0].static.runtime.precision, "lanes": lanes}
     caps = {"caps": dict(plan.layout.caps)} if plan.layout.caps else {}
-    return {"runtime": runtime, "seed": plan.layout.seed, **caps}
+    firsts = {"first_seeds": dict(plan.layout.first_seeds)} if plan.layout.first_seeds else {}
+    return {"runtime": runtime, "seed": plan.layout.seed, **caps, **firsts}
 
 
 def covered(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -277,7 +285,8 @@ def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
     pairs = [("the seed", old["seed"], new["seed"])]
     pairs += [(f"runtime.{k}", old["runtime"].get(k), v) for k, v in new["runtime"].items()]
     pairs.append(("settings", sorted(old["settings"]), sorted(new["settings"])))
-    pairs.append(("seed_caps", old.get("caps", {}), new.get("caps", {})))
+    for key, what in (("caps", "seed_caps"), ("first_seeds", "first_seeds")):
+        pairs.append((what, old.get(key, {}), new.get(key, {})))
     for name in sorted(set(old["settings"]) & set(new["settings"])):
         defaults = {k: _plain(field.default) for k, (_, field) in fields_of(plan.configs[name]).items()}
         before = defaults | old["settings"][name]
@@ -329,8 +338,12 @@ def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
     return ["setting", "column", "group", "num_steps", "outputs", "sites", *names, "places", "label_fed"], rows
 
 
-def estimate(plan: Plan) -> dict[str, float]:
+def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:
     """What a run will cost.
+
+    Args:
+      plan: what will be run.
+      discard: whether the activations of a chunk are removed once it is measured.
 
     Returns:
       chunks, compilations, runs, run_steps, flops, disk_bytes, and device_bytes, the memory of the fullest device.
@@ -340,6 +353,7 @@ def estimate(plan: Plan) -> dict[str, float]:
     )
     chunks = plan.chunks
     total["chunks"] = len(chunks)
+    largest = 0.0
     counts: dict[str, int] = {}
     rows: dict[str, set[int]] = {}
     for chunk in chunks:
@@ -358,9 +372,11 @@ def estimate(plan: Plan) -> dict[str, float]:
         total["runs"] += runs
         total["run_steps"] += runs * config.num_steps
         total["flops"] += runs * config.num_steps * layout.step_flops(group)
-        total["disk_bytes"] += runs * (activations + 2 * state_bytes)
+        total["disk_bytes"] += runs * 2 * state_bytes + (0 if discard else runs * activations)
+        largest = max(largest, max(rows[group.name]) * group.lanes * activations)
         per_device = max(rows[group.name]) / min(max(rows[group.name]), jax.device_count()) * group.lanes
         total["device_bytes"] = max(total["device_bytes"], per_device * (4 * state_bytes + 2 * data_bytes + looking))
+    total["disk_bytes"] += largest if discard else 0.0
     return total
 
 

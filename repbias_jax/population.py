@@ -151,6 +151,16 @@ def train(
         progress.close()
 
 
+def restore(folder: Path, chunk: Chunk) -> None:
+    """Makes the discarded activations of a finished chunk again, bit for bit, at its first and last step.
+
+    Raises:
+      StoreError: the last weights are missing or damaged.
+    """
+    programs = Programs(chunk.group.static, make_mesh(chunk.rows))
+    _Trainer(folder / chunk.path, chunk, programs, Progress(0, 0, 0.0)).restore()
+
+
 def other_code(folder: Path, chunks: Sequence[Chunk]) -> str:
     """Which code or versions trained what is there of some chunks, where they are not the present ones; empty: none."""
     present: dict[str, dict[str, str]] = {}
@@ -245,6 +255,19 @@ class _Trainer:
         finally:
             checkpoints.close()
 
+    def restore(self) -> None:
+        """Writes the activations of the first and the last step again, from the initial and the last weights."""
+        data, checkpoints = self.programs.data(self.dials, self.seeds), store.Checkpoints(self.folder / "checkpoint")
+        try:
+            step, state, _ = self._start(checkpoints)
+        finally:
+            checkpoints.close()
+        if step != self.config.num_steps:
+            raise store.StoreError(f"{self.folder}/checkpoint: damaged; delete {self.folder} and rerun --stage=train")
+        activations = self._open(data)
+        self._keep(0, data, self.programs.init(self.dials, self.seeds), activations)
+        self._keep(step, data, state, activations)
+
     def _wait(self, data: training.Data, stop: Callable[[], bool]) -> training.Data:
         """`data` once they are drawn; a signal is heard meanwhile, when nothing is there yet to be saved."""
         leaves = jax.tree.leaves(data)
@@ -311,6 +334,10 @@ class _Trainer:
     def _look(self, step: int, data: Any, state: Any, curves: np.ndarray, activations: store.Activations) -> None:
         """Records a point of the curves and, at a snapshot, the activations."""
         curves[:, :, self.points.index(step)] = devices.fetch(self.programs.observe(self.dials, data, state))
+        self._keep(step, data, state, activations)
+
+    def _keep(self, step: int, data: Any, state: Any, activations: store.Activations) -> None:
+        """Writes the activations of a snapshot; at other steps nothing."""
         wanted = [name for name, steps in self.kept.items() if step in steps]
         sites = self.programs.represent(self.dials, data, state) if wanted else {}
         for name in wanted:

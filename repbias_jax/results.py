@@ -7,7 +7,8 @@
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from repbias_jax.config import ConfigError
 MASTERY = 0.95  # accuracy of every class at which a feature counts as learned
 
 
+Restoring = Callable[[str], contextlib.AbstractContextManager[None]]  # of a chunk, by its path below the folder
+
+
 class Results:
     """A measured experiment: tidy frames, and the activations opened lazily.
 
@@ -30,8 +34,8 @@ class Results:
       manifest: of the workdir.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, restoring: Restoring | None = None):
+        self.folder, self.restoring = Path(folder), restoring
         self.manifest = store.read_json(self.folder / "manifest.json", "train")
         for stage in ("train", "measure"):
             if stage not in self.manifest["stages"]:
@@ -148,16 +152,31 @@ class Results:
         return lasting.idxmax().where(lasting.any()).astype(float)
 
     def activations(self, setting: str, site: str = "last_hidden") -> Iterator[tuple[int, np.ndarray, dict]]:
-        """Seed, activations `[T, N, D]` and factors `[N]` by name, a run at a time."""
+        """Seed, activations `[T, N, D]` and factors `[N]` by name, a run at a time.
+
+        Where activations were discarded, those of the first and the last step are made again while a report is written.
+
+        Raises:
+          StoreError: they were discarded, and there is nothing that makes them again.
+        """
         site = self.site(setting, site)
         for path in sorted(self.folder.glob("*/*/activations.zarr")):
             arrays = store.Activations(path)
             names = arrays.attributes()["settings"]
-            factors = [p.name for p in path.glob("factor.*")]
-            for run, index in enumerate(arrays.read("setting")):
-                if names[index] == setting:
-                    own = {name.removeprefix("factor."): arrays.read(name, run) for name in factors}
-                    yield int(arrays.read("seed", run)), arrays.read(site, run), own
+            if setting not in names:
+                continue
+            gone = site in store.discarded(path.parent)
+            if gone and self.restoring is None:
+                raise store.StoreError(
+                    f"{path}/{site}: discarded after it was measured; use a workdir that keeps activations"
+                )
+            chunk = str(path.parent.relative_to(self.folder))
+            with self.restoring(chunk) if gone and self.restoring else contextlib.nullcontext():
+                steps = [0, arrays.shape(site)[1] - 1] if gone else slice(None)
+                for run, index in enumerate(arrays.read("setting")):
+                    if names[index] == setting:
+                        own = {p.name.removeprefix("factor."): arrays.read(p.name, run) for p in path.glob("factor.*")}
+                        yield int(arrays.read("seed", run)), arrays.read(site, (run, steps)), own
 
 
 def load(workdir: str | Path) -> Results:

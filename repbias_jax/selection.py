@@ -57,6 +57,8 @@ def select(
         overrides=tuple(fixed.items()),
         num_seeds=size.num_seeds if num_seeds is None else num_seeds,
         seed_caps=tuple((name, cap) for name, cap in experiment.seed_caps if name in dict(chosen)),
+        # Smaller presets never look at the seeds of a verdict.
+        seed_blocks=tuple(b for b in experiment.seed_blocks if b[0] in dict(chosen)) if preset == FULL else (),
         seed=seed,
         variant=", ".join(variant),
     )

@@ -187,6 +187,26 @@ def verify_chunk(chunk: Path) -> None:
     verify(chunk, read_json(chunk / "done.json", "train")["files"], "train")
 
 
+def discard(chunk: Path, kept: Sequence[str]) -> None:
+    """Removes the activations of a chunk, but for those of some views; factors and what describes the arrays stay.
+
+    A marker comes first, so that what is interrupted is known to be gone, and is removed the next time.
+    """
+    arrays = chunk / "activations.zarr"
+    gone = [name for name in Activations(arrays).attributes()["sites"] if name not in kept]
+    marker = {"format": FORMAT, "views": gone}
+    if discarded(chunk) != gone:
+        write_json(chunk / "discarded.json", marker)
+    for name in gone:
+        shutil.rmtree(arrays / name / "c", ignore_errors=True)
+
+
+def discarded(chunk: Path) -> list[str]:
+    """The views of a chunk whose activations were discarded."""
+    path = chunk / "discarded.json"
+    return list(read_json(path, "train")["views"]) if path.exists() else []
+
+
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Holds a lock file; it goes with the process. Held by another: waits, or raises StoreError naming the owner."""

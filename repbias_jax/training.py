@@ -17,11 +17,10 @@ from jax import Array
 from repbias_jax.config import Dials, Static, Task, num_outputs
 from repbias_jax.data import DATA, output_values
 from repbias_jax.models import MODELS
-from repbias_jax.models.family import View, resolve
+from repbias_jax.models.family import View, possible, resolve
 
 METRICS = ("loss", "accuracy", "worst_class")  # of an output; accuracy is the mean over classes, in [0, 1]
 SPLITS = ("train", "test")
-IMPOSSIBLE = -1e9  # the logit of a value that an output does not have
 SHARED_SEED = 2**31 - 1  # whose probe examples all seeds see where they share them; no run has it
 
 
@@ -213,13 +212,12 @@ def _total_loss(params, model, static, dials, inputs, labels, orders, weights, k
 
     Args: labels `[B, O]` by position, orders `[O]` or `[B, O]`, weights `[O]` by listed output.
     """
-    if key is None:
-        logits, _ = jax.vmap(lambda x, y: model.apply(params, x, dials, y))(inputs, labels)
-    else:
-        keys = jax.random.split(key, len(inputs))
-        logits, _ = jax.vmap(lambda x, y, k: model.apply(params, x, dials, y, k))(inputs, labels, keys)
-    logits = possible(static, logits, orders)
-    own = losses(static.config.training.loss, logits, labels, static.config.model.head, values_at(static, orders))
+    values = values_at(static, orders)
+    keys = None if key is None else jax.random.split(key, len(inputs))
+    axes = (0, 0, None if keys is None else 0, _axis(values))
+    run = jax.vmap(lambda x, y, k, v: model.apply(params, x, dials, y, k, values=v), in_axes=axes)
+    logits = possible(run(inputs, labels, keys, values)[0], values)
+    own = losses(static.config.training.loss, logits, labels, static.config.model.head, values)
     if orders.ndim == 1:
         return jnp.sum(own.mean(axis=0) * weights[orders])
     return jnp.sum((own * weights[orders]).mean(axis=0))
@@ -231,14 +229,9 @@ def values_at(static: Static, orders: Array) -> Array | None:
     return None if len(set(values)) == 1 else jnp.asarray(values, jnp.int32)[orders]
 
 
-def possible(static: Static, logits: Array, orders: Array) -> Array:
-    """Logits `[..., O, C]`, IMPOSSIBLE for values that an output does not have. Args: orders `[O]` or `[..., O]`."""
-    values = values_at(static, orders)
-    if values is None:
-        return logits
-    places = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    real = jnp.expand_dims(places, tuple(range(values.ndim))) < values[..., None]
-    return jnp.where(jnp.broadcast_to(real, logits.shape), logits, IMPOSSIBLE)
+def _axis(values: Array | None) -> int | None:
+    """Over which axis values `[O]` or `[N, O]` are mapped."""
+    return 0 if values is not None and values.ndim == 2 else None
 
 
 def losses(name: str, logits: Array, labels: Array, head: str = "pair", values: Array | None = None) -> Array:
@@ -289,11 +282,11 @@ def forward(
     Returns:
       logits `[N, O, C]`, and sites `[N, ...]` by name.
     """
-    model = build_model(static)
+    model, values = build_model(static), values_at(static, order)
     with jax.default_matmul_precision(static.runtime.precision):
-        found: Any = jax.vmap(lambda x, e: model.apply(params, x, dials, edits=e))(inputs, edits or {})
-    logits = possible(static, found[0], order)
-    return by_listed(logits, order), found[1]
+        run = jax.vmap(lambda x, e, v: model.apply(params, x, dials, edits=e, values=v), in_axes=(0, 0, _axis(values)))
+        found: Any = run(inputs, edits or {}, values)
+    return by_listed(possible(found[0], values), order), found[1]
 
 
 def by_listed(values: Array, order: Array) -> Array:

@@ -19,6 +19,7 @@ from repbias_jax.config import Config, ConfigError, Experiment, Keep, Runtime, T
 from repbias_jax.data import DATA, output_values, reported
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models import MODELS
+from repbias_jax.models.family import IMPOSSIBLE
 from repbias_jax.models.mlp import MLPOptions
 from repbias_jax.probes import PROBES, Probe
 from repbias_jax.probes.moments import Measured
@@ -178,21 +179,35 @@ def test_interventions_are_edited_passes_of_real_inputs(task, model, monkeypatch
                     np.testing.assert_allclose(got, expected[position, : values[listed]], rtol=1e-4, atol=1e-5)
 
 
+def test_an_answer_that_is_fed_back_is_one_the_output_has():
+    """Whatever the logit of a third value, an output of two values does not feed it to the next."""
+    static, dials, data, state = made_of(config_of("listed", "decoder"), seed=3)
+    order = jnp.asarray([1, 0])  # the binary output first
+    assert output_values(static.config.task) == (3, 2)
+    tempted = jax.tree.map(lambda x: x, state.params)
+    tempted["params"]["offset"] = tempted["params"]["offset"].at[0, 2].add(1e3)
+    plain, _ = training.forward(static, dials, state.params, data.test_inputs, order)
+    other, _ = training.forward(static, dials, tempted, data.test_inputs, order)
+    np.testing.assert_array_equal(plain, other)
+
+
 @each_case
 def test_curves_are_of_features_whatever_their_order(task, model):
     """Scores of a listed output are those of its position, found by hand; values it does not have never win."""
     static, dials, data, state = made_of(config_of(task, model), seed=2)
     module = training.build_model(static)
     curve = np.asarray(training.observe(static, dials, data, state))
-    raw = np.asarray(jax.vmap(lambda x: module.apply(state.params, x, dials)[0])(data.test_inputs))
-    orders, values = np.broadcast_to(data.test_order, raw.shape[:2]), output_values(static.config.task)
+    values = output_values(static.config.task)
+    orders = np.broadcast_to(data.test_order, (len(data.test_inputs), len(values)))
+    run = jax.vmap(lambda x, v: module.apply(state.params, x, dials, values=v)[0])
+    raw = np.asarray(run(data.test_inputs, jnp.asarray(values)[orders]))
     seen, _ = training.forward(static, dials, state.params, data.test_inputs, data.test_order)
     for listed in range(2):
         position = np.argmax(orders == listed, axis=1)
         logits = raw[np.arange(len(raw)), position]
         labels = np.asarray(data.test_labels)[np.arange(len(raw)), position]
         np.testing.assert_allclose(seen[:, listed, : values[listed]], logits[:, : values[listed]], rtol=1e-5, atol=1e-6)
-        np.testing.assert_array_equal(seen[:, listed, values[listed] :], training.IMPOSSIBLE)
+        np.testing.assert_array_equal(seen[:, listed, values[listed] :], IMPOSSIBLE)
         own = logits[:, : values[listed]].astype(np.float64)
         loss = np.mean(np.log(np.exp(own).sum(1)) - own[np.arange(len(own)), labels])
         right = [np.mean(own[labels == c].argmax(1) == c) for c in range(values[listed])]
@@ -339,7 +354,7 @@ def test_a_head_of_units_is_a_sigmoid():
 
 
 def test_squared_loss_averages_over_the_values_that_an_output_has():
-    logits = jnp.asarray([[[0.5, -1.0, 2.0], [1.0, 0.0, training.IMPOSSIBLE]]])
+    logits = jnp.asarray([[[0.5, -1.0, 2.0], [1.0, 0.0, IMPOSSIBLE]]])
     found = training.losses("squared", logits, jnp.asarray([[2, 0]]), values=jnp.asarray([3, 2]))
     np.testing.assert_allclose(found, [[(1.5**2 + 0 + 1) / 3, (0 + 1) / 2]], rtol=1e-6)
     slope = jax.grad(lambda x: training.losses("squared", x, jnp.asarray([[2, 0]]), values=jnp.asarray([3, 2])).sum())(

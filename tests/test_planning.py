@@ -15,12 +15,24 @@ from hypothesis import strategies as st
 from made import Made
 
 from repbias_jax import layout, pipeline, planning, provenance, store
-from repbias_jax.config import Config, ConfigError, Runtime, dials_of, fields_of, flatten, override_all, sparse, static_half
+from repbias_jax.config import (
+    Config,
+    ConfigError,
+    Preset,
+    Runtime,
+    dials_of,
+    fields_of,
+    flatten,
+    override_all,
+    sparse,
+    static_half,
+)
 from repbias_jax.data import binary
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.features import FEATURES, Feature
 from repbias_jax.layout import Layout
 from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.selection import select
 from tests.faults import tiny
 
 BASE = Config(BinaryOptions(), MLPOptions())
@@ -204,6 +216,22 @@ def test_padding_is_never_more_than_a_row(runs, rows, lanes, least):
         empty = own_rows - math.ceil(len(own) / lanes)
         assert empty <= 1
     assert len(pieces) == math.ceil(filled / rows)
+
+
+def test_a_setting_may_have_seeds_of_its_own(tmp_path):
+    blocks = dataclasses.replace(tiny.EXPERIMENT, seed_blocks=(("fast", 10_000, 2),))
+    plan = planned(blocks, tmp_path / "tiny")
+    runs = sorted(run for chunk in plan.chunks for run in chunk.runs)
+    assert runs == [("base.fast", 10_000), ("base.fast", 10_001), *(("base.slow", k) for k in range(4))]
+    assert select(blocks, "full").seed_blocks == blocks.seed_blocks
+    smaller = dataclasses.replace(blocks, presets=(*blocks.presets, ("quick", Preset(2))))
+    assert select(smaller, "quick").seed_blocks == ()
+    for bad in (("nobody", 0, 1), ("fast", 0, 0), ("fast", 2**31 - 1, 2)):
+        with pytest.raises(ConfigError, match=f"seed_blocks: {bad[0]}"):
+            planning.check(dataclasses.replace(blocks, seed_blocks=(bad,)), "cpu")
+    run(tiny.EXPERIMENT, tmp_path / "tiny")
+    with pytest.raises(ConfigError, match="first_seeds"):
+        planned(dataclasses.replace(blocks, seed_blocks=(("fast", 10_000, 4),)), tmp_path / "tiny")
 
 
 @pytest.mark.parametrize("devices", [1, 8, 256])

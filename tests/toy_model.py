@@ -15,7 +15,7 @@ from jax import Array
 from toy_data import LENGTH, VOCABULARY
 
 from repbias_jax.config import ConfigError, Dials, Model, Task, option
-from repbias_jax.models.family import Family, View, flatten
+from repbias_jax.models.family import Family, View, flatten, possible
 from repbias_jax.models.mlp import ACTIVATIONS, drop
 from repbias_jax.models.sites import site
 
@@ -49,6 +49,7 @@ class ToyDecoder(nn.Module):
         labels: Array | None = None,
         key: Array | None = None,
         edits: Mapping[str, Array] | None = None,
+        values: Array | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Logits `[O, C]` and sites of one example, teacher-forced where there are labels."""
         edits, act = edits or {}, ACTIVATIONS[self.activation]
@@ -80,7 +81,7 @@ class ToyDecoder(nn.Module):
             return forward(start.at[1:].set(given[:-1]))
         logits, sites = forward(start)
         for p in range(1, self.num_outputs):
-            start = start.at[p].set(jnp.argmax(logits[p - 1]).astype(jnp.int32) + FIRST)
+            start = start.at[p].set(jnp.argmax(possible(logits, values)[p - 1]).astype(jnp.int32) + FIRST)
             logits, sites = forward(start)
         return logits, sites
 

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array
 
 from repbias_jax.config import ConfigError, Model, Task
 
+IMPOSSIBLE = -1e9  # the logit of a value that an output does not have
 PLACES = ("all", "layers", "last_hidden", "before_last")  # what probes name
 
 
@@ -60,6 +62,20 @@ def resolve(
     if name not in views:
         raise ConfigError(f"unknown view {name}; known: {', '.join((*places, *views))}")
     return (name,)
+
+
+def possible(logits: Array, values: Array | None) -> Array:
+    """Logits with IMPOSSIBLE for the values that an output does not have.
+
+    Args:
+      logits: `[..., O, C]`.
+      values: int `[O]` or `[..., O]`, how many of the C values each output has; None: all have all.
+    """
+    if values is None:
+        return logits
+    places = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    real = jnp.expand_dims(places, tuple(range(values.ndim))) < values[..., None]
+    return jnp.where(jnp.broadcast_to(real, logits.shape), logits, IMPOSSIBLE)
 
 
 def flatten(value: Array) -> Array:

@@ -45,9 +45,10 @@ class MLP(nn.Module):
         labels: Array | None = None,
         key: Array | None = None,
         edits: Mapping[str, Array] | None = None,
+        values: Array | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """Logits `[O, C]` and sites of one example; dropout where the model has it and a key is given."""
-        del labels
+        del labels, values
         sites: dict[str, Array] = {}
         edits = edits or {}
         x = site(sites, edits, "input", inputs)

@@ -8,14 +8,14 @@ from repbias_jax import statistics
 from repbias_jax.config import Experiment
 from repbias_jax.report import figures, page, tables
 from repbias_jax.report.tables import read_claims
-from repbias_jax.results import Results
+from repbias_jax.results import Restoring, Results
 
 __all__ = ["read_claims", "write"]
 
 
-def write(folder: Path, experiment: Experiment, module: ModuleType) -> list[str]:
+def write(folder: Path, experiment: Experiment, module: ModuleType, restoring: Restoring | None = None) -> list[str]:
     """Writes `claims.csv`, `figures/` and `report.html`; returns their names within the folder."""
-    results = Results(folder)
+    results = Results(folder, restoring)
     rows: list[dict[str, Any]] = []
     values: list[tuple[Any, ...]] = []
     for i, (column, _) in enumerate(experiment.columns):
