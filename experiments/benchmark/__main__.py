@@ -15,7 +15,9 @@ flags.DEFINE_bool("smoke", False, "a small network and short rounds: shows that 
 flags.DEFINE_string("output", "experiments/results", "folder for benchmark.csv and benchmark_manifest.json")
 flags.DEFINE_string("cache", None, "folder of your own for what JAX compiles; default: a temporary one")
 flags.DEFINE_bool("accelerator", False, "measure on the accelerator of this machine instead: writes accelerator.csv")
-flags.DEFINE_enum("part", None, (*accelerator.PARTS, "scale"), "a part of --accelerator, or `scale`, which is on the CPU")
+flags.DEFINE_multi_enum(
+    "part", [], (*accelerator.PARTS, "scale"), "a part of --accelerator (several: again), or `scale`, which is on the CPU"
+)
 flags.DEFINE_float("seconds", 480.0, "time after which the accelerator's parts stop by themselves", lower_bound=1)
 flags.DEFINE_bool("allow_cpu", False, "for tests: the accelerator's parts run in a tiny size on a CPU: no speeds")
 
@@ -26,14 +28,14 @@ def main(arguments: Sequence[str]) -> int:
         raise app.UsageError(f"unexpected argument {arguments[1]}")
     output = Path(FLAGS.output)
     if FLAGS.accelerator:
-        parts = (FLAGS.part,) if FLAGS.part else tuple(accelerator.PARTS)
+        parts = tuple(FLAGS.part or accelerator.PARTS)
         if "scale" in parts:
             return complain("--part=scale: measured on the CPU; expected no --accelerator beside it")
         return accelerator.measure(output, parts, FLAGS.seconds, FLAGS.allow_cpu)
-    if FLAGS.part == "scale":
+    if FLAGS.part == ["scale"]:
         return scale.measure(output, FLAGS.smoke)
     if FLAGS.part:
-        return complain(f"--part={FLAGS.part}: expected --accelerator beside it")
+        return complain(f"--part={FLAGS.part[0]}: expected --accelerator beside it")
     speed.measure(FLAGS.rounds, FLAGS.smoke, output, FLAGS.cache)
     return DONE
 

@@ -10,13 +10,15 @@ own, so that each has the whole memory and its own XLA_FLAGS, and is ended when 
   lanes        run-steps a second of the base MLP by lanes and kinds of command buffers, beside a matrix product
   rivals       the same population in PyTorch on the same card
   transformer, cnn   run-steps of these, where such a model is registered
-  paper        `complexity` at full size from start to verdict, then others while the time holds
+  paper        `complexity` at full size from start to verdict, its intervals beside the committed ones, then others
+               while the time holds
   memory       peak bytes a run beside what planning predicts
 
 Writes accelerator.csv after every row (`part, name, quantity, unit, value`; what was not measured is a row that says
 why) and accelerator_manifest.json. Ours.
 """
 
+import csv
 import json
 import os
 import subprocess
@@ -214,8 +216,8 @@ def _rival(session: Session, name: str, kind: str, more: Mapping[str, Any], mode
     settings |= {"mode": "reduce-overhead"} if more.get("compile") else {}
     team = Team(session.folder, kind, settings)
     try:
-        team.call("advance", within=session.left(), epochs=1)
-        sample = team.sample("advance", within=session.left(), epochs=1)
+        epochs = team.warm(session.size.seconds, session.left())
+        sample = team.sample("advance", within=session.left(), epochs=epochs)
     except TimeoutError as error:
         raise OutOfTimeError from error
     except RuntimeError as error:
@@ -243,8 +245,28 @@ def paper(session: Session) -> None:
         def one(line: list[str] = line, experiment: str = experiment, begun: float = begun) -> None:
             session.finish([*line, f"--workdir={session.output / 'paper'}"], os.environ)
             session.add(experiment, f"{session.size.preset}, start to verdict", "s", time.perf_counter() - begun)
+            _compare(session, experiment)
 
         session.attempt(experiment, one)
+
+
+def _compare(session: Session, experiment: str) -> None:
+    """Each claim's interval beside the committed one of the same seeds."""
+    ours = session.output / "paper" / experiment / "claims.csv"
+    here, committed = (_intervals(p) for p in (ours, ROOT / "experiments" / "results" / experiment / "claims.csv"))
+    for name in sorted(here.keys() & committed.keys()):
+        one, other = here[name], committed[name]
+        for quantity, (low, effect, high) in (("interval here", one), ("interval committed", other)):
+            session.add(f"{experiment} {name}", quantity, "", f"{effect:.4f} [{low:.4f}, {high:.4f}]")
+        apart = one[0] > other[2] or other[0] > one[2]
+        session.add(f"{experiment} {name}", "intervals overlap", "", "NO" if apart else "yes")
+
+
+def _intervals(path: Path) -> dict[str, tuple[float, float, float]]:
+    """Lower end, effect and upper end of every row that has them, by `id, condition`."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["effect"]]
+    return {f"{r['id']}, {r['column']}": (float(r["ci_low"]), float(r["effect"]), float(r["ci_high"])) for r in rows}
 
 
 def memory(session: Session) -> None:

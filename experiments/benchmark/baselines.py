@@ -160,6 +160,9 @@ class TorchEnsemble(Contender):
         if self.settings["step"] == "whole":
             self.memories = [[torch.zeros_like(w) for w in self.weights] for _ in range(2)]
             self.time = torch.zeros(())  # a tensor, since a number would be compiled in
+            if self.settings.get("mode") == "reduce-overhead":  # CUDA graphs write in place only to what stays where it is
+                for tensor in (*self.weights, *self.memories[0], *self.memories[1], self.time):
+                    torch._dynamo.mark_static_address(tensor)
         else:
             for weight in self.weights:
                 weight.requires_grad_()
@@ -207,7 +210,7 @@ class TorchEnsemble(Contender):
         count, size = len(self.inputs), self.per_epoch * self.batch
         each = self.torch.arange(count)[:, None]
         for _ in range(epochs):
-            order = self.torch.stack([self.torch.randperm(len(x)) for x in self.labels])[:, :size]
+            order = self.torch.rand(self.labels.shape[:2]).argsort(1)[:, :size]
             order = order.view(count, -1, self.batch).transpose(0, 1)  # [steps, K, B]
             for x, y in zip(self.inputs[each, order], self.labels[each, order], strict=True):
                 self.update(x, y)
