@@ -16,6 +16,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+# What programs are compiled with. On a GPU a process that resumes must choose the kernels of the one before it: none whose
+# sums depend on which thread comes first, and none chosen by timing.
+OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}}
+AT_ONCE = 64  # lanes of what runs once a chunk that an accelerator does at the same time
+
 
 def make_mesh(rows: int) -> Mesh:
     """A mesh over as many devices, of all processes, as divide the rows evenly."""
@@ -39,8 +44,10 @@ class Spread:
           function: of `mapped` arguments of one run and then `shared` ones.
           mapped: arguments with leading axes `[rows, lanes]`.
           shared: arguments that are the same for all.
-          once: for what runs once a chunk and compiles slowly: lanes in turn and, on CPU, less optimization.
+          once: for what runs once a chunk, and needs memory or compiles slowly: lanes in turn on CPU, with less
+            optimization; a number of lanes at a time elsewhere.
         """
+        platform = mesh.devices.flat[0].platform
 
         def on_device(*arguments):
             row, common = jax.tree.map(lambda x: x[0], arguments[:mapped]), arguments[mapped:]
@@ -48,13 +55,15 @@ class Spread:
             def one_run(*run):
                 return function(*run, *common)
 
-            found = jax.lax.map(lambda run: one_run(*run), row) if once else jax.vmap(one_run)(*row)
+            if once:
+                found = jax.lax.map(lambda run: one_run(*run), row, batch_size=None if platform == "cpu" else AT_ONCE)
+            else:
+                found = jax.vmap(one_run)(*row)
             return jax.tree.map(lambda x: x[None], found)
 
         specs = (P("runs"),) * mapped + (P(),) * shared
         mapped_rows = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P("runs"))
-        is_cpu = mesh.devices.flat[0].platform == "cpu"
-        options = {"xla_backend_optimization_level": 1} if once and is_cpu else None
+        options = {"xla_backend_optimization_level": 1} if once and platform == "cpu" else OPTIONS.get(platform)
         self.program = jax.jit(mapped_rows, compiler_options=options)
         self.mapped, self.devices, self.sharding = mapped, mesh.size, NamedSharding(mesh, P("runs"))
 
@@ -69,6 +78,12 @@ class Spread:
             piece = jax.tree.map(lambda x, a=first: x[a : a + self.devices], own)
             found.append(self.program(*jax.device_put(piece, self.sharding), *common))
         return jax.device_put(jax.tree.map(lambda *x: jnp.concatenate(x), *found), self.sharding)
+
+
+def host() -> Any:
+    """The CPU as a device of JAX; None where JAX_PLATFORMS leaves it out."""
+    platforms = (jax.config.jax_platforms or "").split(",")  # pyright: ignore[reportAttributeAccessIssue]
+    return None if any(platforms) and "cpu" not in platforms else jax.local_devices(backend="cpu")[0]
 
 
 def memory_bytes() -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from repbias_jax import store, training
+from repbias_jax import devices, store, training
 from repbias_jax.config import Config, Dials, Runtime, Static, dials_of, sparse, static_half
 
 LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
@@ -138,15 +138,23 @@ def shard_of(chunks: Sequence[Chunk], index: int, count: int) -> list[Chunk]:
 
 
 def step_flops(group: Group) -> float:
-    """Floating-point operations of one update of one run: three times those of the forward pass, by XLA's own count."""
+    """Floating-point operations of one update of one run: three times those of the forward pass.
+
+    By XLA's own count for a CPU, since other backends give none before compilation; where JAX_PLATFORMS leaves the CPU
+    out, those of dense layers of as many parameters.
+    """
     static, batch = group.static, group.static.config.training.batch_size
     dials = group.dials[group.settings[0]]
     params = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, jax.ShapeDtypeStruct((), np.int32)).params
     blank = training.blank_input(static)
     inputs = jax.ShapeDtypeStruct((batch, *blank.shape), blank.dtype)
     order = jax.ShapeDtypeStruct(dials.task["output_order"].shape, np.int32)
-    forward = jax.jit(lambda d, p, x, o: training.forward(static, d, p, x, o)[0]).lower(dials, params, inputs, order)
-    found: Any = forward.cost_analysis()
+    host = devices.host()
+    if host is None:
+        return 6.0 * batch * sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    with jax.default_device(host):
+        forward = jax.jit(lambda d, p, x, o: training.forward(static, d, p, x, o)[0]).lower(dials, params, inputs, order)
+        found: Any = forward.cost_analysis()
     return 3.0 * float(found["flops"])
 
 

@@ -185,7 +185,7 @@ def test_accelerator_refuses_a_cpu_in_one_line(tmp_path):
     ("part", "expected"),
     [
         ("correct", "same fingerprints as uninterrupted"),
-        ("lanes", "2 lanes, command buffer default, rate"),
+        ("lanes", "2 lanes, the package's options, rate"),
         ("rivals", "PyTorch"),
         ("transformer", "transformer, skipped: "),
         ("cnn", "convnet, skipped: "),

@@ -115,8 +115,11 @@ def test_stored_readings_are_vectors_of_floats(task, model):
         assert (found[name].shape, found[name].dtype) == (shape, jnp.float32), name
 
 
-def decoder_by_hand(params, tokens, change):
-    """The toy decoder in NumPy, for one example: `change` `[D]` is added to the branch of every token."""
+def decoder_by_hand(params, tokens, change, counts):
+    """The toy decoder in NumPy, for one example: `change` `[D]` is added to the branch of every token.
+
+    `counts`: how many values each output has; an answer that is fed back is one of them.
+    """
     p = jax.tree.map(np.asarray, params["params"])
 
     def dense(name, x):
@@ -132,12 +135,13 @@ def decoder_by_hand(params, tokens, change):
     for position in range(2):
         state = relu(dense("decode", np.concatenate([pooled, p["answered"]["embedding"][before]])))
         answers.append(dense("head", state) + p["offset"][position])
-        before = int(np.argmax(answers[-1])) + toy_model.FIRST
+        before = int(np.argmax(answers[-1][: counts[position]])) + toy_model.FIRST
     return np.stack(answers)
 
 
-def mlp_by_hand(params, x, change):
-    """The MLP in NumPy: `change` `[D]` is added to the last hidden layer."""
+def mlp_by_hand(params, x, change, counts):
+    """The MLP in NumPy: `change` `[D]` is added to the last hidden layer. `counts` says nothing here."""
+    del counts
     p = jax.tree.map(np.asarray, params["params"])
     for i in range(len(OPTIONS["mlp"].widths)):
         x = np.maximum(x @ p[f"dense_{i}"]["kernel"] + p[f"dense_{i}"]["bias"], 0)
@@ -170,7 +174,8 @@ def test_interventions_are_edited_passes_of_real_inputs(task, model, monkeypatch
     values = output_values(static.config.task)
     for side, first in (("fit", 0), ("score", half)):
         for n in range(first, first + half):
-            expected = by_hand(state.params, np.asarray(data.probe.inputs[n]), change)
+            counts = [values[listed] for listed in orders[n]]
+            expected = by_hand(state.params, np.asarray(data.probe.inputs[n]), change, counts)
             for position, listed in enumerate(orders[n]):
                 name = reported(static.config.task)[listed]
                 for how in ("one", "each"):

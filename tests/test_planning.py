@@ -229,9 +229,9 @@ def test_a_setting_may_have_seeds_of_its_own(tmp_path):
     for bad in (("nobody", 0, 1), ("fast", 0, 0), ("fast", 2**31 - 1, 2)):
         with pytest.raises(ConfigError, match=f"seed_blocks: {bad[0]}"):
             planning.check(dataclasses.replace(blocks, seed_blocks=(bad,)), "cpu")
-    run(tiny.EXPERIMENT, tmp_path / "tiny")
+    run(blocks, tmp_path / "tiny")
     with pytest.raises(ConfigError, match="first_seeds"):
-        planned(dataclasses.replace(blocks, seed_blocks=(("fast", 10_000, 4),)), tmp_path / "tiny")
+        planned(dataclasses.replace(blocks, seed_blocks=(("fast", 10_002, 2),)), tmp_path / "tiny")
 
 
 @pytest.mark.parametrize("devices", [1, 8, 256])
@@ -300,3 +300,17 @@ def test_exposure_belongs_to_a_feature_in_any_order():
     hidden = np.mean(np.asarray(drawn.labels) == binary.UNSEEN, axis=0)
     np.testing.assert_allclose(hidden, (0.75, 0.0), atol=0.05)
     assert jnp.array_equal(drawn.order[0], jnp.asarray([1, 0]))
+
+
+def test_costs_are_counted_where_jax_has_no_cpu(monkeypatch):
+    """By XLA's count for a CPU; where JAX_PLATFORMS leaves the CPU out, by the weights, which is nearly the same."""
+    group = layout.groups_of({"base": BASE}, "gpu")[0]
+    counted = layout.step_flops(group)
+    monkeypatch.setattr(layout.devices, "host", lambda: None)
+    assert 0.8 * counted < layout.step_flops(group) < 1.2 * counted
+
+
+@pytest.mark.parametrize(("platforms", "found"), [(None, True), ("", True), ("tpu,cpu", True), ("cuda", False), ("tpu", False)])
+def test_the_cpu_is_found_unless_it_is_left_out(platforms, found, monkeypatch):
+    monkeypatch.setattr(type(jax.config), "jax_platforms", platforms)
+    assert (layout.devices.host() is not None) == found

@@ -19,18 +19,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark.contenders import config_of
-from repbias_jax import layout, planning, population, training, variance_explained
-from repbias_jax.config import Experiment
-from repbias_jax.devices import Spread
+from repbias_jax import devices, layout, planning, population, training, variance_explained
+from repbias_jax.config import Experiment, override_all
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
 class Population:
-    """Runs of the base MLP as lanes of one device. Args: lanes; smoke, the small size."""
+    """Runs of the base MLP as lanes of one device.
 
-    def __init__(self, lanes: int, smoke: bool):
+    Args: lanes; smoke, the small size; sgd, the base setting's optimizer and not Adam; options of the compiler instead of
+    those that the package sets.
+    """
+
+    def __init__(self, lanes: int, smoke: bool, sgd: bool = False, options: Mapping[str, Any] | None = None):
         self.lanes, self.config = lanes, config_of(smoke)
+        if sgd:
+            self.config = override_all(self.config, {"optimizer.name": "sgd", "optimizer.learning_rate": 0.1})
+        if options is not None:
+            devices.OPTIONS["gpu"] = dict(options)
         group = layout.groups_of({"base": self.config}, jax.default_backend(), lanes)[0]
         self.programs = population.Programs(group.static, population.make_mesh(1))
         one = group.dials["base"]
@@ -38,12 +45,8 @@ class Population:
         self.seeds = np.arange(lanes, dtype=np.int32)[None]
 
     def data(self) -> training.Data:
-        """The data of all runs: the one-run program, mapped over lanes where the machine has many of them."""
-        task, keep = self.config.task, self.config.keep
-        if self.lanes <= 16:
-            return jax.block_until_ready(self.programs.data(self.dials, self.seeds))
-        drawn = Spread(self.programs.mesh, lambda d, s: training.make_data(task, keep.probe_set, d, s, keep.shared), 2)
-        return jax.block_until_ready(drawn(self.dials, self.seeds))
+        """The data of all runs."""
+        return jax.block_until_ready(self.programs.data(self.dials, self.seeds))
 
     def init(self) -> training.State:
         """Initial weights."""
@@ -70,12 +73,13 @@ def describe() -> dict[str, Any]:
 
 
 def numbers(lanes: int, smoke: bool, steps: int, path: str) -> None:
-    """Writes data, the weights after `steps` updates, and the r2 of each factor in one made layer."""
-    runs = Population(lanes, smoke)
+    """Writes data, the weights after `steps` updates of SGD and of Adam, and the r2 of each factor in one made layer."""
+    runs, found = Population(lanes, smoke), {}
     data = runs.data()
-    state = runs.train(data, runs.init(), 0, steps)
-    found = {f"data/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(data))}
-    found |= {f"weights/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state.params))}
+    found |= {f"data/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(data))}
+    for name, trained in (("Adam", runs), ("SGD", Population(lanes, smoke, sgd=True))):
+        state = trained.train(data, trained.init(), 0, steps)
+        found |= {f"weights, {name}/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state.params))}
     inputs = np.asarray(data.probe.inputs)[0, 0]
     layer = np.tanh(inputs @ np.random.default_rng(0).normal(size=(inputs.shape[-1], 64)))  # by numpy: alike everywhere
     halves = [int(i >= len(layer) // 2) for i in range(len(layer))]
@@ -85,24 +89,32 @@ def numbers(lanes: int, smoke: bool, steps: int, path: str) -> None:
     np.savez(path, **found)  # pyright: ignore[reportArgumentType]
 
 
-def resume(lanes: int, smoke: bool, start: int, stop: int, load: str = "", save: str = "") -> list[int]:
-    """Fingerprints after training from `start`, where a state is loaded, to `stop`, where it is saved."""
-    runs = Population(lanes, smoke)
-    state = runs.init()
+def resume(
+    lanes: int,
+    smoke: bool,
+    half: int,
+    stop: int,
+    load: str = "",
+    save: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Fingerprints after `stop` updates: all of them, with the state at `half` saved, or from the state that is loaded."""
+    runs = Population(lanes, smoke, options=options)
+    data, state = runs.data(), runs.init()
     if load:
         with np.load(load) as file:
             leaves, shape = jax.tree.flatten(state)
             state = jax.tree.unflatten(shape, [jnp.asarray(file[str(i)]) for i in range(len(leaves))])
-    state = runs.train(runs.data(), state, start, stop)
-    if save:
+    else:
+        state = runs.train(data, state, 0, half)
         leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
         np.savez(save, **leaves)  # pyright: ignore[reportArgumentType]
-    return runs.prints(state)
+    return runs.prints(runs.train(data, state, half, stop))
 
 
-def speed(lanes: int, smoke: bool, seconds: float) -> dict[str, float]:
+def speed(lanes: int, smoke: bool, seconds: float, options: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Run-steps a second after a warm-up, FLOP/s by 6 x weights x batch, and the device's peak bytes."""
-    runs = Population(lanes, smoke)
+    runs = Population(lanes, smoke, options=options)
     data, state, epoch = runs.data(), runs.init(), runs.config.steps_per_epoch
     weights = sum(int(np.prod(x.shape[2:])) for x in jax.tree.leaves(state.params) if x.ndim == 4)
     step, begun = 0, time.perf_counter()
