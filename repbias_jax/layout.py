@@ -16,7 +16,7 @@ import numpy as np
 from repbias_jax import devices, store, training
 from repbias_jax.config import Config, Dials, Runtime, Static, dials_of, sparse, static_half
 
-LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU; GPU and TPU: a place to start
+LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU and on an H100; TPU: a place to start
 LANE_BYTES = {"cpu": 64e6, "gpu": 4e9, "tpu": 1e9}  # of weights and optimizer state, all lanes together
 
 

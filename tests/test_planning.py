@@ -310,7 +310,9 @@ def test_costs_are_counted_where_jax_has_no_cpu(monkeypatch):
     assert 0.8 * counted < layout.step_flops(group) < 1.2 * counted
 
 
-@pytest.mark.parametrize(("platforms", "found"), [(None, True), ("", True), ("tpu,cpu", True), ("cuda", False), ("tpu", False)])
+@pytest.mark.parametrize(
+    ("platforms", "found"), [(None, True), ("", True), ("tpu,cpu", True), ("cuda", False), ("tpu", False)]
+)
 def test_the_cpu_is_found_unless_it_is_left_out(platforms, found, monkeypatch):
     monkeypatch.setattr(type(jax.config), "jax_platforms", platforms)
     assert (layout.devices.host() is not None) == found
