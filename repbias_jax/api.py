@@ -18,8 +18,8 @@ from repbias_jax.selection import FULL, select
 
 def run(
     experiment: Experiment | ModuleType, workdir: str | Path, *, preset: str = FULL, num_seeds: int | None = None,
-    seed: int = 0, settings: Sequence[str] = (), conditions: Sequence[str] = (), overrides: Mapping[str, Any] | None = None,
-    stages: Sequence[str] = pipeline.STAGES, lanes: int = 0,
+    seed: int | None = None, settings: Sequence[str] = (), conditions: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None, stages: Sequence[str] = pipeline.STAGES, lanes: int = 0,
 ) -> Results:  # fmt: skip
     """Runs what of an experiment is not done yet, and returns its tables.
 
@@ -32,7 +32,7 @@ def run(
       workdir: a folder; the experiment gets a folder of its own name in it.
       preset: size of the experiment.
       num_seeds: seeds of every setting that has no cap; None: the preset's number.
-      seed: the first seed.
+      seed: the first seed; None: the experiment's.
       settings: names of the settings to run; empty: those of the preset.
       conditions: names of the conditions to run; empty: those of the preset.
       overrides: values by dotted names, such as `{"training.epochs": 64}`.

@@ -10,7 +10,7 @@ FULL = "full"
 
 
 def select(
-    experiment: Experiment, preset: str = FULL, num_seeds: int | None = None, seed: int = 0,
+    experiment: Experiment, preset: str = FULL, num_seeds: int | None = None, seed: int | None = None,
     overrides: Mapping[str, Any] | None = None, settings: Sequence[str] = (), conditions: Sequence[str] = (),
     has_claims: bool = True,
 ) -> Experiment:  # fmt: skip
@@ -20,7 +20,7 @@ def select(
       experiment: the whole experiment.
       preset: one of its presets. An experiment without presets has only `full`, with its own number of seeds.
       num_seeds: seeds of every setting that has no cap; None: the preset's number.
-      seed: the first seed.
+      seed: the first seed; None: the experiment's.
       overrides: dotted names such as `training.epochs` with a value, or with text that is read as one.
       settings: names of the settings to run; empty: those of the preset.
       conditions: names of the conditions to run; empty: those of the preset.
@@ -42,7 +42,7 @@ def select(
             )
         # The conditions compare another value of this field: the user's value takes the place of all conditions.
         compared = (("chosen", ()),)
-    fixed = {**dict(size.overrides), **own}
+    fixed = {**dict(experiment.overrides), **dict(size.overrides), **own}
 
     variant = [experiment.variant] if experiment.variant else []
     variant += [] if preset == FULL else [f"preset {preset}"]
@@ -59,7 +59,7 @@ def select(
         seed_caps=tuple((name, cap) for name, cap in experiment.seed_caps if name in dict(chosen)),
         # Smaller presets never look at the seeds of a verdict.
         seed_blocks=tuple(b for b in experiment.seed_blocks if b[0] in dict(chosen)) if preset == FULL else (),
-        seed=seed,
+        seed=experiment.seed if seed is None else seed,
         variant=", ".join(variant),
     )
 

@@ -316,3 +316,18 @@ def test_costs_are_counted_where_jax_has_no_cpu(monkeypatch):
 def test_the_cpu_is_found_unless_it_is_left_out(platforms, found, monkeypatch):
     monkeypatch.setattr(type(jax.config), "jax_platforms", platforms)
     assert (layout.devices.host() is not None) == found
+
+
+def test_what_an_experiment_itself_says_is_kept():
+    """Its first seed and its overrides, below those of a preset, and these below what a user asks for."""
+    own = dataclasses.replace(
+        tiny.EXPERIMENT,
+        seed=7,
+        overrides=(("training.epochs", 3), ("optimizer.learning_rate", 0.5), ("model.dropout", 0.1)),
+    )
+    own = dataclasses.replace(own, presets=(("full", Preset(2, overrides=(("optimizer.learning_rate", 0.25),))),))
+    chosen = select(own, overrides={"model.dropout": 0.2})
+    assert chosen.seed == 7
+    assert select(own, seed=9).seed == 9
+    for config in chosen.configs().values():
+        assert (config.training.epochs, config.optimizer.learning_rate, config.model.dropout) == (3, 0.25, 0.2)

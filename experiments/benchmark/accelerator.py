@@ -127,7 +127,7 @@ class Session:
             raise Failed((done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][:300])
         return done.stdout
 
-    def attempt(self, name: str, call: Callable[[], None]) -> None:
+    def attempt(self, name: str, call: Callable[[], Any]) -> None:
         """Calls; where it fails, the reason is a row and the next measurement goes on."""
         try:
             call()
