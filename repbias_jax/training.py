@@ -168,6 +168,7 @@ def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State,
     keys, per_epoch = keys_of(seed), static.config.steps_per_epoch
     model, batch = build_model(static), static.config.training.batch_size
     optimizer = make_optimizer(static.config.optimizer.name, dials)
+    weights = weights_at(dials, data.train_order)
 
     def one_epoch(epoch: Array, state: State) -> State:
         order = shuffled(jax.random.fold_in(keys.batches, epoch), len(data.train_labels))
@@ -179,7 +180,7 @@ def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State,
             orders = data.train_order if data.train_order.ndim == 1 else data.train_order[chosen]
             gradient = jax.grad(_total_loss)(
                 state.params, model, static, dials, data.train_inputs[chosen], data.train_labels[chosen], orders,
-                dials.training["loss_weights"][phase], key,
+                weights[phase], key,
             )  # fmt: skip
             opt_state = state.opt_state
             if "optimizer.reset_phase" in static.switches:
@@ -210,7 +211,8 @@ def shuffled(key: Array, count: int) -> Array:
 def _total_loss(params, model, static, dials, inputs, labels, orders, weights, key) -> Array:
     """Loss of a batch, teacher-forced: the weighted SUM over outputs of the mean over examples.
 
-    Args: labels `[B, O]` by position, orders `[O]` or `[B, O]`, weights `[O]` by listed output.
+    Args: labels `[B, O]` by position, orders `[O]` or `[B, O]`; weights `[O]`, by position where all examples have one
+    order, else by listed output.
     """
     values = values_at(static, orders)
     keys = None if key is None else jax.random.split(key, len(inputs))
@@ -219,8 +221,14 @@ def _total_loss(params, model, static, dials, inputs, labels, orders, weights, k
     logits = possible(run(inputs, labels, keys, values)[0], values)
     own = losses(static.config.training.loss, logits, labels, static.config.model.head, values)
     if orders.ndim == 1:
-        return jnp.sum(own.mean(axis=0) * weights[orders])
+        return jnp.sum(own.mean(axis=0) * weights)
     return jnp.sum((own * weights[orders]).mean(axis=0))
+
+
+def weights_at(dials: Dials, orders: Array) -> Array:
+    """Loss weights `[phases, O]`: by position where all examples have the order `orders` `[O]`, else by listed output."""
+    weights = dials.training["loss_weights"]
+    return weights[:, orders] if orders.ndim == 1 else weights
 
 
 def values_at(static: Static, orders: Array) -> Array | None:

@@ -225,7 +225,7 @@ def test_loss_weights_belong_to_features(task, model, order):
     """One step's gradient of the loss of the second feature alone is that of its own position."""
     own = {"task__output_order": order, "training__loss_weights": ((0.0, 1.0),)}
     static, dials, data, state = made_of(config_of(task, model, **own), seed=3)
-    module, weights = training.build_model(static), dials.training["loss_weights"][0]
+    module, weights = training.build_model(static), training.weights_at(dials, data.train_order)[0]
     x, y = data.train_inputs[:16], data.train_labels[:16]
 
     def by_hand(params):
