@@ -110,8 +110,8 @@ def card(rows: Sequence[Row], manifest: Mapping[str, Any]) -> str:
     return (
         f"{where} the same loop makes {at(64):,.0f} updates of a network a second with 64 networks at once and "
         f"{at(1024):,.0f} with 1,024; the fastest PyTorch ensemble of 1,024 made {max(rates('rivals', 'ensemble')):,.0f} "
-        f"there. `complexity` under SGD, 112 networks, took {took:.0f} s from start to verdict, and {overlaps.count('yes')} "
-        f"of its {len(overlaps)} intervals overlap those from the CPU.\n"
+        f"there. `complexity` under SGD, 112 networks, took {took:.0f} s from start to verdict, and "
+        f"{overlaps.count('yes')} of its {len(overlaps)} intervals overlap those from the CPU.\n"
     )
 
 
