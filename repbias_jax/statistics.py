@@ -84,6 +84,7 @@ class Part:
       sesoi: the smallest effect that matters; the margin of an equivalence part.
       secondary: the same effect by another measure, by seed, with the same sign expected.
       secondary_statistic: what that is, in words and symbols; empty where there is none.
+      floored: how many r2 of a seed were set to the upper end of their null band before the logarithm in `secondary`.
       accuracy: difference in accuracy between the features, by seed, where equal accuracy is a premise.
       everyone: `values` whether or not seeds passed, where a seed's value depends on which others are in (pseudo-values).
       kind: `deciding`, or `shown` or `ours`, which have a verdict of their own and no say in that of the claim.
@@ -97,6 +98,7 @@ class Part:
     sesoi: float
     secondary: pd.Series | None = None
     secondary_statistic: str = ""
+    floored: pd.Series | None = None
     accuracy: pd.Series | None = None
     everyone: pd.Series | None = None
     kind: str = "deciding"
@@ -375,9 +377,10 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
     found = judged(values, passed, part.side, part.sesoi, rate, part.secondary, everyone)
     notes = [] if len(part.passed) else [NOT_RUN]
     notes += [str(found["note"])] if len(part.passed) and found["note"] else []
-    equal = math.nan
+    used, equal = passed & np.isfinite(values), math.nan
+    if part.floored is not None and (count := part.floored.reindex(values.index)[used]).sum():
+        notes.append(f"second measure: {count.sum():.0f} r2 of {(count > 0).sum()} seeds set to the end of the null band")
     if part.accuracy is not None:
-        used = passed & np.isfinite(values)
         difference = summarise(part.accuracy.reindex(values.index)[used].dropna().to_numpy())
         equal = difference.effect
         if not max(abs(difference.inner_low), abs(difference.inner_high)) <= EQUAL_ACCURACY:

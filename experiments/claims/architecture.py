@@ -96,26 +96,26 @@ def claims(results: Results, column: str) -> list[Claim]:
 
 def _grows(results: Results, deep: dict[str, int]) -> tuple[Part, ...]:
     depths = np.array(list(deep.values()), float)
-    gaps, shares, accuracy = contrasts.gaps(results, list(deep), EASY, HARD)
+    gaps, ratios, floored, accuracy = contrasts.gaps(results, list(deep), EASY, HARD)
     text = "slope of the gap at the penultimate layer, depth 2 to 6 at width 128, a layer"
     return (
         Part(
             "", text, contrasts.slope(gaps, depths), contrasts.all_at_end(results, list(deep)), +1, 0.02,
-            secondary=contrasts.slope(shares, depths),
-            secondary_statistic=f"slope of {contrasts.CONTRAST}", accuracy=accuracy.mean(axis=1),
+            secondary=contrasts.slope(ratios, depths), secondary_statistic=f"slope of {contrasts.LOG_RATIO}",
+            floored=floored.sum(axis=1), accuracy=accuracy.mean(axis=1),
         ),
     )  # fmt: skip
 
 
 def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
-    gaps, shares, accuracy = contrasts.gaps(results, [widest, narrowest], EASY, HARD)
-    change, in_shares = (found[widest] - found[narrowest] for found in (gaps, shares))
+    gaps, ratios, floored, accuracy = contrasts.gaps(results, [widest, narrowest], EASY, HARD)
+    change, in_logs = (found[widest] - found[narrowest] for found in (gaps, ratios))
     passed = contrasts.all_at_end(results, [widest, narrowest])
     text = "gap(width 512) - gap(width 64), four layers"
     return (
         Part(
-            "", text, change, passed, 0, 0.05, secondary=in_shares, secondary_statistic=contrasts.CONTRAST,
-            accuracy=accuracy.mean(axis=1),
+            "", text, change, passed, 0, 0.05, secondary=in_logs, secondary_statistic=f"change of {contrasts.LOG_RATIO}",
+            floored=floored.sum(axis=1), accuracy=accuracy.mean(axis=1),
         ),
     )  # fmt: skip
 

@@ -91,14 +91,14 @@ def claims(results: Results, column: str) -> list[Claim]:
     text, paper = "The more prevalent feature is represented more strongly", "the more prevalent"
     if len(rungs) < 2:
         return [Claim("C08", text, paper, (), "P")]
-    gaps, shares, accuracy = contrasts.gaps(results, list(rungs), FREQUENT, RARE)
+    gaps, ratios, floored, accuracy = contrasts.gaps(results, list(rungs), FREQUENT, RARE)
     passed = contrasts.all_at_end(results, list(rungs))
     rarity = -np.log(list(rungs.values()))
     statistic = "slope of r2(frequent) - r2(rare), on the crossed set, over -log prevalence of the rare one (natural log)"
-    slopes = [contrasts.slope(values, rarity) for values in (gaps, shares)]
+    slopes = [contrasts.slope(values, rarity) for values in (gaps, ratios)]
     part = Part(
         "", statistic, slopes[0], passed, +1, 0.02, secondary=slopes[1],
-        secondary_statistic=f"slope of {contrasts.CONTRAST}", accuracy=accuracy.mean(axis=1),
+        secondary_statistic=f"slope of {contrasts.LOG_RATIO}", floored=floored.sum(axis=1), accuracy=accuracy.mean(axis=1),
     )  # fmt: skip
     return [Claim("C08", text, paper, (part,), "P")]
 
