@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repbias_jax.config import ConfigError, Experiment, Overrides, Preset, override, override_all
+from repbias_jax.confirmation import FIRST_SEED
 
 FULL = "full"
 
@@ -31,6 +32,11 @@ def select(
         settings sweep.
     """
     size = _preset(experiment, preset)
+    last = seed + (size.num_seeds if num_seeds is None else num_seeds) - 1
+    if preset != FULL and last >= FIRST_SEED:
+        raise ConfigError(
+            f"--seed={seed}: expected seeds below {FIRST_SEED} with --preset={preset}; later ones are for confirmations"
+        )
     chosen = _choose(experiment.settings, settings or size.settings, "setting")
     compared = _choose(experiment.columns, conditions or size.columns, "condition")
     own = {name: _check(experiment, size, chosen, name, value, has_claims) for name, value in (overrides or {}).items()}

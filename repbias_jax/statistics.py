@@ -303,13 +303,16 @@ def values_of(claims: Sequence[Claim], column: str) -> list[tuple[str, str, int,
     ]
 
 
-def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[str, object]]:
+def judge(
+    claims: Sequence[Claim], column: str, exploratory: bool, family: Sequence[str] = ()
+) -> list[dict[str, object]]:  # fmt: skip
     """Rows of `claims.csv`: one a claim, and for claims with several parts one a part below it.
 
     Args:
       claims: of an experiment, in one column of settings.
       column: its name.
       exploratory: whether the column is a comparison and no test of the claims; its rows say so.
+      family: ids over which p is corrected, those that are not among the claims too; empty: all of the claims.
     """
     rows: list[dict[str, object]] = []
     tested: set[str] = set()
@@ -318,7 +321,8 @@ def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[
         own = parts if parts and (claim.separate or len(parts) == 1) else [_together(claim, parts), *parts]
         tested |= {str(r["id"]) for r in (own if claim.separate else own[:1]) if r["kind"] == "deciding"}
         rows += own
-    corrected = holm({str(r["id"]): float(str(r["p"])) for r in rows if r["id"] in tested})
+    p = {str(r["id"]): float(str(r["p"])) for r in rows if r["id"] in tested}
+    corrected = holm(dict.fromkeys(family, math.nan) | p)
     for row in rows:
         row |= {"column": column, "exploratory": exploratory, "p_holm": corrected.get(str(row["id"]), math.nan)}
     return [{name: row.get(name, math.nan) for name in CLAIM_COLUMNS} for row in rows]

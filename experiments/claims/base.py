@@ -7,6 +7,9 @@ COLUMNS: tuple[tuple[str, Overrides], ...] = (
     ("sgd", ()),
     ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4))),
 )
+# The base setting of a confirmation: one unit for each feature, since the source describes separate output units. A module
+# may have a CONFIRMATION of its own, and CONFIRMATION_TUNED where length and rate of a setting differ under it.
+CONFIRMATION: Overrides = (("model.head", "unit"),)
 SEEDS_OF_MAP = 8  # where no claim reads
 # One size, so that experiments share compiled programs.
 SMOKE: Overrides = (

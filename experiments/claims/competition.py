@@ -102,13 +102,15 @@ EXPERIMENT = Experiment(
 
 def claims(results: Results, column: str) -> list[Claim]:
     """C09, for both targets; where the settings of one were not run it has no parts, and is not measured."""
-    parts = []
-    for label, target in zip("ab", TARGETS, strict=True):
-        alone, crowded = f"{column}.{target}_alone", f"{column}.{target}_xor4"
-        if results.has(alone, crowded):
-            parts.append(_loses(results, label, target, alone, crowded))
-    text, paper = "A feature is represented more strongly alone, or with fewer others", "more strongly alone"
-    return [Claim("C09", text, paper, tuple(parts) if len(parts) == len(TARGETS) else (), "P")]
+    return contrasts.claims_of(CLAIMS, results, column)
+
+
+def _lose(results: Results, *names: str) -> tuple[Part, ...]:
+    """A part a target, each from two settings: alone, and among others."""
+    return tuple(
+        _loses(results, label, target, *names[2 * i : 2 * i + 2])
+        for i, (label, target) in enumerate(zip("ab", TARGETS, strict=True))
+    )
 
 
 def _loses(results: Results, label: str, target: str, alone: str, crowded: str) -> Part:
@@ -124,6 +126,15 @@ def _loses(results: Results, label: str, target: str, alone: str, crowded: str) 
         secondary_statistic="log ratio of r2 over the share that no feature explains",
         floored=low.astype(int) + also.astype(int), accuracy=accuracies[0] - accuracies[1],
     )  # fmt: skip
+
+
+# What is claimed, what the paper says of it, the settings it reads, and its parts.
+CLAIMS = {
+    "C09": (
+        "A feature is represented more strongly alone, or with fewer others", "more strongly alone",
+        tuple(f"{target}_{others}" for target in TARGETS for others in ("alone", "xor4")), _lose, "P",
+    ),
+}  # fmt: skip
 
 
 def target_of(results: Results, setting: str) -> str:

@@ -120,11 +120,15 @@ EXPERIMENT = Experiment(
 
 def claims(results: Results, column: str) -> list[Claim]:
     """C12; a part whose settings were not run has no seeds, and is not measured."""
+    run = [name for name in (*SHRINKS, *REVERSES) if results.has(f"{column}.{name}")]
+    text, paper, _, parts, source = CLAIMS["C12"]
+    return [Claim("C12", text, paper, parts(results, column, run) if set(SHRINKS) <= set(run) else (), source)]
+
+
+def _shrinks_and_reverses(results: Results, column: str, run: Sequence[str]) -> tuple[Part, ...]:
+    """Both parts, of the settings that were run."""
     shrinks, reverses = ([f"{column}.{name}" for name in family] for family in (SHRINKS, REVERSES))
-    parts = ()
-    if results.has(*shrinks):
-        parts = (_shrinks(results, *shrinks), _reverses(results, reverses if results.has(*reverses) else []))
-    return [Claim("C12", "Dropout with Adam shrinks the gap, and can reverse it", "shrinks, can reverse", parts, "P")]
+    return _shrinks(results, *shrinks), _reverses(results, reverses if set(REVERSES) <= set(run) else [])
 
 
 def _shrinks(results: Results, with_dropout: str, without: str) -> Part:
@@ -175,6 +179,15 @@ def chosen(gaps: pd.DataFrame, learned: pd.DataFrame) -> str | None:
 
 def _is_odd(seeds: pd.Index) -> np.ndarray:
     return seeds.to_numpy(int) % 2 == 1
+
+
+# What is claimed, what the paper says of it, the settings it reads, and its parts.
+CLAIMS = {
+    "C12": (
+        "Dropout with Adam shrinks the gap, and can reverse it", "shrinks, can reverse",
+        tuple(dict.fromkeys((*SHRINKS, *REVERSES))), _shrinks_and_reverses, "P",
+    ),
+}  # fmt: skip
 
 
 def figures(results: Results) -> list[Drawn]:
