@@ -28,14 +28,15 @@ def select(
       has_claims: whether claims name the features, which then cannot be overridden.
 
     Raises:
-      ConfigError: an unknown preset, setting, condition or dotted name, a bad value, or an override of a field that the
-        settings sweep.
+      ConfigError: an unknown preset, setting, condition or dotted name, a bad value, an override of a field that the
+        settings sweep, or seeds of a confirmation in a smaller preset.
     """
     size = _preset(experiment, preset)
     last = seed + (size.num_seeds if num_seeds is None else num_seeds) - 1
     if preset != FULL and last >= FIRST_SEED:
         raise ConfigError(
-            f"--seed={seed}: expected seeds below {FIRST_SEED} with --preset={preset}; later ones are for confirmations"
+            f"--seed={seed}: with --preset={preset} the last seed is {last}; expected all below {FIRST_SEED}, "
+            f"since confirmations have the others"
         )
     chosen = _choose(experiment.settings, settings or size.settings, "setting")
     compared = _choose(experiment.columns, conditions or size.columns, "condition")

@@ -233,7 +233,7 @@ REFUSED = {
     "a change": (("--config.training.epochs=2",), "--config.training.epochs with --preset=confirm: expected none"),
     "distributed": (("--distributed",), "--distributed with --preset=confirm"),
     "another experiment": (("--experiment=downstream",), "no claim of downstream; confirmed are C90, C91"),
-    "a seed of a confirmation": (("--preset=smoke", "--seed=9999"), "expected seeds below 10000 with --preset=smoke"),
+    "a seed of a confirmation": (("--preset=smoke", "--seed=9999"), "the last seed is 10000; expected all below 10000"),
 }
 
 
