@@ -1,22 +1,27 @@
 """What the commands share: exit codes, signals, and the reading of arguments. Flags stay in `run`."""
 
+import dataclasses
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 from absl import logging
 
-from experiments.claims import EXPERIMENTS
-from repbias_jax import pipeline, planning
-from repbias_jax.config import Config, ConfigError, Experiment, describe_type, fields_of, flatten
-from repbias_jax.selection import select
+from experiments.claims import EXPERIMENTS, base
+from repbias_jax import confirmation, pipeline, planning
+from repbias_jax.config import Config, ConfigError, Experiment, Preset, describe_type, fields_of, flatten, override_all
+from repbias_jax.confirmation import Confirmed
+from repbias_jax.selection import FULL, select
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
 ALL = "ALL"  # the name that stands for every experiment
+CONFIRM = "confirm"  # the preset that is no size: the blocks of seeds of CONFIRMATION
+CONFIRMATION = Path(__file__).parent / "results" / "confirm.json"
 
 
 def quieten() -> None:
@@ -80,6 +85,53 @@ def assemble(
     return select(module.EXPERIMENT, preset, num_seeds, seed, dict(map(_change, dotted)), settings, conditions)
 
 
+def confirmations(entries: Sequence[Confirmed]) -> dict[str, tuple[ModuleType, list[Experiment]]]:
+    """By name of every experiment its module and the runs that confirm its claims: one for each block of seeds.
+
+    Raises:
+      ConfigError: an entry is of a claim that no experiment has, or parts with one verdict have different seeds.
+    """
+    claims = {name: getattr(module, "CLAIMS", {}) for name, module in EXPERIMENTS.items()}
+    for entry in entries:
+        if not any(entry.claim in own for own in claims.values()):
+            raise ConfigError(f"{CONFIRMATION}: no experiment has {entry.claim} among its CLAIMS")
+        if not entry.separate:
+            confirmation.seeds_of(entries, entry.claim)
+    return {
+        name: (module, [_confirming(module, block, entries) for block in _blocks(entries, claims[name])])
+        for name, module in EXPERIMENTS.items()
+    }
+
+
+def _blocks(entries: Sequence[Confirmed], claims: Mapping[str, Any]) -> list[list[Confirmed]]:
+    """The entries of some claims, by block of seeds."""
+    blocks: dict[tuple[int, int], list[Confirmed]] = {}
+    for entry in sorted(entries, key=lambda entry: (entry.claim, entry.part)):
+        if entry.claim in claims:
+            blocks.setdefault((entry.first, entry.count), []).append(entry)
+    return list(blocks.values())
+
+
+def _confirming(module: ModuleType, block: Sequence[Confirmed], entries: Sequence[Confirmed]) -> Experiment:
+    """The run of one block: the settings that its claims read, under the base setting of a confirmation."""
+    whole, ids = module.EXPERIMENT, list(dict.fromkeys(entry.claim for entry in block))
+    settings = tuple(dict.fromkeys(setting for id_ in ids for setting in module.CLAIMS[id_][2]))
+    size = Preset(block[0].count, settings, (whole.columns[0][0],))
+    chosen = select(dataclasses.replace(whole, presets=((FULL, size),)), seed=block[0].first)
+    apart = block[0].part if block[0].separate else ""
+    return dataclasses.replace(
+        chosen,
+        name=f"{whole.name}.{ids[0]}{apart}",
+        title=f"{whole.title} (confirmation of {', '.join(ids)})",
+        config=override_all(whole.config, dict(getattr(module, "CONFIRMATION", base.CONFIRMATION))),
+        tuned=tuple({**dict(whole.tuned), **getattr(module, "CONFIRMATION_TUNED", {})}.items()),
+        seed_caps=(),  # no fewer seeds than were planned
+        seed_blocks=(),
+        variant="",
+        confirmed=tuple(entries),
+    )
+
+
 def _change(argument: str) -> tuple[str, str]:
     """`--config.NAME=VALUE` as name and text."""
     name, sign, text = argument.removeprefix("--config.").partition("=")
@@ -98,6 +150,7 @@ def experiment_help(experiment: Experiment) -> list[str]:
         chosen = f"{', '.join(size.settings) or 'all settings'}; {', '.join(size.columns) or 'all conditions'}"
         lines.append(f"  --preset={name}: {size.num_seeds} seeds; {chosen}")
         lines += [f"    changes {', '.join(f'{n}={_text(v)}' for n, v in size.overrides)}"] if size.overrides else []
+    lines.append(f"  --preset={CONFIRM}: the claims of confirm.json, each block of seeds in a folder of its own")
     for cap in sorted({cap for _, cap in experiment.seed_caps}):
         capped = [setting for setting, limit in experiment.seed_caps if limit == cap]
         lines.append(f"  at most {cap} seeds: {', '.join(capped)}")

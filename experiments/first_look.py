@@ -23,6 +23,7 @@ from repbias_jax.statistics import Claim
 from repbias_jax.store import StoreError
 
 NOT_RECORDED = "second measure not recorded"
+CONTRAST = "(first - second) / (first + second)"  # of r2: the second measure of a difference in the first look
 EASY_HARD, XORS = ("parity1", "parity4"), ("parity2_1", "parity2_2")
 
 # The expected sign of each part; zero is an equivalence.
@@ -71,7 +72,7 @@ class Committed(NamedTuple):
 
     def contrast(self, setting: str, first: str, second: str) -> pd.Series:
         """The same over their sum."""
-        return contrasts.contrast(self.r2(setting, first), self.r2(setting, second))
+        return self.gap(setting, first, second) / (self.r2(setting, first) + self.r2(setting, second))
 
 
 Measure = Callable[[Committed, str, str, str], pd.Series]  # `Committed.gap` or `Committed.contrast`
@@ -127,7 +128,7 @@ def second(folder: Path, id_: str, column: str) -> tuple[str, pd.Series | None]:
         return "mean of the two minus the whole", (inner[0] + inner[1]) / 2 - whole
     if id_ not in READ_FROM_R2:
         return "", None
-    return contrasts.CONTRAST, READ_FROM_R2[id_](measured(folder, column), Committed.contrast)
+    return CONTRAST, READ_FROM_R2[id_](measured(folder, column), Committed.contrast)
 
 
 def judged_again(folder: Path, module: ModuleType, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@
          [--settings=A,B] [--conditions=sgd] [--stage=train,measure,report] [--config.NAME=VALUE ...] [--only_print]
          [--reference=DIR] [--lanes=N]
          [--shard=i/N] [--distributed]
+  python -m experiments.run --experiment=complexity --workdir=DIR --preset=confirm    what results/confirm.json has planned
   python -m experiments.run --experiment=ALL --workdir=DIR [...]      every experiment, and a score card over them
 
 Exit status: 0 done; 75 interrupted, run the same command again; 2 bad input; 1 anything else.
@@ -14,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import jax
 from absl import app, flags
@@ -22,7 +24,7 @@ from experiments import command
 from experiments.claims import EXPERIMENTS
 from experiments.command import DONE, FAILED, INTERRUPTED, catch_signals, complain, quieten
 from experiments.run_all import Job, run_all, write_card
-from repbias_jax import pipeline, planning, store
+from repbias_jax import confirmation, pipeline, planning, store
 from repbias_jax.config import ConfigError, Experiment
 from repbias_jax.population import Interrupted
 from repbias_jax.provenance import record
@@ -42,7 +44,9 @@ STATUS = "0 done; 75 interrupted, run the same command again; 2 bad input; 1 any
 FLAGS = flags.FLAGS
 flags.DEFINE_string("experiment", None, f"name of an experiment, or {command.ALL}: every one and a score card")
 flags.DEFINE_string("workdir", None, "folder for results; the experiment gets its own folder in it")
-flags.DEFINE_string("preset", "full", "size of the experiment")
+flags.DEFINE_string(
+    "preset", "full", "size; confirm: its claims in experiments/results/confirm.json, on the seeds planned there"
+)
 flags.DEFINE_integer("num_seeds", None, "seeds of every setting that has no cap; by default the preset's")
 flags.DEFINE_integer("seed", 0, "first seed", lower_bound=0)
 flags.DEFINE_list("settings", [], "settings to run, by name; by default the preset's")
@@ -107,13 +111,15 @@ def main(arguments: Sequence[str]) -> int:
             print("\n".join(command.cost_lines([job.plan for job in jobs], discard)))
             return DONE
         stop, recorded = catch_signals(), record()
+        if FLAGS.preset == command.CONFIRM:
+            recorded |= {"confirm.json": store.checksum(command.CONFIRMATION)}
 
         def run_one(job: Job) -> pipeline.Outcome:
             seconds = FLAGS.checkpoint_seconds
             how = (stages, stop, recorded, seconds, share, FLAGS.mix_code, discard)
             return pipeline.run(job.plan, job.module, job.folder, *how)
 
-        if FLAGS.experiment != command.ALL:
+        if not _is_several():
             return _end_one(jobs[0], run_one(jobs[0]))
         return _end_all(jobs, run_all(jobs, run_one, stop), stages)
     except ConfigError as error:
@@ -134,21 +140,42 @@ def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, in
     for flag in ("reference", "distributed", "settings"):
         if FLAGS.experiment == command.ALL and FLAGS[flag].value:
             raise ConfigError(f"--{flag} needs one experiment, not --experiment={command.ALL}")
-    experiments = {}
-    for name in names:
-        with _named(name):
-            experiments[name] = command.assemble(
-                EXPERIMENTS[name], FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted, FLAGS.settings, FLAGS.conditions
-            )
-    folders = {name: Path(_required("workdir")) / name for name in names}
+    chosen = (_confirming if FLAGS.preset == command.CONFIRM else _assembled)(names, dotted)
+    folders = [Path(_required("workdir")) / experiment.name for _, experiment in chosen]
     share = command.share_of(FLAGS.shard, {} if FLAGS.distributed else os.environ)
-    _start_jax(list(folders.values()), stages, share)
+    _start_jax(folders, stages, share)
     jobs = []
-    for name in names:
-        planning.check_workdir(folders[name])
-        with _named(name):
-            jobs.append(Job(EXPERIMENTS[name], _plan(experiments[name], folders[name], stages), folders[name]))
+    for (module, experiment), folder in zip(chosen, folders, strict=True):
+        planning.check_workdir(folder)
+        with _named(experiment.name):
+            jobs.append(Job(module, _plan(experiment, folder, stages), folder))
     return jobs, stages, share
+
+
+def _assembled(names: Sequence[str], dotted: Sequence[str]) -> list[tuple[ModuleType, Experiment]]:
+    """Experiments by name, each with its module, as the flags change them."""
+    found = []
+    for name in names:
+        how = (FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted, FLAGS.settings, FLAGS.conditions)
+        with _named(name):
+            found.append((EXPERIMENTS[name], command.assemble(EXPERIMENTS[name], *how)))
+    return found
+
+
+def _confirming(names: Sequence[str], dotted: Sequence[str]) -> list[tuple[ModuleType, Experiment]]:
+    """The blocks of seeds that `confirm.json` plans for experiments, each with its module; no flag changes them."""
+    given = [f"--{flag}" for flag in ("seed", "num_seeds", "settings", "conditions") if FLAGS[flag].present]
+    if given := [*given, *(argument.split("=")[0] for argument in dotted)]:
+        raise ConfigError(f"{given[0]} with --preset=confirm: expected none, since confirm.json says what is run")
+    if FLAGS.distributed:
+        raise ConfigError("--distributed with --preset=confirm, which may be several runs: expected --shard instead")
+    entries = confirmation.load(command.CONFIRMATION)
+    planned = command.confirmations(entries)
+    found = [(planned[name][0], experiment) for name in names for experiment in planned[name][1]]
+    if not found:
+        known = ", ".join(confirmation.family(entries))
+        raise ConfigError(f"{command.CONFIRMATION}: no claim of {names[0]}; confirmed are {known}")
+    return found
 
 
 def _required(name: str) -> str:
@@ -164,7 +191,12 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}" if FLAGS.experiment == command.ALL else str(error)) from error
+        raise ConfigError(f"{name}: {error}" if _is_several() else str(error)) from error
+
+
+def _is_several() -> bool:
+    """Whether the command may be several runs, with one card over them."""
+    return FLAGS.experiment == command.ALL or FLAGS.preset == command.CONFIRM
 
 
 def _start_jax(folders: Sequence[Path], stages: Sequence[str], share: tuple[int, int]) -> None:
@@ -229,9 +261,19 @@ def _end_one(job: Job, done: pipeline.Outcome) -> int:
 
 
 def _end_all(jobs: Sequence[Job], failed: Sequence[str], stages: Sequence[str]) -> int:
-    """What all experiments leave behind; returns the exit status."""
+    """What several runs leave behind; returns the exit status."""
+    entries, modules, family = jobs[0].plan.experiment.confirmed, {job.name: job.module for job in jobs}, None
+    if entries:  # the card is over all that is confirmed, whichever experiments were asked for now
+        planned = command.confirmations(entries).values()
+        modules = {experiment.name: module for module, blocks in planned for experiment in blocks}
+        family = confirmation.family(entries)
     if "report" in stages:
-        write_card(jobs, failed, Path(FLAGS.workdir))
+        write_card(modules, failed, Path(FLAGS.workdir), family)
+    if entries and FLAGS.reference and "report" in stages:
+        for job in jobs:
+            if job.name not in failed:
+                rows = tables.read_claims(job.folder)
+                tables.reference(Results(job.folder), rows, Path(FLAGS.reference) / job.name)
     if failed:
         return complain(f"{len(failed)} of {len(jobs)} experiments failed: {', '.join(failed)}", FAILED)
     return DONE

@@ -5,7 +5,7 @@ One that fails does not keep the others from running: its error is printed where
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -28,8 +28,8 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the experiment."""
-        return self.plan.experiment.name
+        """Of its folder: the experiment's, or that of one block of a confirmation."""
+        return self.folder.name
 
 
 def run_all(jobs: Sequence[Job], run_one: Callable[[Job], Outcome], stop: Callable[[], bool]) -> list[str]:
@@ -69,17 +69,25 @@ def _progress(ended: int, failed: int, number: int, now: str = "") -> None:
     print(f"experiments: {ended - failed}/{number} done{bad}{now}", file=sys.stderr, flush=True)
 
 
-def write_card(jobs: Sequence[Job], failed: Sequence[str], workdir: Path) -> None:
+def write_card(
+    modules: Mapping[str, ModuleType], failed: Sequence[str], workdir: Path, family: Sequence[str] | None = None
+) -> None:
     """Writes the score card over what was reported, by this or other processes, and prints it.
 
     Of several processes the one that ends last writes the card that has everything: each reads and writes under one lock.
+
+    Args:
+      modules: of the experiments that belong to the card, by the name of their folder.
+      failed: names of those that failed just now.
+      workdir: with a folder for each.
+      family: ids of the claims over which p is corrected; None: all of the card.
     """
     with store.lock(workdir / "scorecard.lock", wait=True):
         store.sweep(workdir)
-        found = [card.read(job.folder, job.module) for job in jobs if job.name not in failed]
+        found = [card.read(workdir / name, module) for name, module in modules.items() if name not in failed]
         sources = [source for source in found if source is not None]
-        missing = [job.name for job in jobs if job.name not in {source.name for source in sources}]
-        rows = card.write(workdir, sources, missing)
+        missing = [name for name in modules if name not in {source.name for source in sources}]
+        rows = card.write(workdir, sources, missing, family)
     print("\n".join(tables.claims_lines(rows)))
     if missing:
         print(f"Missing from the score card: {', '.join(missing)}")

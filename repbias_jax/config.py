@@ -276,6 +276,8 @@ class Experiment:
     `seed_blocks` are settings with seeds of their own, in every column: name, first seed and number of seeds.
     `seed_caps` are the numbers of seeds that settings have at most, in every column: a map needs few where no claim reads.
     `overrides` are what a preset and a user ask for; they are applied last, to every setting.
+    `confirmed` are the entries of `confirm.json`, where this is the run of one of its blocks of seeds: the claims of that
+    block are decided, and no others.
     `variant` says what differs from frozen reference settings, or that there are none yet: verdicts are then illustrations.
     """
 
@@ -293,6 +295,7 @@ class Experiment:
     seed: int = 0
     variant: str = ""
     overrides: Overrides = ()
+    confirmed: tuple[Any, ...] = ()
 
     def configs(self) -> dict[str, Config]:
         """The configuration of every setting, by its full name `column.setting`.

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from repbias_jax.config import ConfigError
-from repbias_jax.statistics import MIN_SEEDS, Claim
+from repbias_jax.statistics import MIN_SEEDS, Claim, Part
 
 FIRST_SEED = 10_000
 LAST_SEED = 2**31 - 1
@@ -224,6 +224,43 @@ def seeds_of(entries: Sequence[Confirmed], id_: str) -> tuple[int, int]:
 def family(entries: Sequence[Confirmed]) -> tuple[str, ...]:
     """Ids over which Holm's correction is made: claims, and each of the parts that are separate; sorted."""
     return tuple(sorted({entry.claim + (entry.part if entry.separate else "") for entry in entries}))
+
+
+def planned(entries: Sequence[Confirmed], claims: Sequence[Claim], block: tuple[int, int]) -> list[Claim]:
+    """The claims that a block of seeds decides, checked, with exactly as many values as were planned.
+
+    Where a block has more seeds than a part was planned for, since another part needs them, the first ones count.
+
+    Args:
+      entries: of `confirm.json`.
+      claims: of an experiment, from the networks of that block.
+      block: first seed and number of seeds.
+
+    Raises:
+      ConfigError: as in `check`, or a part has fewer values than were planned.
+    """
+    own = {entry.claim + entry.part: entry for entry in entries if (entry.first, entry.count) == block}
+    chosen = [claim for claim in claims if claim.id in {entry.claim for entry in own.values()}]
+    check(entries, chosen)
+    return [
+        dataclasses.replace(
+            claim,
+            parts=tuple(
+                _exactly(claim.id, part, own[claim.id + part.label].n) if part.kind == "deciding" else part
+                for part in claim.parts
+                if part.kind != "deciding" or claim.id + part.label in own
+            ),
+        )
+        for claim in chosen
+    ]
+
+
+def _exactly(id_: str, part: Part, n: int) -> Part:
+    """A part with its first n values."""
+    found = len(part.passed)
+    if found < n or (found > n and part.everyone is not None):
+        raise ConfigError(f"{id_}{part.label}: {found} values, confirm.json plans n = {n}; expected exactly as many")
+    return dataclasses.replace(part, passed=part.passed.sort_index().iloc[:n])
 
 
 def check(entries: Sequence[Confirmed], claims: Sequence[Claim]) -> None:

@@ -224,6 +224,11 @@ def place(experiment: Experiment, checked: tuple, folder: Path, num_devices: int
     manifest = store.read_json(folder / "manifest.json", "train")
     _same(folder, manifest["train_covers"], plan)
     extents = tuple(manifest["layout"]["extents"])
+    if experiment.confirmed and extents != (experiment.num_seeds,):
+        raise ConfigError(
+            f"{folder} holds {extents[-1]} seeds, and confirm.json plans {experiment.num_seeds}, to be looked at once: "
+            f"expected another --workdir"
+        )
     if experiment.num_seeds < extents[-1]:
         raise ConfigError(
             f"{folder} holds {extents[-1]} seeds, but --num_seeds={experiment.num_seeds} was asked for: ask for at least "
@@ -261,7 +266,10 @@ def covered(plan: Plan) -> dict[str, dict[str, Any]]:
         "source": source_of(here / "probes", here / "measure.py", here / "pairs.py"),
     }
     measured = {"train": train, "seeds": list(plan.layout.extents), **probes}
-    claims = {"source": source_of(here / "report", here / "statistics.py")}
+    claims: dict[str, Any] = {"source": source_of(here / "report", here / "statistics.py")}
+    if plan.experiment.confirmed:
+        entries = [dataclasses.astuple(entry) for entry in plan.experiment.confirmed]
+        claims["confirmed"] = [entries, source_of(here / "confirmation.py")]
     return {
         "train": {"train": train, "seeds": list(plan.layout.extents)},
         "measure": measured,

@@ -84,6 +84,7 @@ class Part:
       sesoi: the smallest effect that matters; the margin of an equivalence part.
       secondary: the same effect by another measure, by seed, with the same sign expected.
       secondary_statistic: what that is, in words and symbols; empty where there is none.
+      floored: how many r2 of a seed were set to the upper end of their null band before the logarithm in `secondary`.
       accuracy: difference in accuracy between the features, by seed, where equal accuracy is a premise.
       everyone: `values` whether or not seeds passed, where a seed's value depends on which others are in (pseudo-values).
       kind: `deciding`, or `shown` or `ours`, which have a verdict of their own and no say in that of the claim.
@@ -97,6 +98,7 @@ class Part:
     sesoi: float
     secondary: pd.Series | None = None
     secondary_statistic: str = ""
+    floored: pd.Series | None = None
     accuracy: pd.Series | None = None
     everyone: pd.Series | None = None
     kind: str = "deciding"
@@ -301,13 +303,16 @@ def values_of(claims: Sequence[Claim], column: str) -> list[tuple[str, str, int,
     ]
 
 
-def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[str, object]]:
+def judge(
+    claims: Sequence[Claim], column: str, exploratory: bool, family: Sequence[str] = ()
+) -> list[dict[str, object]]:  # fmt: skip
     """Rows of `claims.csv`: one a claim, and for claims with several parts one a part below it.
 
     Args:
       claims: of an experiment, in one column of settings.
       column: its name.
       exploratory: whether the column is a comparison and no test of the claims; its rows say so.
+      family: ids over which p is corrected, those that are not among the claims too; empty: all of the claims.
     """
     rows: list[dict[str, object]] = []
     tested: set[str] = set()
@@ -316,7 +321,8 @@ def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[
         own = parts if parts and (claim.separate or len(parts) == 1) else [_together(claim, parts), *parts]
         tested |= {str(r["id"]) for r in (own if claim.separate else own[:1]) if r["kind"] == "deciding"}
         rows += own
-    corrected = holm({str(r["id"]): float(str(r["p"])) for r in rows if r["id"] in tested})
+    p = {str(r["id"]): float(str(r["p"])) for r in rows if r["id"] in tested}
+    corrected = holm(dict.fromkeys(family, math.nan) | p)
     for row in rows:
         row |= {"column": column, "exploratory": exploratory, "p_holm": corrected.get(str(row["id"]), math.nan)}
     return [{name: row.get(name, math.nan) for name in CLAIM_COLUMNS} for row in rows]
@@ -375,9 +381,10 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
     found = judged(values, passed, part.side, part.sesoi, rate, part.secondary, everyone)
     notes = [] if len(part.passed) else [NOT_RUN]
     notes += [str(found["note"])] if len(part.passed) and found["note"] else []
-    equal = math.nan
+    used, equal = passed & np.isfinite(values), math.nan
+    if part.floored is not None and (count := part.floored.reindex(values.index)[used]).sum():
+        notes.append(f"second measure: {count.sum():.0f} r2 of {(count > 0).sum()} seeds set to the end of the null band")
     if part.accuracy is not None:
-        used = passed & np.isfinite(values)
         difference = summarise(part.accuracy.reindex(values.index)[used].dropna().to_numpy())
         equal = difference.effect
         if not max(abs(difference.inner_low), abs(difference.inner_high)) <= EQUAL_ACCURACY:

@@ -6,8 +6,9 @@ import pytest
 from made import SEEDS, Made
 
 from experiments.claims import complexity
+from repbias_jax.report import contrasts
 from repbias_jax.results import Results
-from repbias_jax.statistics import gate, judge
+from repbias_jax.statistics import Claim, gate, judge
 
 STEPS = list(range(0, 321, 8))
 END = STEPS[-1]
@@ -75,7 +76,7 @@ def test_every_statistic_by_hand(made):
         assert part.passed.to_numpy().all(), name
         assert part.side == (-1 if name == "C02a" else 1)
     assert [found[n].sesoi for n in ("C01a", "C02a", "C03b", "C36")] == pytest.approx([0.05, 0.02, 0.05, np.log(1.1)])
-    assert found["C01a"].secondary.mean() == pytest.approx(0.4 / 0.6, abs=1e-3)
+    assert found["C01a"].secondary.mean() == pytest.approx(np.log(5), abs=1e-3)
     assert found["C04b"].secondary.mean() == pytest.approx(0.15 - 0.25, abs=1e-3)
     rows = {r["id"]: r["verdict"] for r in judge(list(claims.values()), "sgd", False)}
     mixed = {"C04": "depends on the measure", "C04b": "depends on the measure"}  # their mean is under the whole
@@ -144,3 +145,42 @@ def test_r2_of_final_is_on_the_scale_of_the_last_snapshot(smoke):
         np.testing.assert_allclose(
             results.values("sgd.along", "r2_of_final", feature), results.values("sgd.along", "r2", feature), rtol=1e-4
         )
+
+
+def gap_of(easy, hard, high=0.01):
+    """A gap between two features of 16 networks that learned both, r2 by seed; the null level is -.002."""
+    made = Made({"joint": "parity1 parity4"}, 100)
+    for feature, r2 in (("parity1", easy), ("parity4", hard)):
+        made.put("joint", "r2", feature, r2)
+        made.put("joint", "null", feature, [-0.002] * 16)
+        made.put("joint", "null_high", feature, [high] * 16)
+        made.learn("joint", feature, [100])
+    part = contrasts.difference(made.done(), "sgd.joint", "", "made", ("parity1", "parity4"), 0.02)
+    return part, judge([Claim("C99", "made", "", (part,))], "sgd", False)[0]
+
+
+def test_the_log_ratio_has_r2_below_the_null_band_at_its_end():
+    easy, hard = [0.4] * 13 + [0.4, 0.005, np.nan], [0.2] * 13 + [-0.003, 0.001, -0.003]
+    part, row = gap_of(easy, hard)
+    by_hand = [np.log(2)] * 13 + [np.log(0.4 / 0.01), 0.0, np.nan]  # the last but one: both below the band
+    np.testing.assert_allclose(part.secondary, by_hand)
+    assert list(part.floored) == [0] * 13 + [1, 2, 1]
+    assert row["second_statistic"] == "log(first / second)"
+    assert row["second_effect"] == pytest.approx(np.nanmean(by_hand))
+    assert "second measure: 3 r2 of 2 seeds set to the end of the null band" in row["note"]  # of the seeds that count
+    assert "null band" not in gap_of([0.4] * 16, [0.2] * 16)[1]["note"]
+
+
+def test_a_null_band_that_ends_below_zero_leaves_the_size_of_the_null_level():
+    part, _ = gap_of([0.4] * 16, [0.2] * 8 + [0.001] * 8, high=-0.0005)
+    np.testing.assert_allclose(part.secondary, [np.log(2)] * 8 + [np.log(0.4 / 0.002)] * 8)
+    assert list(part.floored) == [0] * 8 + [1] * 8
+
+
+def test_a_log_ratio_against_the_difference_makes_a_verdict_depend_on_the_measure():
+    """Few large gaps carry the mean difference; in most networks the hard feature is ahead by a factor."""
+    spread = 1e-3 * (np.arange(16) % 2)
+    part, row = gap_of(list(np.where(np.arange(16) % 2, 0.9, 0.02) + spread), list(np.where(np.arange(16) % 2, 0.6, 0.1)))
+    assert part.values.mean() > 0
+    assert row["second_high"] < 0
+    assert row["verdict"] == "depends on the measure"

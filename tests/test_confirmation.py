@@ -6,10 +6,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_claims
 
+from experiments import command, first_look, run
+from experiments.claims import EXPERIMENTS
 from repbias_jax import confirmation
 from repbias_jax.config import ConfigError
-from repbias_jax.statistics import Claim, Part
+from repbias_jax.report import tables
+from repbias_jax.results import Results
+from repbias_jax.statistics import Claim, Part, holm
 
 
 def entry(claim="C01a", first=10_000, count=256, **more):
@@ -127,3 +132,172 @@ def test_claims_have_to_be_what_was_written_down(tmp_path):
     shown = Part("c", "other", pd.Series([1.0]), pd.DataFrame(), 1, 1, kind="shown")
     both = claim()
     confirmation.check(entries, [Claim("C01", "made", "", (*both.parts, shown))])
+
+
+PLAN = [
+    entry("C90", 10_000, 13, statistic="r2(parity1) - r2(majority3), made", margin=0.02, n=13),
+    entry("C91a", 20_000, 16, statistic="total variance", margin=0.02, n=12),
+]
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """`plan(entries)` is what is confirmed; the tiny experiment is among the experiments."""
+    monkeypatch.setitem(EXPERIMENTS, "tiny", tiny_claims)
+    monkeypatch.setattr(command, "CONFIRMATION", tmp_path / "confirm.json")
+
+    def write(entries):
+        return written(tmp_path, entries)
+
+    write(PLAN)
+    return write
+
+
+def confirm(call, workdir, *arguments):
+    return call("--experiment=tiny", "--preset=confirm", f"--workdir={workdir}", *arguments)
+
+
+def test_a_confirmation_from_end_to_end(plan, call, tmp_path):
+    workdir = tmp_path / "w"
+    status, out, err = confirm(call, workdir, "--only_print")
+    assert (status, workdir.exists()) == (0, False), err
+    assert [line for line in out.splitlines() if line.startswith("tiny.")] == [
+        "tiny.C90: One bit against three (confirmation of C90)", "tiny.C91: One bit against three (confirmation of C91)",
+    ]  # fmt: skip
+    status, out, err = confirm(call, workdir, f"--reference={tmp_path / 'ref'}")
+    assert status == 0, err
+    assert "illustration" not in out
+    rows = {folder: tables.read_claims(workdir / folder) for folder in ("tiny.C90", "tiny.C91")}
+    assert {folder: [row["id"] for row in own] for folder, own in rows.items()} == {
+        "tiny.C90": ["C90"], "tiny.C91": ["C91", "C91a", "C91b"],
+    }  # fmt: skip
+    for folder, first, count in (("tiny.C90", 10_000, 13), ("tiny.C91", 20_000, 16)):
+        results = Results(workdir / folder)
+        assert list(results.settings.index) == ["sgd.joint"]
+        assert results.settings.loc["sgd.joint", "model.head"] == "unit"
+        assert sorted(results.rows["seed"].unique()) == list(range(first, first + count))
+        assert {(row["column"], row["exploratory"]) for row in rows[folder]} == {("sgd", "False")}
+        assert results.manifest["record"]["confirm.json"]
+        assert "illustration" not in (workdir / folder / "report.html").read_text()
+        assert (tmp_path / "ref" / folder / "claims.csv").read_bytes() == (workdir / folder / "claims.csv").read_bytes()
+    (one,), (whole, total, _) = rows["tiny.C90"], rows["tiny.C91"]
+    assert int(one["runs"]) + int(one["left_out"]) == 13
+    assert int(total["runs"]) + int(total["left_out"]) == 12  # of 16 seeds, the first twelve
+    values = pd.read_csv(workdir / "tiny.C91" / "claim_values.csv")
+    assert list(values[values["id"] == "C91a"]["seed"]) == list(range(20_000, 20_012))
+    assert one["verdict"] != "not measured"
+    assert whole["verdict"] == "reproduced"
+    # Alone, a block takes what is not in it as p = 1; the card has both.
+    assert float(whole["p_holm"]) == pytest.approx(2 * float(whole["p"]), rel=1e-5)
+    card = {row["id"]: row for row in pd.read_csv(workdir / "scorecard.csv", dtype=str).to_dict("records")}
+    both = holm({id_: float(card[id_]["p"]) for id_ in ("C90", "C91")})
+    assert {id_: float(card[id_]["p_holm"]) for id_ in both} == pytest.approx(both, rel=1e-5)
+    # Nothing is done twice, and a plan that was changed after the look needs another workdir.
+    before = (workdir / "tiny.C90" / "manifest.json").read_bytes()
+    assert confirm(call, workdir)[0] == 0
+    assert (workdir / "tiny.C90" / "manifest.json").read_bytes() == before
+    for count in (16, 12):
+        plan([PLAN[0] | {"n": 12, "seeds": {"first": 10_000, "count": count}}, PLAN[1]])
+        status, _, err = confirm(call, workdir)
+        assert (status, len(err.splitlines())) == (2, 1)
+        assert f"tiny.C90 holds 13 seeds, and confirm.json plans {count}, to be looked at once" in err
+    # A statistic that is not the planned one is known with its values: refused at the report, and nothing is lost.
+    plan([PLAN[0] | {"statistic": "another"}, PLAN[1]])
+    status, _, err = confirm(call, workdir)
+    assert status == 1
+    assert 'tiny.C90: C90: statistic is "r2(parity1) - r2(majority3), made", confirm.json has "another"' in err
+    plan(PLAN)
+    assert confirm(call, workdir)[0] == 0
+    assert tables.read_claims(workdir / "tiny.C90") == [one]
+
+
+def test_an_interrupted_confirmation_goes_on(plan, call, tmp_path, monkeypatch):
+    """Stopped again and again, it ends with the tables of one that was never stopped."""
+    plan([PLAN[0]])
+    assert confirm(call, tmp_path / "whole")[0] == 0
+    polls = iter([False] * 4 + [True])
+    monkeypatch.setattr(run, "catch_signals", lambda: lambda: next(polls, False))
+    status, _, err = confirm(call, tmp_path / "cut")
+    assert (status, "run the same command again" in err) == (75, True)
+    assert not (tmp_path / "cut" / "tiny.C90" / "claims.csv").exists()
+    assert confirm(call, tmp_path / "cut")[0] == 0
+    for name in ("claims.csv", "claim_values.csv", "results.csv"):
+        assert (tmp_path / "cut" / "tiny.C90" / name).read_bytes() == (tmp_path / "whole" / "tiny.C90" / name).read_bytes()
+
+
+REFUSED = {
+    "seed": (("--seed=3",), "--seed with --preset=confirm: expected none, since confirm.json says what is run"),
+    "number": (("--num_seeds=12",), "--num_seeds with --preset=confirm: expected none"),
+    "settings": (("--settings=joint",), "--settings with --preset=confirm: expected none"),
+    "conditions": (("--conditions=sgd",), "--conditions with --preset=confirm: expected none"),
+    "a change": (("--config.training.epochs=2",), "--config.training.epochs with --preset=confirm: expected none"),
+    "distributed": (("--distributed",), "--distributed with --preset=confirm"),
+    "another experiment": (("--experiment=downstream",), "no claim of downstream; confirmed are C90, C91"),
+    "a seed of a confirmation": (("--preset=smoke", "--seed=9999"), "the last seed is 10000; expected all below 10000"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_confirmation_is_as_it_was_planned(case, plan, call, tmp_path):
+    arguments, expected = REFUSED[case]
+    status, out, err = confirm(call, tmp_path / "w", *arguments)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert expected in err
+    assert not (tmp_path / "w").exists()
+
+
+PLANS = {
+    "a claim of no experiment": ([*PLAN, entry("C99", 30_000)], "no experiment has C99 among its CLAIMS"),
+    "one verdict, two blocks": ([*PLAN, entry("C91b", 30_000)], "C91: its parts have different seeds"),
+}
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_plans_that_cannot_be_run(case, plan, call, tmp_path):
+    entries, expected = PLANS[case]
+    plan(entries)
+    status, _, err = confirm(call, tmp_path / "w")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert expected in err
+    (tmp_path / "confirm.json").unlink()
+    status, _, err = confirm(call, tmp_path / "w")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "confirm.json: no such file; a confirmation needs it" in err
+    assert not (tmp_path / "w").exists()
+
+
+def test_all_experiments_are_confirmed_by_what_is_planned_of_them(plan, call, tmp_path):
+    """Parts that are separate may have blocks of their own; experiments without an entry are left out."""
+    both = {"statistic": "made", "separate": True}
+    plan([*PLAN, entry("C08a", 30_000, **both), entry("C08b", 40_000, **both), entry("C02", 50_000)])
+    status, out, err = call("--experiment=ALL", "--preset=confirm", f"--workdir={tmp_path / 'w'}", "--only_print")
+    assert status == 0, err
+    names = [line.split(":")[0] for line in out.splitlines() if line[0] not in " a"]
+    assert names == ["complexity.C02", "prevalence.C08a", "prevalence.C08b", "tiny.C90", "tiny.C91"]
+    made = dict(command.confirmations(confirmation.load(tmp_path / "confirm.json")))["complexity"][1][0]
+    assert [name for name, _ in made.settings] == ["ladder", "equal"]
+    configs = made.configs()
+    assert {config.model.head for config in configs.values()} == {"unit"}
+    assert configs["sgd.ladder"].training.epochs == 400
+    assert (made.seed, made.num_seeds, made.variant) == (50_000, 256, "")
+
+
+def test_every_experiment_says_which_settings_a_claim_reads():
+    for module in EXPERIMENTS.values():
+        assert list(module.CLAIMS) == list(first_look.stated(module))
+        for _, _, settings, *_ in module.CLAIMS.values():
+            assert set(settings) <= set(dict(module.EXPERIMENT.settings))
+
+
+def test_fewer_values_than_were_planned_are_no_confirmation(tmp_path):
+    entries = confirmation.load(written(tmp_path, [entry("C01", 10_000, 16, n=16)]))
+    made = claim(labels=("",))
+    (planned,) = confirmation.planned(entries, [made, claim("C02")], (10_000, 16))
+    assert planned.parts[0].passed.equals(made.parts[0].passed)
+    few = dataclasses.replace(made.parts[0], passed=made.parts[0].passed.iloc[:15])
+    with pytest.raises(ConfigError, match=r"^C01: 15 values, confirm.json plans n = 16; expected exactly as many$"):
+        confirmation.planned(entries, [dataclasses.replace(made, parts=(few,))], (10_000, 16))
+    twelve = confirmation.load(written(tmp_path, [entry("C01", 10_000, 16, n=12)]))
+    jackknife = dataclasses.replace(made.parts[0], everyone=made.parts[0].values)
+    with pytest.raises(ConfigError, match=r"^C01: 16 values, confirm.json plans n = 12"):  # each depends on all seeds
+        confirmation.planned(twelve, [dataclasses.replace(made, parts=(jackknife,))], (10_000, 16))

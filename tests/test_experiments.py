@@ -56,7 +56,7 @@ def test_order_of_learning_by_hand():
     assert values(found) == pytest.approx({"C05": 0.3, "C06": 0.1, "C07a": 0.25, "C07b": 0.5}, abs=1e-3)
     assert {p.side for p in found.values()} == {1}
     second = {name: found[name].secondary.mean() for name in ("C05", "C06", "C07a")}
-    assert second == pytest.approx({"C05": 0.3, "C06": 0.1 / 0.5, "C07a": (0.2 / 0.4 + 0.3 / 0.5) / 2}, abs=3e-3)
+    assert second == pytest.approx({"C05": 0.3, "C06": np.log(1.5), "C07a": np.log(3 * 4) / 2}, abs=3e-3)
     assert found["C06"].accuracy.abs().max() == 0
     assert {r["verdict"] for r in judge(learning_order.claims(made, "sgd"), "sgd", False)} == {"reproduced"}
     made.learn("hard_first", "parity4", [switch + 20], 0.9, seeds=[3])  # hard slips while easy is switched on
@@ -119,9 +119,10 @@ def test_prevalence_by_hand():
     found = parts_of(prevalence, made.done())
     assert values(found) == pytest.approx({"C08": 0.05}, abs=1e-3)
     assert found["C08"].passed.shape == (16, 5)
-    shares = [0.05 * x / (0.6 + 0.01 * x) for x in np.log(0.5 / np.array(list(prevalence.PREVALENCES.values())))]
+    falls = np.log(0.5 / np.array(list(prevalence.PREVALENCES.values())))
+    ratios = np.log((0.3 + 0.03 * falls) / (0.3 - 0.02 * falls))
     rarity = -np.log(list(prevalence.PREVALENCES.values()))
-    assert found["C08"].secondary.mean() == pytest.approx(np.polyfit(rarity, shares, 1)[0], abs=1e-3)
+    assert found["C08"].secondary.mean() == pytest.approx(np.polyfit(rarity, ratios, 1)[0], abs=1e-3)
     made.settings = made.settings.loc[["sgd.p50"]]
     assert prevalence.claims(made, "sgd")[0].parts == ()
 
@@ -187,7 +188,7 @@ def test_architecture_by_hand():
     assert values(found) == pytest.approx({"C10": 0.05, "C11": 0.01}, abs=1e-3)
     assert [found[n].side for n in ("C10", "C11")] == [1, 0]
     assert found["C11"].sesoi == 0.05
-    assert found["C11"].secondary.mean() == pytest.approx(0.26 / 0.36 - 0.25 / 0.35, abs=1e-3)
+    assert found["C11"].secondary.mean() == pytest.approx(np.log(0.31 / 0.3), abs=1e-3)
     verdicts = {r["id"]: r["verdict"] for r in judge(architecture.claims(made, "sgd"), "sgd", False)}
     assert verdicts == {"C10": "reproduced", "C11": "reproduced"}
 

@@ -62,6 +62,7 @@ def test_components_perfect_random_and_without_variance():
     assert np.isnan(found[Measured("component_r2", "f", at="5")])
     noise = run_components(*sides(rng.normal(size=(2048, 12)).astype(np.float32), {"f": code}), 2)
     assert abs(noise[Measured("top_r2", "f", at="2")]) < 0.02
+    assert -1 / 1024 < noise[Measured("top_null_high", "f", at="2")] < 5 / 1024  # above the null level
     assert noise[Measured("component_share", at="1")] == pytest.approx(1 / 12, abs=0.03)
 
 
@@ -262,7 +263,7 @@ def test_components_and_units_by_hand():
         made.put("joint", metric, "parity4", [hard] * 16, at=at)
     found = parts_of(components_experiment, made.done())
     assert values(found) == pytest.approx({"C19": 0.4, "C20": 0.1, "C21a": 0.4, "C21b": 0.3}, abs=1e-6)
-    assert found["C19"].secondary.mean() == pytest.approx(0.5, abs=1e-3)
+    assert found["C19"].secondary.mean() == pytest.approx(np.log(3), abs=1e-3)
     assert found["C20"].secondary.mean() == pytest.approx(0.2, abs=1e-3)
     assert found["C21b"].secondary.mean() == pytest.approx(np.log(2), abs=1e-3)
     assert [p.sesoi for p in found.values()] == [0.02, 0.05, 0.05, 0.05]

@@ -78,12 +78,12 @@ def test_a_cell_that_only_looks_best_in_the_choosing_half():
     a, b = parts(made)
     assert a.values.mean() == pytest.approx(-0.2, abs=1e-3)
     assert (a.side, a.sesoi, len(a.values), a.passed.shape) == (-1, 0.02, 24, (24, 2))
-    assert a.secondary.mean() == pytest.approx(0.1 / 0.7 - 0.3 / 0.9, abs=1e-3)
+    assert a.secondary.mean() == pytest.approx(np.log(0.4 / 0.3) - np.log(0.6 / 0.3), abs=1e-3)
     assert LUCKY in b.statistic
     assert list(b.values.index) == list(b.passed.index) == list(ODD)
     assert b.values.mean() == pytest.approx(0.2, abs=1e-3)  # of all 24 seeds it would be below zero
     assert (b.side, b.sesoi, b.passed.shape) == (-1, 0.02, (12, 1))
-    assert b.secondary.mean() == pytest.approx(0.2 / 0.8, abs=1e-3)
+    assert b.secondary.mean() == pytest.approx(np.log(0.5 / 0.3), abs=1e-3)
     assert b.accuracy.abs().max() == 0
     assert verdicts(made) == {"C12": "opposite", "C12a": "reproduced", "C12b": "opposite"}
 

@@ -38,6 +38,7 @@ from repbias_jax.statistics import Claim, Part
 
 EASY, HARD = "parity1", "parity4"
 DEPTHS = {f"depth{n}": n for n in range(1, 7)}
+DEEP = tuple(name for name, depth in DEPTHS.items() if depth >= 2)
 WIDTHS = {"width64": 64, "depth4": 128, "width256": 256, "width512": 512}
 ACTIVATIONS = {"depth4": "relu", "leaky": "leaky_relu", "tanh": "tanh", "gelu": "gelu"}
 FACTORS = (("hidden layers", DEPTHS), ("units a layer", WIDTHS), ("activation function", ACTIVATIONS))
@@ -86,38 +87,40 @@ EXPERIMENT = Experiment(
 
 def claims(results: Results, column: str) -> list[Claim]:
     """C10 and C11; a claim whose settings were not run has no parts, and is not measured."""
-    deep = {f"{column}.{name}": depth for name, depth in DEPTHS.items() if depth >= 2}
-    wide = (f"{column}.width512", f"{column}.width64")
-    return [
-        Claim("C10", "The gap grows with depth", "grows", _grows(results, deep) if results.has(*deep) else (), "P"),
-        Claim("C11", "Width hardly changes it", "hardly", _wide(results, *wide) if results.has(*wide) else (), "P"),
-    ]
+    return contrasts.claims_of(CLAIMS, results, column)
 
 
-def _grows(results: Results, deep: dict[str, int]) -> tuple[Part, ...]:
-    depths = np.array(list(deep.values()), float)
-    gaps, shares, accuracy = contrasts.gaps(results, list(deep), EASY, HARD)
+def _grows(results: Results, *deep: str) -> tuple[Part, ...]:
+    depths = np.array([DEPTHS[name] for name in DEEP], float)
+    gaps, ratios, floored, accuracy = contrasts.gaps(results, deep, EASY, HARD)
     text = "slope of the gap at the penultimate layer, depth 2 to 6 at width 128, a layer"
     return (
         Part(
-            "", text, contrasts.slope(gaps, depths), contrasts.all_at_end(results, list(deep)), +1, 0.02,
-            secondary=contrasts.slope(shares, depths),
-            secondary_statistic=f"slope of {contrasts.CONTRAST}", accuracy=accuracy.mean(axis=1),
+            "", text, contrasts.slope(gaps, depths), contrasts.all_at_end(results, deep), +1, 0.02,
+            secondary=contrasts.slope(ratios, depths), secondary_statistic=f"slope of {contrasts.LOG_RATIO}",
+            floored=floored.sum(axis=1), accuracy=accuracy.mean(axis=1),
         ),
     )  # fmt: skip
 
 
 def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
-    gaps, shares, accuracy = contrasts.gaps(results, [widest, narrowest], EASY, HARD)
-    change, in_shares = (found[widest] - found[narrowest] for found in (gaps, shares))
+    gaps, ratios, floored, accuracy = contrasts.gaps(results, [widest, narrowest], EASY, HARD)
+    change, in_logs = (found[widest] - found[narrowest] for found in (gaps, ratios))
     passed = contrasts.all_at_end(results, [widest, narrowest])
     text = "gap(width 512) - gap(width 64), four layers"
     return (
         Part(
-            "", text, change, passed, 0, 0.05, secondary=in_shares, secondary_statistic=contrasts.CONTRAST,
-            accuracy=accuracy.mean(axis=1),
+            "", text, change, passed, 0, 0.05, secondary=in_logs, secondary_statistic=f"change of {contrasts.LOG_RATIO}",
+            floored=floored.sum(axis=1), accuracy=accuracy.mean(axis=1),
         ),
     )  # fmt: skip
+
+
+# What is claimed, what the paper says of it, the settings it reads, and its parts.
+CLAIMS = {
+    "C10": ("The gap grows with depth", "grows", DEEP, _grows, "P"),
+    "C11": ("Width hardly changes it", "hardly", ("width512", "width64"), _wide, "P"),
+}
 
 
 def figures(results: Results) -> list[Drawn]:

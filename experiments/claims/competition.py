@@ -102,13 +102,15 @@ EXPERIMENT = Experiment(
 
 def claims(results: Results, column: str) -> list[Claim]:
     """C09, for both targets; where the settings of one were not run it has no parts, and is not measured."""
-    parts = []
-    for label, target in zip("ab", TARGETS, strict=True):
-        alone, crowded = f"{column}.{target}_alone", f"{column}.{target}_xor4"
-        if results.has(alone, crowded):
-            parts.append(_loses(results, label, target, alone, crowded))
-    text, paper = "A feature is represented more strongly alone, or with fewer others", "more strongly alone"
-    return [Claim("C09", text, paper, tuple(parts) if len(parts) == len(TARGETS) else (), "P")]
+    return contrasts.claims_of(CLAIMS, results, column)
+
+
+def _lose(results: Results, *names: str) -> tuple[Part, ...]:
+    """A part a target, each from two settings: alone, and among others."""
+    return tuple(
+        _loses(results, label, target, *names[2 * i : 2 * i + 2])
+        for i, (label, target) in enumerate(zip("ab", TARGETS, strict=True))
+    )
 
 
 def _loses(results: Results, label: str, target: str, alone: str, crowded: str) -> Part:
@@ -117,13 +119,22 @@ def _loses(results: Results, label: str, target: str, alone: str, crowded: str) 
     total = results.values(alone, "total_variance")
     passed = contrasts.all_at_end(results, (alone, crowded))
     text = f"variance({name}) alone minus among 4 xor features, {target} target, as a share of all variance when alone"
-    relative = np.log(_over_unexplained(results, alone, name) / _over_unexplained(results, crowded, name))
+    (one, low), (other, also) = (_over_unexplained(results, s, name) for s in (alone, crowded))
     accuracies = [results.accuracy(s, name, "accuracy").iloc[-1] for s in (alone, crowded)]
     return Part(
-        label, text, (variances[0] - variances[1]) / total, passed, +1, 0.02, secondary=relative,
+        label, text, (variances[0] - variances[1]) / total, passed, +1, 0.02, secondary=np.log(one / other),
         secondary_statistic="log ratio of r2 over the share that no feature explains",
-        accuracy=accuracies[0] - accuracies[1],
+        floored=low.astype(int) + also.astype(int), accuracy=accuracies[0] - accuracies[1],
     )  # fmt: skip
+
+
+# What is claimed, what the paper says of it, the settings it reads, and its parts.
+CLAIMS = {
+    "C09": (
+        "A feature is represented more strongly alone, or with fewer others", "more strongly alone",
+        tuple(f"{target}_{others}" for target in TARGETS for others in ("alone", "xor4")), _lose, "P",
+    ),
+}  # fmt: skip
 
 
 def target_of(results: Results, setting: str) -> str:
@@ -137,10 +148,11 @@ def copy_of(target: str, other: str, number: int) -> str:
     return f"{TARGETS[target]}_{2 + number * alike}"
 
 
-def _over_unexplained(results: Results, setting: str, name: str) -> pd.Series:
-    """r2 of a feature over the share that no feature explains; NaN where it explains nothing, which has no ratio."""
-    ratio = results.values(setting, "r2", name) / (1 - results.values(setting, "joint_r2"))
-    return ratio.where(ratio > 0)
+def _over_unexplained(results: Results, setting: str, name: str) -> tuple[pd.Series, pd.Series]:
+    """r2 of a feature, at least the end of its null band, over the share that no feature explains; which were set to it."""
+    r2, low = contrasts.above_null(results, setting, name)
+    ratio = r2 / (1 - results.values(setting, "joint_r2"))
+    return ratio.where(ratio > 0), low
 
 
 def figures(results: Results) -> list[Drawn]:

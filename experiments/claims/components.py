@@ -8,7 +8,7 @@ Paper: Lampinen, Chan and Hermann 2024 (principal components, units), and its fo
   python -m experiments.run --experiment=components --workdir=DIR --preset=quick    SGD only, shorter
 
 One setting, joint: identity (easy) and parity-4 (hard) in the base network, at the end of training, penultimate layer.
-  C19   share of the top 2 components explained by easy minus hard; the contrast beside it
+  C19   share of the top 2 components explained by easy minus hard; their log ratio beside it
   C20   area under accuracy against the number of components kept, from 1 to all: easy minus hard; over log2 of that number
         beside it. The network's own readout reports both outputs from them.
   C21   a share of living units with r2 over .1, easy minus hard; b participation ratio of the difference vector over the
@@ -61,7 +61,9 @@ def claims(results: Results, column: str) -> list[Claim]:
 
 def _dominates(results: Results, joint: str) -> tuple[Part, ...]:
     text = f"share of the top {TOP} components explained, r2({EASY}) - r2({HARD})"
-    return (_minus(results, joint, "", text, "top_r2", 0.02, contrasts.contrast, contrasts.CONTRAST, at=str(TOP)),)
+    part = _minus(results, joint, "", text, "top_r2", 0.02, at=str(TOP))
+    ratio, floored = contrasts.log_ratio(results, joint, EASY, HARD, "top_r2", at=str(TOP))
+    return (dataclasses.replace(part, secondary=ratio, secondary_statistic=contrasts.LOG_RATIO, floored=floored),)
 
 
 def _survives(results: Results, joint: str) -> tuple[Part, ...]:

@@ -177,21 +177,22 @@ def _still(results: Results, hard_first: str) -> tuple[Part, ...]:
 
 def _first(results: Results, first_a: str, first_b: str) -> tuple[Part, ...]:
     """Roles swapped: the mean over a first and b first, within a seed."""
-    at_end, shares, accuracies, mastered, late, both = [], [], [], [], [], []
+    at_end, logs, accuracies, mastered, late, both = [], [], [], [], [], []
     for setting, first, second in ((first_a, A, B), (first_b, B, A)):
         _, switch, end = _steps(results, setting)
         one, other = contrasts.pair(results, setting, "r2", first, second)
         at_end.append(one - other)
-        shares.append(contrasts.contrast(one, other))
+        logs.append(contrasts.log_ratio(results, setting, first, second))
         accuracies.append(contrasts.accuracy_gap(results, setting, first, second))
         mastered.append(_gap_at_mastery(results, setting, first, second))
         late += [(setting, (first, second), [end]), (setting, (first,), [(switch, end)])]
         both.append((setting, (first, second), [_both_mastered(results, setting, first, second)]))
     text = "r2(learned first) - r2(learned second), two xor features, roles swapped,"
+    ratios, floored = zip(*logs, strict=True)
     return (
         Part(
-            "a", f"{text} at the end", sum(at_end) / 2, gate(results, late), +1, 0.02, secondary=sum(shares) / 2,
-            secondary_statistic=contrasts.CONTRAST,
+            "a", f"{text} at the end", sum(at_end) / 2, gate(results, late), +1, 0.02, secondary=sum(ratios) / 2,
+            secondary_statistic=contrasts.LOG_RATIO, floored=sum(floored),
             accuracy=sum(accuracies) / 2,
         ),
         Part("b", f"{text} at mastery of the second", sum(mastered) / 2, gate(results, both), +1, 0.02),

@@ -29,6 +29,8 @@ Expected after the paper: a gap that grows with rarity.
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -87,20 +89,31 @@ EXPERIMENT = Experiment(
 
 def claims(results: Results, column: str) -> list[Claim]:
     """C08, over the rungs that were run; with fewer than two it has no parts, and is not measured."""
-    rungs = {f"{column}.{name}": p for name, p in PREVALENCES.items() if results.has(f"{column}.{name}")}
-    text, paper = "The more prevalent feature is represented more strongly", "the more prevalent"
-    if len(rungs) < 2:
-        return [Claim("C08", text, paper, (), "P")]
-    gaps, shares, accuracy = contrasts.gaps(results, list(rungs), FREQUENT, RARE)
+    run = {f"{column}.{name}": p for name, p in PREVALENCES.items() if results.has(f"{column}.{name}")}
+    text, paper, _, parts, source = CLAIMS["C08"]
+    return [Claim("C08", text, paper, parts(results, run) if len(run) > 1 else (), source)]
+
+
+def _rarer(results: Results, rungs: Mapping[str, float]) -> tuple[Part, ...]:
+    """The slope over rungs, prevalences by full name."""
+    gaps, ratios, floored, accuracy = contrasts.gaps(results, list(rungs), FREQUENT, RARE)
     passed = contrasts.all_at_end(results, list(rungs))
     rarity = -np.log(list(rungs.values()))
     statistic = "slope of r2(frequent) - r2(rare), on the crossed set, over -log prevalence of the rare one (natural log)"
-    slopes = [contrasts.slope(values, rarity) for values in (gaps, shares)]
+    slopes = [contrasts.slope(values, rarity) for values in (gaps, ratios)]
     part = Part(
         "", statistic, slopes[0], passed, +1, 0.02, secondary=slopes[1],
-        secondary_statistic=f"slope of {contrasts.CONTRAST}", accuracy=accuracy.mean(axis=1),
+        secondary_statistic=f"slope of {contrasts.LOG_RATIO}", floored=floored.sum(axis=1), accuracy=accuracy.mean(axis=1),
     )  # fmt: skip
-    return [Claim("C08", text, paper, (part,), "P")]
+    return (part,)
+
+
+# What is claimed, what the paper says of it, the settings it reads, and its parts.
+CLAIMS = {
+    "C08": (
+        "The more prevalent feature is represented more strongly", "the more prevalent", tuple(PREVALENCES), _rarer, "P",
+    ),
+}  # fmt: skip
 
 
 def figures(results: Results) -> list[Drawn]:

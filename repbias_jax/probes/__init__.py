@@ -20,8 +20,8 @@ Glossary. Each probe's docstring has range, direction, perfect and null values.
 - `walsh_r2`: r2 of products of +/-1 bits, summed by block and degree; on crossed probe sets the shares add up to 1.
 - `joint_r2`, `unique_r2`, `shared_r2`: all features at once; what is lost without one; what it shares with the
   others.
-- `component_r2`, `top_r2`, `kept_accuracy`: r2 of one principal component; of the first two together; accuracy of the
-  network when only the first k components are kept.
+- `component_r2`, `top_r2`, `kept_accuracy`: r2 of one principal component; of the first two together, whose null band
+  ends at `top_null_high`; accuracy of the network when only the first k components are kept.
 - `selective_share`, `participation`: share of living units with r2 over 0.1; participation ratio of the difference
   vector over living units.
 - `flips`, `random_flips`: share of outputs that a push along a feature's vector, or in a random direction, changes. A

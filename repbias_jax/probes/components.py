@@ -13,6 +13,7 @@ from jax import Array
 
 from repbias_jax.probes.moments import Measured, Outputs, Roles, Side, centred, dot, explained_by, whole_factors
 from repbias_jax.probes.readout import balanced_accuracy
+from repbias_jax.probes.variance import permuted
 
 SHOWN = 10  # components whose features are measured
 TOP = 2  # components whose joint share is measured
@@ -25,7 +26,8 @@ def components(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     `component_share` of component k (`at`): its part of all variance, range 0 to 1; falling in k on the fit set; random,
     isotropic: 1 / D. `component_r2` of a feature and k: r2 of the feature for the one-dimensional z_k; range, direction,
     perfect and random values as r2 of `variance`. `top_r2` (`at` 2): the same for the first two together, SSE and SST
-    summed over both. Invariant to rotation, shift and scale of the representation.
+    summed over both, and `top_null_high` the upper end of its null band, the 97.5th percentile under permuted labels.
+    Invariant to rotation, shift and scale of the representation.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take axes and class means from.
@@ -33,8 +35,8 @@ def components(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
       roles: number of values and role of each factor.
 
     Returns:
-      For k = 1 to 10 (or D): `component_share`, and `component_r2` of every factor but single bits; `top_r2` of those.
-      NaN where a component has no variance.
+      For k = 1 to 10 (or D): `component_share`, and `component_r2` of every factor but single bits; of those `top_r2` and
+      `top_null_high`. NaN where a component has no variance.
 
     Source: Lampinen et al. 2024; the ratio of sums is ours.
     """
@@ -48,7 +50,10 @@ def components(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
         explained = explained_by(name, fit, score, z_fit, z_score, roles[name].values)  # [SHOWN]
         for k in range(axes.shape[1]):
             out[Measured("component_r2", name, at=str(k + 1))] = explained[k] / spread[k]
-        out[Measured("top_r2", name, at=str(TOP))] = explained[:TOP].sum() / spread[:TOP].sum()
+        top = spread[:TOP].sum()
+        null = permuted(fit[1][name], score[1][name], roles[name].values, z_fit[:, :TOP], z_score[:, :TOP]) / top
+        out[Measured("top_r2", name, at=str(TOP))] = explained[:TOP].sum() / top
+        out[Measured("top_null_high", name, at=str(TOP))] = jnp.quantile(null, 0.975)
     return out
 
 

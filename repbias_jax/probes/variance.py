@@ -70,7 +70,7 @@ def variance(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
         sums = moments(hot_fit, hot_score, phi_fit, phi_score)
         by_unit = explained(sums)
         ratios = jnp.where(total > 0, by_unit / jnp.where(total > 0, total, 1), jnp.nan)
-        null = _permuted(fit[1][name], score[1][name], num_values, phi_fit, phi_score) / sst_f
+        null = permuted(fit[1][name], score[1][name], num_values, phi_fit, phi_score) / sst_f
         low, high = jnp.quantile(null, jnp.asarray([0.025, 0.975]))
         out |= {
             Measured("r2", name): by_unit.sum() / sst_f,
@@ -184,7 +184,7 @@ def _columns(side: Side, names: Sequence[str], roles: Roles) -> Array:
     return jnp.concatenate([jnp.ones((len(side[0]), 1)), *hot], axis=1)
 
 
-def _permuted(codes_fit: Array, codes_score: Array, num_values: int, phi_fit: Array, phi_score: Array) -> Array:
+def permuted(codes_fit: Array, codes_score: Array, num_values: int, phi_fit: Array, phi_score: Array) -> Array:
     """SST - SSE under `NUM_PERMUTATIONS` permutations of the labels. Returns `[permutations]`."""
     fit, score = codes_fit[orders(len(codes_fit), 0)], codes_score[orders(len(codes_score), 1)]
     sums = moments(one_hot(fit, num_values), one_hot(score, num_values), phi_fit, phi_score)

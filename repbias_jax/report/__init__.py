@@ -4,7 +4,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from repbias_jax import statistics
+from repbias_jax import confirmation, statistics
 from repbias_jax.config import Experiment
 from repbias_jax.report import figures, page, tables
 from repbias_jax.report.tables import read_claims
@@ -14,13 +14,19 @@ __all__ = ["read_claims", "write"]
 
 
 def write(folder: Path, experiment: Experiment, module: ModuleType, restoring: Restoring | None = None) -> list[str]:
-    """Writes `claims.csv`, `figures/` and `report.html`; returns their names within the folder."""
-    results = Results(folder, restoring)
+    """Writes `claims.csv`, `figures/` and `report.html`; returns their names within the folder.
+
+    Raises:
+      ConfigError: what a confirmation decides is not what was written down for it.
+    """
+    results, family = Results(folder, restoring), confirmation.family(experiment.confirmed)
     rows: list[dict[str, Any]] = []
     values: list[tuple[Any, ...]] = []
     for i, (column, _) in enumerate(experiment.columns):
         claims = module.claims(results, column)
-        rows += statistics.judge(claims, column, exploratory=i > 0)
+        if experiment.confirmed:
+            claims = confirmation.planned(experiment.confirmed, claims, (experiment.seed, experiment.num_seeds))
+        rows += statistics.judge(claims, column, exploratory=i > 0, family=family)
         values += statistics.values_of(claims, column)
     tables.write_claims(folder, rows)
     tables.write_values(folder, values)

@@ -98,15 +98,18 @@ def _corrected(p: float | None) -> dict[str, Any]:
     return {"p_holm": tables.cell(p), "survives_holm": "" if p is None else str(p <= LEVEL)}
 
 
-def write(folder: Path, sources: Sequence[Source], missing: Sequence[str]) -> list[dict[str, Any]]:
+def write(
+    folder: Path, sources: Sequence[Source], missing: Sequence[str], family: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """Writes `scorecard.csv` and `scorecard.html`; returns the rows.
 
     Args:
       folder: with a folder for each experiment.
       sources: in the order in which claims of the same id shall stand.
       missing: names of experiments that belong to the card and have brought nothing.
+      family: as in `rows_of`.
     """
-    rows = write_table(folder, sources)
+    rows = write_table(folder, sources, family)
     shown = [_shown(row) for row in rows]
     text = page.render(
         "card.html",
@@ -114,7 +117,9 @@ def write(folder: Path, sources: Sequence[Source], missing: Sequence[str]) -> li
         sources=sources,
         missing=missing,
         illustrations=illustrations(sources),
-        tested=sum(row["p_holm"] != "" for row in rows),
+        family=f"{len(family)} claims of confirm.json"
+        if family is not None
+        else f"{sum(row['p_holm'] != '' for row in rows)} claims of this card that were tested",
         tables=[
             ("Claims", [row for row in shown if row["exploratory"] != "True"]),
             ("Exploratory columns", [row for row in shown if row["exploratory"] == "True"]),
@@ -125,9 +130,9 @@ def write(folder: Path, sources: Sequence[Source], missing: Sequence[str]) -> li
     return rows
 
 
-def write_table(folder: Path, sources: Sequence[Source]) -> list[dict[str, Any]]:
+def write_table(folder: Path, sources: Sequence[Source], family: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Writes `scorecard.csv`; returns the rows."""
-    rows = rows_of(sources)
+    rows = rows_of(sources, family)
     store.write_table(folder / "scorecard.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
     return rows
 

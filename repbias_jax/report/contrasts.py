@@ -8,7 +8,7 @@ Everything is by seed, from `Results`: at the penultimate layer and at the end o
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,8 @@ from repbias_jax.report import figures
 from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part, gate
 
-CONTRAST = "(first - second) / (first + second)"  # of r2, as `contrast` computes it
+LOG_RATIO = "log(first / second)"  # of r2, as `log_ratio` computes it
+BANDS = {"r2": "null_high", "top_r2": "top_null_high"}  # the upper end of the null band of a form of r2
 
 
 def claims_of(table: Mapping[str, tuple], results: Results, column: str) -> list[Claim]:
@@ -53,9 +54,41 @@ def pair(results: Results, setting: str, metric: str, first: str, second: str, *
     return results.values(setting, metric, first, **more), results.values(setting, metric, second, **more)
 
 
-def contrast(first: pd.Series, second: pd.Series) -> pd.Series:
-    """(first - second) / (first + second): the same difference as a share of what both explain."""
-    return (first - second) / (first + second)
+def above_null(
+    results: Results, setting: str, feature: str, metric: str = "r2", **more: Any
+) -> tuple[pd.Series, pd.Series]:  # fmt: skip
+    """r2 of a feature as a logarithm may see it, by seed: what is below the upper end of its null band is set to that end.
+
+    Where a band ends below zero, as it does in layers of very many dimensions, the size of the null level, (C - 1) / N_fit,
+    takes the place of its end.
+
+    Args:
+      results: of the experiment.
+      setting: full name.
+      feature: factor name.
+      metric: `r2`, or another form of it that has a band in BANDS.
+      more: as in `Results.values`.
+
+    Returns:
+      r2, and which seeds were set to the band's end.
+    """
+    r2, high = (results.values(setting, name, feature, **more) for name in (metric, BANDS[metric]))
+    level = -results.values(setting, "null", feature)
+    floor = high.where(high > 0, level.reindex(high.index)).reindex(r2.index)
+    low = r2 < floor
+    return r2.where(~low, floor), low
+
+
+def log_ratio(
+    results: Results, setting: str, first: str, second: str, metric: str = "r2", **more: Any
+) -> tuple[pd.Series, pd.Series]:  # fmt: skip
+    """log of r2 of one feature over r2 of another, each as in `above_null`.
+
+    Returns:
+      By seed, the log ratio and how many of its two values were set to the end of the null band.
+    """
+    (one, low), (other, also) = (above_null(results, setting, f, metric, **more) for f in (first, second))
+    return np.log((one / other).where((one > 0) & (other > 0))), low.astype(int) + also.astype(int)
 
 
 def slope(values: pd.DataFrame, x: np.ndarray) -> pd.Series:
@@ -71,22 +104,41 @@ def accuracy_gap(results: Results, setting: str, first: str, second: str, step: 
     return one - other
 
 
-def gaps(
-    results: Results, settings: Sequence[str], first: str, second: str
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """r2 of one feature minus r2 of another, the contrast, and the gap in accuracy: a row a seed, a column a setting."""
+class Gaps(NamedTuple):
+    """Differences between two features: in each frame a row a seed and a column a setting.
+
+    Attributes:
+      apart: r2 of one feature minus r2 of another.
+      ratios: the log ratio of the two, as in `log_ratio`.
+      floored: how many of the two were set to the end of the null band.
+      accuracy: the gap in accuracy.
+    """
+
+    apart: pd.DataFrame
+    ratios: pd.DataFrame
+    floored: pd.DataFrame
+    accuracy: pd.DataFrame
+
+
+def gaps(results: Results, settings: Sequence[str], first: str, second: str) -> Gaps:
+    """The gap between two features in several settings, by both measures, and in accuracy."""
     pairs = {s: pair(results, s, "r2", first, second) for s in settings}
-    apart = pd.DataFrame({s: one - other for s, (one, other) in pairs.items()})
-    shares = pd.DataFrame({s: contrast(*found) for s, found in pairs.items()})
-    return apart, shares, pd.DataFrame({s: accuracy_gap(results, s, first, second) for s in settings})
+    logs = {s: log_ratio(results, s, first, second) for s in settings}
+    return Gaps(
+        pd.DataFrame({s: one - other for s, (one, other) in pairs.items()}),
+        pd.DataFrame({s: ratio for s, (ratio, _) in logs.items()}),
+        pd.DataFrame({s: low for s, (_, low) in logs.items()}),
+        pd.DataFrame({s: accuracy_gap(results, s, first, second) for s in settings}),
+    )
 
 
 def difference(results: Results, setting: str, label: str, name: str, features: tuple[str, str], sesoi: float) -> Part:
-    """r2 of one feature minus r2 of another, with the contrast beside it, where both are learned equally well."""
+    """r2 of one feature minus r2 of another, with their log ratio beside it, where both are learned equally well."""
     first, second = pair(results, setting, "r2", *features)
+    ratio, floored = log_ratio(results, setting, *features)
     return Part(
         label, f"r2({features[0]}) - r2({features[1]}), {name}", first - second, at_end(results, setting, features), +1,
-        sesoi, secondary=contrast(first, second), secondary_statistic=CONTRAST,
+        sesoi, secondary=ratio, secondary_statistic=LOG_RATIO, floored=floored,
         accuracy=accuracy_gap(results, setting, *features),
     )  # fmt: skip
 
