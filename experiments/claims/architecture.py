@@ -132,14 +132,14 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "factors": "Share of the penultimate layer's variance explained by an easy and a hard feature, one factor at a time: "
-    "number of hidden layers at width 128, width at four layers, activation function. Dots are all seeds, marks their mean "
-    "with a 95 % interval; grey marks are floors.",
-    "gaps": "The gap, r2(easy) - r2(hard), at every hidden layer, one factor at a time; the last layer of a line is the "
-    "penultimate one, at which networks are compared. Means over seeds with 95 % bands; grey marks are the gap of "
-    "untrained networks and of the unused twins, the mean over all networks of a panel.",
-    "every_layer": "Easy and hard at every hidden layer of networks of each depth. The last mark of a panel is the "
-    "penultimate layer, at which networks are compared.",
+    "factors": "Share of the penultimate layer's variance explained by an easy and a hard feature. Each panel varies "
+    "one factor: the number of hidden layers at width 128, the width of four layers, or the activation function. "
+    "Each dot is a seed; marks are means over seeds with 95 % intervals. Grey marks are floors.",
+    "gaps": "The gap, r2(easy) - r2(hard), at every hidden layer; each panel varies one factor. A line ends at the "
+    "penultimate layer, where networks are compared. Lines are means over seeds with 95 % bands. Grey marks are the "
+    "gaps of untrained networks and of the unused twins, averaged over all networks of a panel.",
+    "every_layer": "Variance explained by easy and hard at every hidden layer, in networks of each depth. The last "
+    "mark of a panel is the penultimate layer, where networks are compared.",
 }
 
 

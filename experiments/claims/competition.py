@@ -157,10 +157,12 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "share": "Share of the penultimate layer's variance that the target explains, by the number of others asked for with "
-    "it; dots are all seeds, marks their mean with a 95 % interval. Shares fall when anything is added.",
-    "absolute": "The same in absolute variance, which does not fall by itself. The control asks for the target five times: "
-    "as many outputs as with four others, and nothing new to learn.",
+    "share": "Share of the penultimate layer's variance that the target explains, by the number of other features "
+    "trained with it. Each dot is a seed; marks are means over seeds with 95 % intervals. A share falls whenever "
+    "another feature adds variance, even if the target's own variance stays the same.",
+    "absolute": "The same for the target's absolute variance, which does not fall just because another feature adds "
+    "variance. In the control, five outputs are all trained on the target: as many outputs as with four other "
+    "features, but nothing new to learn.",
 }
 
 # The figure that shows a claim or a part of it; the first one, where none is named.
@@ -193,14 +195,14 @@ def _draw_target(axes: Axes, results: Results, column: str, target: str, metric:
         untrained = [results.values(s, metric, target_of(results, s), step=0).mean() for _, s in own]
         unused = [results.values(s, metric, copy_of(target, other if n else "", n)).mean() for n, s in own]
         draw.floor(axes, np.add(x, shift), untrained, "target, untrained network", "x")
-        draw.floor(axes, np.add(x, shift), unused, "its copy that nobody asks for", "d")
+        draw.floor(axes, np.add(x, shift), unused, "unused copy of the target", "d")
     alone, same = f"{column}.{target}_alone", f"{column}.{target}_same"
     if results.has(same):
         control = pd.DataFrame({0: results.values(same, metric, target_of(results, same))}).T
-        draw.dots(axes, [places[4]], control, "control: itself, five times", STYLES[3] | {"linestyle": "none"}, shift=0.3)
+        draw.dots(axes, [places[4]], control, "control: target five times", STYLES[3] | {"linestyle": "none"}, shift=0.3)
     if metric == "r2":
         contrasts.null_band(axes, results, alone, target_of(results, alone))
     axes.set_xlim(-0.5, max(places.values()) + 0.5)
     axes.set_xticks(list(places.values()), [str(n) for n in places])
     title = f"{target} target, {column} ({contrasts.passing(results, list(dict.fromkeys(settings)))})"
-    draw.label(axes, title, "number of others asked for", y_label)
+    draw.label(axes, title, "number of other trained features", y_label)

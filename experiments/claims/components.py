@@ -120,15 +120,15 @@ NOTES = {
 }  # on the score card
 FIGURES = {"C19": "shares", "C20": "truncation", "C21": "units"}  # the figure that shows a claim
 CAPTIONS = {
-    "plane": "Probe examples of the first seed's network on its first two principal components, penultimate layer, marked "
-    "by the value of the easy feature (left) and of the hard one (right). Axes have one scale.",
-    "shares": "How much of each principal component the two features explain, and how much of all variance it holds (grey "
-    "steps). Dots are all seeds, marks their mean with a 95 % interval.",
-    "truncation": "What the network's own readout still reports when only the first k principal components are kept and "
-    "the others are set to their mean. Bands are 95 % intervals over seeds.",
-    "units": "Single units by layer: share of living units with r2 over .1 for the feature (top), over what share of "
-    "living units the difference vector is spread (middle), and how sparse the units are, whatever they respond to, "
-    "and how many live (bottom). Dots are all seeds, grey marks floors.",
+    "plane": "Probe examples of the first seed's network on its first two principal components (penultimate layer), "
+    "marked by the value of the easy feature (left) and of the hard feature (right). Both axes have the same scale.",
+    "shares": "How much of each principal component the two features explain, and which share of the total variance "
+    "the component holds (grey steps). Each dot is a seed; marks are means over seeds with 95 % intervals.",
+    "truncation": "Accuracy of the network's own readout when only the first k principal components are kept and the "
+    "others are set to their mean. Bands are 95 % intervals over seeds.",
+    "units": "Single units by layer. Top: share of living units with r2 over 0.1 for the feature. Middle: the share "
+    "of living units over which the difference vector is spread. Bottom: sparsity of the units, whatever they "
+    "respond to, and the share of units that live. Dots are all seeds; grey marks are floors.",
 }
 
 

@@ -97,14 +97,15 @@ def figures(results: Results) -> list[Drawn]:
 
 NOTES = {"C25": "follows in part from C01"}  # on the score card
 CAPTIONS = {
-    "sizes": "A readout of the frozen penultimate layer, trained on examples on which easy and hard agree and asked about "
-    "examples on which they do not: share that follows easy, by the number of training examples and by regularisation. "
-    "Dots are all seeds, marks their mean with a 95 % interval; one half is reliance on both alike. Grey: the "
-    "untrained network, and shuffled training labels.",
-    "layers": "The same by hidden layer, 256 training examples, cross-validated; beside it accuracy on held-out examples "
-    "on which both features agree.",
-    "gap": "The same at the penultimate layer against the gap in variance explained, a dot a seed: where the gap is wide "
-    "there is little else for a readout to follow.",
+    "sizes": "A readout of the frozen penultimate layer is trained on examples where easy and hard agree and tested "
+    "on examples where they conflict. Shown is the share of test examples in which the readout follows easy, by "
+    "number of training examples and by regularisation. One half means equal reliance on both. Each dot is a seed; "
+    "marks are means over seeds with 95 % intervals. Grey marks: the untrained network, and shuffled training "
+    "labels.",
+    "layers": "The same by hidden layer, for 256 training examples and cross-validated regularisation, together with "
+    "the accuracy on held-out examples where both features agree.",
+    "gap": "The same at the penultimate layer, against the gap in variance explained. Each dot is a seed. Where the "
+    "gap is wide, the layer holds little else that a readout could follow.",
 }
 
 

@@ -221,18 +221,19 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "order": "Share of the penultimate layer's variance that each feature explains, by the order in which they were "
-    "trained; dots are all seeds, marks their mean with a 95 % interval. Joint training is read after as many updates with "
-    "both losses on as the staged ones have had at their end. Left: an easy and a hard feature; right: two of equal "
-    "complexity. Grey marks are floors.",
-    "mastery": "Left: updates until a feature is mastered (the first of three evaluations in a row in which each of its "
-    "classes is over 95 % correct). Right: the gap, r2(easy) - r2(hard) or r2(a) - r2(b), at the first snapshot at which "
-    "both are mastered, and where `order` is read; in `first b` a gap below zero favours the one learned first. "
-    "Dots are all seeds, marks their mean with a 95 % interval; grey marks are the gap of the unused twins there.",
-    "along_orders": "Above: variance explained along training; the vertical line is the switch, from which the second "
-    "feature's loss is ramped up. Below: accuracy, looked at every few updates after the switch. Means over seeds with "
-    "95 % bands.",
-    "along_equals": "The same for two features of equal complexity: both at once, a first, b first.",
+    "order": "Share of the penultimate layer's variance that each feature explains, by the order in which the "
+    "features were trained. Jointly trained networks are measured after as many updates with both losses on as the "
+    "staged networks have had at their end. Left: an easy and a hard feature. Right: two features of equal "
+    "complexity. Each dot is a seed; marks are means over seeds with 95 % intervals. Grey marks are floors.",
+    "mastery": "Left: number of updates until a feature is mastered (the first of three evaluations in a row in "
+    "which each of its classes is over 95 % correct). Right: the gap, r2(easy) - r2(hard) or r2(a) - r2(b), at the "
+    "first snapshot at which both features are mastered, and at the step that the figure `order` shows. In `first "
+    "b`, a gap below zero favours the feature learned first. Each dot is a seed; marks are means over seeds with 95 "
+    "% intervals. Grey marks are the gaps of the unused twins.",
+    "along_orders": "Top: variance explained during training. The vertical line marks the switch, after which the "
+    "second feature's loss is ramped up. Bottom: accuracy, evaluated every few updates after the switch. Lines are "
+    "means over seeds with 95 % bands.",
+    "along_equals": "The same for two features of equal complexity, a and b: both from the start, a first, or b first.",
 }
 
 # The figure that shows a claim or a part of it; the first one, where none is named.

@@ -189,15 +189,17 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "map": "The gap, r2(easy) - r2(hard) at the penultimate layer, for every update rule, learning rate and dropout rate: "
-    "mean over the networks that learned both features, and how many did. Below zero the hard feature fills more. Hatched "
-    "cells have no number: more than 25 % of their networks did not learn both features. Empty places were not run.",
+    "map": "The gap, r2(easy) - r2(hard) at the penultimate layer, for every update rule, learning rate and dropout "
+    "rate. A cell shows the mean over the networks that learned both features, and how many did. Below zero, the "
+    "hard feature explains more. Hatched cells have no number because more than 25 % of their networks did not learn "
+    "both features. Empty places were not run.",
     "dropout": "Share of the penultimate layer's variance explained by the easy and the hard feature under Adam, by "
-    "dropout rate, a panel a learning rate. Dots are all seeds, also those that did not learn the hard feature; marks are "
-    "their mean with a 95 % interval, grey marks floors.",
-    "init_scale": "Easy and hard, and the gap between them, by the scale of the initial weights (1: LeCun-normal), SGD 0.1 "
-    "without dropout. Dots are all seeds, marks their mean with a 95 % interval; grey marks are floors. "
-    "No value: the outputs of all networks at that scale stopped being finite.",
+    "dropout rate; one panel per learning rate. Dots are all seeds, including those that did not learn the hard "
+    "feature; marks are means over seeds with 95 % intervals. Grey marks are floors.",
+    "init_scale": "Variance explained by easy and hard, and the gap between them, by the scale of the initial "
+    "weights (1: LeCun-normal), under SGD at rate 0.1 without dropout. Each dot is a seed; marks are means over "
+    "seeds with 95 % intervals. Grey marks are floors. `No value` means that the outputs of all networks at that "
+    "scale became infinite or NaN.",
 }
 
 

@@ -115,13 +115,15 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "ladder": "Share of the penultimate layer's variance explained by a feature present in half of the training examples "
-    "and by its equal, present in fewer; on the crossed probe set, where all combinations are equally frequent. Dots are "
-    "all seeds, marks their mean with a 95 % interval. Where the lines part, prevalence decides; grey marks are floors.",
-    "exposure": "The same where both features are present in half of the examples, but the second one's label enters the "
-    "loss in a share of them only.",
-    "natural": "The rare feature on the crossed and on the natural probe set. On the natural one r2 carries the factor "
-    "p(1-p): hollow marks are what the crossed set's numbers predict for it.",
+    "ladder": "Share of the penultimate layer's variance explained by a feature that is present in half of the "
+    "training examples, and by an equally complex feature that is present in fewer. Measured on the crossed probe "
+    "set, where all combinations are equally frequent. Each dot is a seed; marks are means over seeds with 95 % "
+    "intervals. Where the lines separate, prevalence decides. Grey marks are floors.",
+    "exposure": "The same when both features are present in half of the examples, but the label of the second one "
+    "enters the loss in only a share of them.",
+    "natural": "Variance explained by the rare feature on the crossed and on the natural probe set. On the natural "
+    "set r2 contains the factor p(1-p) of the prevalence p; hollow marks show what the results on the crossed set "
+    "predict for it.",
 }
 
 

@@ -274,19 +274,20 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "layers": "Accuracy of a linear readout of each feature by hidden layer, on held-out examples, in networks asked for "
-    "one of them; dots are all seeds, marks their mean with a 95 % interval. Grey marks are floors: the untrained network, "
-    "a twin that nobody asks for, permuted labels.",
-    "decoders": "Accuracy of a linear and of a nonlinear readout of the penultimate layer, before and after training; dots "
-    "are all seeds, marks their mean with a 95 % interval. Grey marks are floors: permuted labels and the twin that "
-    "nobody asks for.",
-    "reliance": "Networks asked for a label that both features predict, hard in 90 % of the examples. Left: how often the "
-    "output says what a feature says, on examples on which the two are independent; in the grey band neither is "
-    "preferred (95 % interval over seeds, by the jackknife). Right: accuracy on the distribution "
-    "trained on, with what its labels allow, and what they allow to networks that follow one feature.",
-    "along": "Above: accuracy of a linear readout of each feature along training in networks asked for hard; in `shortcut` "
-    "easy equals hard in 80 % of the training examples. Below: accuracy of the output on test data on which the features "
-    "are independent. Means over seeds with 95 % bands.",
+    "layers": "Accuracy of a linear readout of each feature on held-out examples, by hidden layer, in networks "
+    "trained on one of the two features. Each dot is a seed; marks are means over seeds with 95 % intervals. Grey "
+    "marks are floors: the untrained network, the unused twin, and permuted labels.",
+    "decoders": "Accuracy of a linear and of a nonlinear readout of the penultimate layer, before and after "
+    "training. Each dot is a seed; marks are means over seeds with 95 % intervals. Grey marks are floors: permuted "
+    "labels and the unused twin.",
+    "reliance": "Networks trained on a label that both features predict; hard predicts it in 90 % of the examples. "
+    "Left: how often the output agrees with each feature, on examples where the two are independent. The grey band "
+    "is the 95 % interval (jackknife over seeds) of the predictivity of easy at which networks prefer neither "
+    "feature. Right: accuracy on the training distribution, with the best accuracy that its labels allow, and the "
+    "best that they allow to networks that follow one feature only.",
+    "along": "Top: accuracy of a linear readout of each feature during training, in networks trained on hard; in "
+    "`shortcut`, easy equals hard in 80 % of the training examples. Bottom: accuracy of the output on test data "
+    "where the features are independent. Lines are means over seeds with 95 % bands.",
 }
 
 # The figure that shows a claim or a part of it; the first one, where none is named.
@@ -344,7 +345,7 @@ def _draw_reliance(results: Results, columns: list[str]) -> Figure | None:
         x = list(settings.values())
         shares = {f: pd.DataFrame({s: results.values(s, "agreement", f) for s in settings}).T for f in (EASY, HARD)}
         for (feature, values), style in zip(shares.items(), STYLES, strict=False):
-            draw.dots(left, x, values, f"says {feature}", style, shift=0.0)
+            draw.dots(left, x, values, f"agrees with {feature}", style, shift=0.0)
         found = crossing(shares[EASY] - shares[HARD])
         if np.isfinite(found.effect):
             left.axvline(found.effect, linestyle=(0, (4, 3)), label="neither is preferred", **draw.FLOOR)
@@ -353,13 +354,16 @@ def _draw_reliance(results: Results, columns: list[str]) -> Figure | None:
             left.text(found.ci_low, 0.55, f"{said} ", ha="right", va="bottom", fontsize=7.5)
         left.axhline(CHANCE, linestyle=(0, (1, 2)), label="independent", **draw.FLOOR)
         untrained = [results.values(s, "agreement", f"twin_{EASY}").mean() for s in settings]
-        draw.floor(left, x, untrained, f"says unused twin of {EASY}", "d")
+        draw.floor(left, x, untrained, f"agrees with unused twin of {EASY}", "d")
         _draw_allowed(right, results, settings)
-        for axes, y in ((left, "agreement of the output (share)"), (right, "accuracy as trained on (share)")):
+        for axes, y in (
+            (left, "agreement of the output (share)"),
+            (right, "accuracy on the\ntraining distribution (share)"),
+        ):
             axes.set_xticks(x)
             axes.set_xlim(min(x) - 0.08, max(x) + 0.08)
             axes.set_ylim(top=1.03)
-            draw.label(axes, column, "P(easy = target), with P(hard = target) = .9", y)
+            draw.label(axes, column, "P(easy = target), with P(hard = target) = 0.9", y)
     return draw.finish(figure)
 
 
@@ -367,7 +371,7 @@ def _draw_allowed(axes: Axes, results: Results, settings: dict[str, float]) -> N
     found = {s: accuracy_of(*follow(results, s), p, HARD_PREDICTS) for s, p in settings.items()}
     x = list(settings.values())
     draw.dots(axes, x, pd.DataFrame(found).T, "accuracy", STYLES[2])
-    bounds = {"all that labels allow": ("x", None), "with easy alone": ("d", 1.0), "with hard alone": ("+", 0.0)}
+    bounds = {"best that labels allow": ("x", None), "best, following easy": ("d", 1.0), "best, following hard": ("+", 0.0)}
     for name, (marker, conflict) in bounds.items():
         draw.floor(axes, x, [float(allowed(p, HARD_PREDICTS, conflict)) for p in x], name, marker)
 
@@ -411,7 +415,7 @@ def _draw_along(results: Results, settings: list[str]) -> Figure | None:
             draw.band(top, unused, f"unused twin of {feature}", twin | {"marker": ""})
         shuffled = contrasts.curve(results, setting, "decode_shuffled", EASY).mean(axis=1)
         draw.floor(top, shuffled.index, shuffled, "permuted labels", "1")
-        draw.band(bottom, results.accuracy(setting, HARD, "accuracy"), "the output, asked for hard", STYLES[1])
+        draw.band(bottom, results.accuracy(setting, HARD, "accuracy"), "output trained on hard", STYLES[1])
         bottom.axhline(0.95, linestyle=(0, (4, 3)), label="95 %", **draw.FLOOR)
         for axes in (top, bottom):
             axes.axhline(CHANCE, linestyle=(0, (1, 2)), label="chance", **draw.FLOOR)

@@ -243,18 +243,22 @@ def figures(results: Results) -> list[Drawn]:
 
 FIGURES = {"C35": "spread"}  # the figure that shows a claim
 CAPTIONS = {
-    "matrix": "Similarity of every two models at the penultimate layer, by setting and within it by seed; grey: two models "
-    "of one seed, which are not compared. Left the primary measure (RSA: Euclidean distances, Pearson), right debiased "
-    "CKA. A bright block off the diagonal means that models with other tasks look alike.",
-    "types": "The same by what is compared, for every measure; 1 is alike. A dot is a MODEL of the first kind, its mean "
-    "over the models of the second; marks are means over all pairs with a 95 % jackknife interval over seeds. Whether or "
-    "not they learned their features, all models are shown. Two untrained networks are the floor.",
-    "ceilings": "How well models of one kind predict the RDM of models of another (Pearson, Euclidean distances): dots are "
-    "the predicting models, marks their mean with a 95 % jackknife interval. The grey band is the noise ceiling: its upper "
-    "end is the best that any RDM can do for these models, its lower end what their mean does for one that is left out. "
-    "Marks near a band of another task say that RSA cannot tell the tasks apart.",
-    "spread": "Variance explained by easy and hard over seeds, in models of both and in models of one. A wide cloud "
-    "relative to its height is an inconsistent feature; sd / mean is printed below each.",
+    "matrix": "Similarity of every pair of models at the penultimate layer, ordered by setting and then by seed. "
+    "Left: the primary measure (RSA with Euclidean distances and Pearson correlation). Right: debiased CKA. Grey: "
+    "two models of one seed, which are not compared. A bright block off the diagonal means that models trained on "
+    "different features look alike.",
+    "types": "The same by type of pair, for every measure; 1 means most similar. A dot is one MODEL of the first "
+    "kind: its mean over all models of the second kind. Marks are means over all pairs with 95 % jackknife intervals "
+    "over seeds. All models are shown, whether or not they learned their features. Two untrained networks are the "
+    "floor.",
+    "ceilings": "How well models of one kind predict the RDM of models of another kind (Pearson correlation, "
+    "Euclidean distances). Dots are the predicting models; marks are their means with 95 % jackknife intervals. The "
+    "grey band is the noise ceiling: its upper end is the best that any RDM can reach for these models, its lower "
+    "end what the mean of the other models reaches for a left-out one. Marks near the band of another task mean that "
+    "RSA cannot distinguish the tasks.",
+    "spread": "Variance explained by easy and hard over seeds, in models trained on both features and in models "
+    "trained on one. A feature whose dots spread widely relative to their mean is inconsistent; sd / mean is printed "
+    "below each.",
 }
 NAMES = {BOTH: "easy+hard", EASY_ONLY: "easy", HARD_ONLY: "hard", UNTRAINED: "untrained"}
 TYPES = (

@@ -146,14 +146,16 @@ def figures(results: Results) -> list[Drawn]:
 NOTES = {"C24": "follows nearly mechanically from C01"}  # on the score card
 FIGURES = {"C22": "matrix", "C23": "doses", "C24": "half"}  # the figure that shows a claim
 CAPTIONS = {
-    "doses": "Share of examples whose output flips, by the size of the push. Solid: the output of the feature whose vector "
-    "is pushed along; thin: the other output; grey: an output along random directions of equal norm, the "
-    "mean over the signs of both features' pushes. Bands are 95 % intervals over seeds.",
-    "matrix": "Flips by each feature's vector at its own length: rows are directions, columns outputs, mean over seeds. "
-    "Below them random directions of the same length, with the signs of that feature's pushes.",
-    "half": "The push that flips half of the examples, by feature and layer. Dots are all seeds; those at the dotted line "
-    "do not reach half with the largest dose. Grey: the push at which random directions flip "
-    "half on average.",
+    "doses": "Share of examples whose output flips, by the size of the push. Solid: the output of the feature along "
+    "whose vector the representation is pushed. Thin: the other output. Grey: an output when pushed along random "
+    "directions of equal norm, the mean over the signs of both features' pushes. Bands are 95 % intervals over "
+    "seeds.",
+    "matrix": "Share of outputs that each feature's vector flips, at the vector's own length. Rows are directions, "
+    "columns are outputs; means over seeds. The lower rows are random directions of the same length, with the signs "
+    "of that feature's pushes.",
+    "half": "The size of the push that flips half of the examples, by feature and layer. Dots are all seeds; dots at "
+    "the dotted line do not reach half even with the largest dose. Grey marks: the push at which random directions "
+    "flip half on average.",
 }
 
 
