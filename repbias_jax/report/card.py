@@ -117,7 +117,7 @@ def write(folder: Path, sources: Sequence[Source], missing: Sequence[str]) -> li
         tested=sum(row["p_holm"] != "" for row in rows),
         tables=[
             ("Claims", [row for row in shown if row["exploratory"] != "True"]),
-            ("Exploratory columns", [row for row in shown if row["exploratory"] == "True"]),
+            ("Exploratory conditions", [row for row in shown if row["exploratory"] == "True"]),
         ],
         quote=quote,
     )
