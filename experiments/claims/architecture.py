@@ -11,10 +11,11 @@ Identity (easy) and parity-4 (hard), in networks that differ in one thing at a t
   width64 ... width512 four hidden layers of 64, 128 (that is depth4), 256, 512, ReLU
   leaky, tanh, gelu    four hidden layers of 128 with another activation function
 
-C10 is the slope of the gap at the penultimate layer over depth 2 to 6, C11 an equivalence: gap(512) - gap(64) within 0.05.
+C10 is the slope of the gap at the penultimate layer over depths 2 to 6. C11 is an equivalence: gap(512) - gap(64) lies
+within 0.05 of zero.
 
-Cost and outcome of the reference run: `experiments/results/architecture/manifest.json` and `claims.csv` beside it.
-Expected after the paper: a gap that grows with depth and not with width.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/architecture/`.
+Expected from the paper: the gap grows with depth and not with width.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -85,7 +86,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, column: str) -> list[Claim]:
-    """C10 and C11; a claim whose settings were not run has no parts, and is not measured."""
+    """C10 and C11; a claim whose settings were not run has no parts and is not measured."""
     deep = {f"{column}.{name}": depth for name, depth in DEPTHS.items() if depth >= 2}
     wide = (f"{column}.width512", f"{column}.width64")
     return [
@@ -121,7 +122,7 @@ def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
     columns = contrasts.columns(results)
     drawn = [
         ("factors", _draw_factors(results, columns)),

@@ -1,4 +1,4 @@
-"""What a feature loses when a network is asked for others besides (claim C09).
+"""How a feature's variance changes when the network is also trained on other features (claim C09).
 
 Claim: a feature is represented more strongly alone, or with fewer others.
 Paper: Lampinen, Chan and Hermann 2024 (number of features); others, control and all sizes are ours.
@@ -6,16 +6,17 @@ Paper: Lampinen, Chan and Hermann 2024 (number of features); others, control and
   python -m experiments.run --experiment=competition --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=competition --workdir=DIR --preset=quick    SGD only, the easy target: no verdict
 
-A target, easy (identity) or hard (parity-4), is asked for alone or with others: easy ones (1, 2, 4, 8 identities), xor
-features (1, 2, 4) or parity-4 features (1, 2, 4). One more copy of the target is never asked for: the floor. Shares of
-variance fall whenever something is added, whatever the network does with the target: so the claim is about the target's
-absolute variance, and its variance relative to what no feature explains stands beside it. `easy_same` and `hard_same`
-ask for the target itself five times: as many outputs, and nothing new to learn.
+A network is trained on a target, easy (identity) or hard (parity-4), alone or together with other features: 1, 2, 4 or 8
+identities, 1, 2 or 4 xor features, or 1, 2 or 4 parity-4 features. No output is trained on one further copy of the target,
+which serves as the floor. The target's share of variance falls whenever another feature adds variance, even if the target's
+own variance stays the same. The claim is therefore about the target's absolute variance; its variance relative to the part
+that no feature explains is also reported. In the controls `easy_same` and `hard_same`, five outputs are trained on the
+target: as many outputs as with four others, but nothing new to learn.
 
 Settings: <target>_alone, <target>_<others><number> with others easy, xor or par4, <target>_same.
 
-Cost and outcome of the reference run: `experiments/results/competition/manifest.json` and `claims.csv` beside it.
-Expected after the paper: less variance among others.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/competition/`.
+Expected from the paper: the target has less variance among other features.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -144,7 +145,7 @@ def _over_unexplained(results: Results, setting: str, name: str) -> pd.Series:
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
     columns = contrasts.columns(results)
     drawn = [
         (name, _draw_numbers(results, columns, metric, label))

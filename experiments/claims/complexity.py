@@ -1,21 +1,21 @@
 """Easy against hard features (claims C01 to C04 and C36).
 
-Claim: of two features with the same role, both learned perfectly, the simpler fills more of the representation.
+Claim: of two features with the same role, both learned perfectly, the simpler one explains more of the representation.
 Paper: Lampinen, Chan and Hermann 2024 (feature complexity); C02, C36 and all sizes are ours.
 
   python -m experiments.run --experiment=complexity --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=complexity --workdir=DIR --preset=quick    SGD only, shorter
 
-Settings, each in two columns (SGD 0.1, which carries the verdicts, and Adam 3e-4, exploratory):
+Settings, each in two conditions (SGD at rate 0.1 for the verdicts; Adam at rate 3e-4, exploratory):
   joint       identity (easy) and parity-4 (hard), cross-entropy
   squared     the same with squared loss on +/-1 targets
-  along       joint again, with activations kept every few steps
-  along_easy  its twin: same data and initial weights, only easy asked for
+  along       the same as joint, with activations kept every few steps
+  along_easy  the same data and initial weights as along, trained on easy only
   ladder      parity-1, 2, 3, 4 in one model
   equal       majority-of-3 and parity-3: equal arity, unequal complexity
   composed    identity and (majority-of-3 xor majority-of-3)
 
-Cost and outcome of the reference run: `experiments/results/complexity/manifest.json` and `claims.csv` beside it.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/complexity/`.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -88,7 +88,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, column: str) -> list[Claim]:
-    """C01 to C04 and C36; a claim whose settings were not run has no parts, and is not measured."""
+    """C01 to C04 and C36; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, column)
 
 
@@ -196,7 +196,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
 
     def run(setting: str) -> list[str]:
         return contrasts.run_in(results, setting)

@@ -8,16 +8,16 @@ Paper: Lampinen, Chan and Hermann 2024 (principal components, units), and its fo
   python -m experiments.run --experiment=components --workdir=DIR --preset=quick    SGD only, shorter
 
 One setting, joint: identity (easy) and parity-4 (hard) in the base network, at the end of training, penultimate layer.
-  C19   share of the top 2 components explained by easy minus hard; the contrast beside it
-  C20   area under accuracy against the number of components kept, from 1 to all: easy minus hard; over log2 of that number
-        beside it. The network's own readout reports both outputs from them.
-  C21   a share of living units with r2 over .1, easy minus hard; b participation ratio of the difference vector over the
-        number of living units, easy minus hard; the log of their ratio beside it
+  C19   share of the top 2 components that easy explains minus the share that hard explains. Second measure: the contrast.
+  C20   area under the curve of accuracy against the number of components kept, from 1 to all, easy minus hard. The
+        network's own readout gives both outputs. Second measure: the area over log2 of the number of components.
+  C21   a: share of living units with r2 over 0.1, easy minus hard. b: participation ratio of the difference vector divided
+        by the number of living units, easy minus hard. Second measure of b: the log of their ratio.
 
-C19 and C20 follow nearly mechanically from the gap at the same site (C01), C21 in part.
+C19 and C20 follow nearly mechanically from the gap at the same site (C01), and C21 follows in part.
 
-Cost and outcome of the reference run: `experiments/results/components/manifest.json` and `claims.csv` beside it.
-Expected after the paper: easy above hard in all of them.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/components/`.
+Expected from the paper: easy above hard in all of them.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -102,7 +102,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns that were run."""
+    """Returns all figures, for the conditions that were run."""
     settings = contrasts.run_in(results, "joint")
     drawn = (
         ("plane", _draw_plane(results, settings)),

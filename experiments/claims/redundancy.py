@@ -1,39 +1,42 @@
-"""Which features a network holds that it needs not: decoding and reliance (claims C28, C29, C30, C33, C34).
+"""Features that a network represents without needing them: decoding and reliance (claims C28, C29, C30, C33, C34).
 
-Claim: untrained networks decode easy above hard; training enhances the target and partly suppresses others; of two
-  redundant features the easier is relied on, even where it predicts less; easy is learned first and partly unlearned.
-Paper: Hermann and Lampinen 2020 (binary task). Their sizes leave hard under 80 %, so all sizes are those of our base.
+Claim: easy is more decodable than hard from untrained networks; training enhances the target and partly suppresses other
+  features; of two redundant features networks rely on the easier one, even if it predicts less; easy is learned first and
+  partly unlearned.
+Paper: Hermann and Lampinen 2020 (binary task). With their sizes hard stays under 80 %, so we use the sizes of our base
+setting.
 
   python -m experiments.run --experiment=redundancy --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=redundancy --workdir=DIR --preset=quick    SGD only, three settings
 
 Settings:
-  target_easy  asked for identity (easy); parity-4 (hard) is there and predicts nothing
-  target_hard  asked for hard; easy predicts nothing
-  shortcut     asked for hard; in training easy equals it in 80 % of the examples
-  p50 ... p90  asked for a latent target, which hard equals in 90 % of the examples and easy in 50, 60, 70, 80, 90 %
+  target_easy  trained on identity (easy); parity-4 (hard) is present in the input and predicts nothing
+  target_hard  trained on hard; easy is present and predicts nothing
+  shortcut     trained on hard; in the training data easy equals it in 80 % of the examples
+  p50 ... p90  trained on a latent target, which equals hard in 90 % of the examples and easy in 50, 60, 70, 80, 90 %
 
-Decided here, where the list of claims is silent:
-- A seed passes where the fits of the decoders that a claim reads converged. C28 is read in the untrained networks of
-  target_easy: nothing is learned, so that nothing else is asked for.
-- C29 is the mean over the two single-target networks (easy the target and hard the other, and the reverse), so that
-  no feature is the target in all of them. A seed passes where both networks learned their targets.
-- C30: a label that is noise given the features cannot be tested at 95 %. What replaces the gate is part b: whether
-  accuracy on the training distribution is what its labels allow. Accuracy there follows from the agreements on the
-  crossed set (`accuracy_of`), which is that distribution given both features. The labels allow .9 to a network that
-  follows hard in every conflict, .8 to one that follows easy: within .02 of .9 only those that follow easy in at most
-  .2 of the conflicts, of which part a is never true. So part b asks for what they allow to a network that resolves
-  conflicts as this one does (`allowed`); the figure shows accuracy against .9 besides.
-  Of 8,192 examples, as elsewhere, networks learn the noise of their labels by heart and miss part b (BUILD.md). p50 to
-  p90 are trained on four times as many for a quarter of the epochs: the fewest of those tried of which every
-  calibration network, of both columns, passes part b; a was not looked at there (`results/redundancy/tried.csv`).
-- C33 needs something that first favours easy and then has hard learned: shortcut, whose gate is hard on test data on
-  which easy predicts nothing. The maximum of a noisy curve lies too high: each seed is read at the snapshot,
-  the first left out, at which the mean of the OTHER half of the seeds peaks. Chance is one half.
-- C34: the suppressed feature is easy in target_hard (hard is not decodable before training either; it is in the figure).
+Choices that the claims leave open:
+- A seed passes if the decoders that a claim reads have converged. C28 uses the untrained networks of target_easy; nothing
+  is learned there, so nothing else is required.
+- C29 is the mean over the two single-target networks (target easy, other hard, and the reverse), so that no single feature
+  is always the target. A seed passes if both networks learned their targets.
+- C30: given the features, the label is noisy, so a gate at 95 % accuracy is impossible. Part b replaces it: is the accuracy
+  on the training distribution as high as the labels allow? This accuracy follows from the agreements on the crossed set
+  (`accuracy_of`), which is the same distribution given both features. The labels allow an accuracy of 0.9 to a network that
+  follows hard in every conflict, and 0.8 to one that follows easy. Only networks that follow easy in at most 20 % of the
+  conflicts come within 0.02 of 0.9, and for these part a cannot hold. Part b therefore compares with the accuracy that the
+  labels allow to a network that resolves conflicts as this one does (`allowed`); the figure also shows accuracy against
+  0.9. With 8,192 examples, as in the other experiments, networks memorise the noise of their labels and fail part b. p50 to
+  p90 are trained on four times as many examples for a quarter of the epochs. This is the smallest of the tried sizes at
+  which every calibration network, in both conditions, passes part b; part a was not evaluated there
+  (`results/redundancy/tried.csv`).
+- C33 needs a setting in which easy is favoured first and hard is learned later: shortcut. Its gate is hard on test data on
+  which easy predicts nothing. The maximum of a noisy curve is biased upwards, so each seed is measured at the snapshot
+  (except the first) at which the mean of the OTHER half of the seeds peaks. Chance is one half.
+- C34: the suppressed feature is easy in target_hard. (Hard is not decodable before training either; the figure shows it.)
 
-Cost and outcome of the reference run: `experiments/results/redundancy/manifest.json` and `claims.csv` beside it.
-Expected after the paper: easy above hard; target up, others down but not to chance; easy relied on at 80 against 90 %.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/redundancy/`.
+Expected from the paper: easy above hard; the target up, others down but not to chance; reliance on easy at 80 against 90 %.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -120,7 +123,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, column: str) -> list[Claim]:
-    """C28 to C30, C33 and C34; a claim whose settings were not run has no parts, and is not measured."""
+    """C28 to C30, C33 and C34; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, column)
 
 
@@ -259,7 +262,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
     columns = contrasts.columns(results)
     ladders = [c for c in columns if _run(results, c, LADDER)]
     single = [s for name in ("target_easy", "target_hard") for s in contrasts.run_in(results, name)]

@@ -1,4 +1,4 @@
-"""How alike models are, and how alike an analysis finds them (claims C26, C27, C32, C35).
+"""How similar models are by RSA and CKA (claims C26, C27, C32, C35).
 
 Claim: a model of an easy and a hard feature looks like a model of the easy one alone, though it computes both.
 Paper: Lampinen, Chan and Hermann 2024 (RSA); Hermann and Lampinen 2020; Lampinen, Chan, Li and Hermann 2025/26.
@@ -6,26 +6,27 @@ Paper: Lampinen, Chan and Hermann 2024 (RSA); Hermann and Lampinen 2020; Lampine
   python -m experiments.run --experiment=similarity --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=similarity --workdir=DIR --preset=quick    SGD only, shorter
 
-Settings, all with the same inputs, which hold identity (easy) and parity-4 (hard), and the same probe examples for all:
-  both        both are asked for
-  easy_only   only easy is
-  hard_only   only hard is
-  untrained   no setting of its own: `both` before training
+Settings. All have the same inputs, which contain identity (easy) and parity-4 (hard), and the same probe examples:
+  both        trained on both features
+  easy_only   trained on easy only
+  hard_only   trained on hard only
+  untrained   not a separate setting: the networks of `both` before training
 
-Similarity is read at the penultimate layer, between models of different seeds only. Ours, and fixed before anything ran:
-  primary     RSA with Euclidean distances and Pearson's correlation of RDMs, which is the kind that gives -.795 for the
-              two solutions of XOR; higher is more alike
-  secondary   debiased CKA; where its interval lies on the other side of zero the verdict is "depends on the measure"
-  margins     .05 in similarity. C35 compares coefficients of variation (sd / mean over seeds) as a log ratio, margin
+Similarity is measured at the penultimate layer, only between models of different seeds. These choices are ours and were
+fixed before anything ran:
+  primary     RSA with Euclidean distances and Pearson's correlation of RDMs, which is the variant that gives -0.795 for
+              the two solutions of XOR; higher is more similar
+  secondary   debiased CKA; if its interval lies on the other side of zero, the verdict is "depends on the measure"
+  margins     0.05 in similarity. C35 compares coefficients of variation (sd / mean over seeds) as a log ratio, margin
               log 1.1; their plain difference is secondary
-  unit        a model: every statistic is computed from all seeds at once, and a seed's value is its jackknife
-              pseudo-value, which leaves out all pairs with any of its models. Seeds that fail the gate in any compared
-              cell, or whose model is constant, are in no pair at all
+  unit        a model: every statistic is computed from all seeds at once. The value of a seed is its jackknife
+              pseudo-value, which leaves out all pairs with any model of this seed. Seeds that fail the gate in any
+              compared setting, or whose model is constant, are excluded from all pairs
 
-C26 follows in part from C01: where easy fills most of the variance it fills most of the distances.
+C26 follows in part from C01: if easy explains most of the variance, it also determines most of the distances.
 
-Cost and outcome of the reference run: `experiments/results/similarity/manifest.json` and `claims.csv` beside it.
-Expected after the papers: C26 and C27b above zero, C27a below; C32 above; C35 below.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/similarity/`.
+Expected from the papers: C26 and C27b above zero, C27a below; C32 above; C35 below.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -102,7 +103,7 @@ def similarities(results: Results, column: str, metric: str) -> Similarities:
 
 
 def claims(results: Results, column: str) -> list[Claim]:
-    """C26, C27, C32 and C35; a claim whose settings were not run has no parts, and is not measured."""
+    """C26, C27, C32 and C35; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, column)
 
 
@@ -229,7 +230,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
     run = contrasts.columns(results, *_ALL)
     columns = [c for c in run if len(contrasts.similarities(results, c, PRIMARY))]  # one seed has no pairs
     drawn = [

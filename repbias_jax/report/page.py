@@ -80,13 +80,15 @@ def figure(folder: Path, item: Drawn) -> dict[str, str]:
 
 
 def readouts(results: Results) -> list[dict[str, Any]]:
-    """How strongly each output is read out and how far right answers lead: mean over seeds at the last step."""
+    """Returns norm and margin (logits) of each output's readout, the means over seeds at the last step."""
     rows = []
     for setting in results.settings.index:
         for output in results.outputs(setting):
             norm, margin = (results.values(setting, metric, output).mean() for metric in ("readout_norm", "margin"))
             if np.isfinite(norm):
-                rows.append({"setting": setting, "output": output, "norm": f"{norm:.2f}", "margin": f"{margin:.2f}"})
+                rows.append(
+                    {"setting": setting, "output": output, "norm": f"{norm:.2f}", "margin": f"{round(margin, 2) + 0.0:.2f}"}
+                )
     return rows
 
 
