@@ -305,9 +305,9 @@ def judge(claims: Sequence[Claim], column: str, exploratory: bool) -> list[dict[
     """Rows of `claims.csv`: one a claim, and for claims with several parts one a part below it.
 
     Args:
-      claims: of an experiment, in one column of settings.
-      column: its name.
-      exploratory: whether the column is a comparison and no test of the claims; its rows say so.
+      claims: of an experiment, in one condition.
+      column: name of the condition.
+      exploratory: whether the condition is a comparison and not a test of the claims; the rows are marked accordingly.
     """
     rows: list[dict[str, object]] = []
     tested: set[str] = set()

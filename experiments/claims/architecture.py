@@ -178,7 +178,7 @@ def _gap(results: Results, setting: str, prefix: str = "", **more: int) -> pd.Da
 
 
 def _by_factor(results: Results, columns: list[str], panel: Callable[[Axes, str, str, dict[object, str]], None]) -> Figure:
-    """A panel for each column and each factor of which there are levels."""
+    """Returns a figure with one panel per condition and factor that has levels."""
     figure, panels = draw.grid(len(columns), len(FACTORS), 3.6, 3.0, one_scale=True)
     for row, column in zip(panels, columns, strict=True):
         for axes, (name, levels) in zip(row, FACTORS, strict=True):

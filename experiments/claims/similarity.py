@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
 
 
 class Similarities(NamedTuple):
-    """One column's models by kind, compared by one measure."""
+    """The models of one condition, by kind, compared by one measure."""
 
     matrix: pd.DataFrame  # by (setting, step, seed), NaN for two models of one seed
     kinds: dict[str, tuple[str, int]]  # setting and step
@@ -97,7 +97,7 @@ Contrast = Callable[[Similarities, Sequence[int]], float]
 
 
 def similarities(results: Results, column: str, metric: str) -> Similarities:
-    """One column's models. Args: metric, of MEASURES."""
+    """Returns the similarities of the models of one condition. Args: metric: a key of MEASURES."""
     kinds = {kind: (f"{column}.{kind}", results.last_step(f"{column}.{kind}")) for kind in KINDS[:-1]}
     return Similarities(contrasts.similarities(results, column, metric), kinds | {UNTRAINED: (f"{column}.{BOTH}", 0)})
 
