@@ -57,7 +57,7 @@ def stated(module: ModuleType) -> dict[str, Claim]:
 
 
 class Committed(NamedTuple):
-    """r2 of one column of settings of a reference run: a row a setting, feature and seed."""
+    """r2 of one condition of a reference run: one row per setting, feature and seed."""
 
     rows: pd.Series
     column: str
@@ -114,7 +114,7 @@ READ_FROM_R2: dict[str, Callable[[Committed, Measure], pd.Series]] = {
 
 
 def measured(folder: Path, column: str) -> Committed:
-    """r2 of a reference run in one column of settings."""
+    """Returns the r2 of a reference run in one condition."""
     rows = pd.read_csv(folder / "seeds.csv", dtype={"feature": str})
     rows = rows[(rows["metric"] == "r2") & (rows["probe"] == "variance")]
     return Committed(rows.set_index(["setting", "feature", "seed"])["value"].sort_index(), column)

@@ -1,13 +1,13 @@
-"""Runs an experiment, or all of them: data, training, measuring, verdicts, figures and a page.
+"""Runs one experiment or all of them: generates data, trains, measures, and writes verdicts, figures and a page.
 
   python -m experiments.run --experiment=complexity --workdir=DIR [--preset=smoke|quick|full] [--num_seeds=N] [--seed=0]
          [--settings=A,B] [--conditions=sgd] [--stage=train,measure,report] [--config.NAME=VALUE ...] [--only_print]
          [--reference=DIR] [--lanes=N]
          [--shard=i/N] [--distributed]
   python -m experiments.run --experiment=complexity --workdir=DIR --preset=confirm    what results/confirm.json has planned
-  python -m experiments.run --experiment=ALL --workdir=DIR [...]      every experiment, and a score card over them
+  python -m experiments.run --experiment=ALL --workdir=DIR [...]      all experiments, and a score card over them
 
-Exit status: 0 done; 75 interrupted, run the same command again; 2 bad input; 1 anything else.
+Exit status: 0 done; 75 interrupted, run the same command again; 2 bad input; 1 any other error.
 """
 
 import contextlib
@@ -40,39 +40,46 @@ COMMANDS = (
     ("python -m experiments.scorecard", "writes the score card of the committed results"),
     ("python -m repbias_jax.probe", "measures your own activations"),
 )
-STATUS = "0 done; 75 interrupted, run the same command again; 2 bad input; 1 anything else"
+STATUS = "0 done; 75 interrupted, run the same command again; 2 bad input; 1 any other error"
 FLAGS = flags.FLAGS
-flags.DEFINE_string("experiment", None, f"name of an experiment, or {command.ALL}: every one and a score card")
-flags.DEFINE_string("workdir", None, "folder for results; the experiment gets its own folder in it")
+flags.DEFINE_string("experiment", None, f"name of an experiment; {command.ALL} runs all and writes a score card")
+flags.DEFINE_string("workdir", None, "folder for results, with one subfolder per experiment")
 flags.DEFINE_string(
-    "preset", "full", "size; confirm: its claims in experiments/results/confirm.json, on the seeds planned there"
+    "preset",
+    "full",
+    "size of the run (--experiment=X --help lists them); confirm: the seeds that confirm.json plans",
 )
-flags.DEFINE_integer("num_seeds", None, "seeds of every setting that has no cap; by default the preset's")
-flags.DEFINE_integer("seed", 0, "first seed", lower_bound=0)
-flags.DEFINE_list("settings", [], "settings to run, by name; by default the preset's")
-flags.DEFINE_list("conditions", [], "conditions to run, such as sgd; by default the preset's")
-flags.DEFINE_integer("lanes", 0, "runs trained at once in each row, for a new workdir; 0: the backend's number")
-flags.DEFINE_list("stage", list(pipeline.STAGES), "stages to run")
-flags.DEFINE_bool("only_print", False, "show what would be run, and start nothing")
 flags.DEFINE_integer(
-    "devices", 0, "virtual devices on CPU for a new workdir; 0: one a core and at least two", lower_bound=0
+    "num_seeds", None, "number of seeds per setting, except for settings with a cap; default: set by the preset"
 )
+flags.DEFINE_integer("seed", 0, "first seed", lower_bound=0)
+flags.DEFINE_list("settings", [], "names of the settings to run; default: set by the preset")
+flags.DEFINE_list("conditions", [], "names of the conditions to run, such as sgd; default: set by the preset")
+flags.DEFINE_integer("lanes", 0, "runs trained at once in each row of a new workdir; 0: chosen for the backend")
+flags.DEFINE_list("stage", list(pipeline.STAGES), "stages to run")
+flags.DEFINE_bool("only_print", False, "show what would run and what it would cost; start nothing")
+flags.DEFINE_integer("devices", 0, "virtual CPU devices for a new workdir; 0: one per core, at least two", lower_bound=0)
 flags.DEFINE_float("checkpoint_seconds", 10.0, "shortest time between two checkpoints", lower_bound=0)
 flags.DEFINE_string(
-    "shard", None, "i/N: train and measure the share i = 0..N-1 of N independent processes; default: what SLURM arrays "
-    "(SLURM_ARRAY_TASK_*) and Kubernetes Indexed Jobs (JOB_COMPLETION_INDEX, with JOB_COMPLETIONS) say, else all"
+    "shard", None, "i/N: train and measure shard i = 0..N-1 of N independent processes; default: read from SLURM arrays "
+    "(SLURM_ARRAY_TASK_*) or Kubernetes Indexed Jobs (JOB_COMPLETION_INDEX with JOB_COMPLETIONS), else everything"
 )  # fmt: skip
 flags.DEFINE_bool(
     "distributed", False, "train on all devices of a jax.distributed job, such as a TPU slice; needs --stage=train"
 )
 flags.DEFINE_enum(
-    "activations", "keep", ("keep", "discard"), "discard: measure each chunk once it is trained, and remove its activations"
+    "activations",
+    "keep",
+    ("keep", "discard"),
+    "discard: measure each chunk as soon as it is trained, then delete its activations",
 )
 flags.DEFINE_bool(
-    "mix_code", False, "go on with a workdir of which other code or library versions trained a part; the manifest says so"
+    "mix_code",
+    False,
+    "continue a workdir that was partly trained by other code or library versions; the manifest records it",
 )
-flags.DEFINE_string("reference", None, "also write the small files of a reference run to this folder")
-flags.DEFINE_string("compilation_cache", None, "folder of your own for JAX's persistent compilation cache; default: none")
+flags.DEFINE_string("reference", None, "folder to which the small files of a reference run are also written")
+flags.DEFINE_string("compilation_cache", None, "private folder for JAX's persistent compilation cache; default: no cache")
 
 
 def parse(arguments: Sequence[str]) -> list[str]:

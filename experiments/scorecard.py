@@ -40,7 +40,7 @@ def sections() -> dict[Path, str]:
     whole, explored = (card.markdown(rows, ".", exploratory) for exploratory in (False, True))
     return {
         ROOT / "README.md": card.headlines(rows, HEADLINES, str(RESULTS), str(RESULTS / "README.md")),
-        ROOT / RESULTS / "README.md": f"### All claims\n\n{whole}\n### Exploratory columns\n\n{explored}",
+        ROOT / RESULTS / "README.md": f"### All claims\n\n{whole}\n### Exploratory conditions\n\n{explored}",
         ROOT / RESULTS / "DECISIONS.md": _changes(changed(rows)),
     }
 

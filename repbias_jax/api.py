@@ -1,4 +1,4 @@
-"""Trains and measures a population from Python or a notebook, with the resume and the errors of the command."""
+"""Trains and measures a population from Python or a notebook; resumes and raises errors like the command."""
 
 import contextlib
 import sys
@@ -21,29 +21,29 @@ def run(
     seed: int | None = None, settings: Sequence[str] = (), conditions: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None, stages: Sequence[str] = pipeline.STAGES, lanes: int = 0,
 ) -> Results:  # fmt: skip
-    """Runs what of an experiment is not done yet, and returns its tables.
+    """Runs the unfinished part of an experiment and returns its results.
 
-    Progress is printed on standard error. The same call again goes on where it was stopped; the command
-    `python -m experiments.run` with the same workdir goes on with it, too.
+    Progress is printed to standard error. After an interruption, the same call continues the run, and so does the command
+    `python -m experiments.run` with the same workdir.
 
     Args:
-      experiment: an `Experiment`, or the module of one with `EXPERIMENT`, `claims` and `figures`. A plain `Experiment` has
-        neither claims nor figures: its report is skipped.
-      workdir: a folder; the experiment gets a folder of its own name in it.
+      experiment: an `Experiment`, or a module with `EXPERIMENT`, `claims` and `figures`. For a plain `Experiment`, which
+        has neither claims nor figures, the report stage is skipped.
+      workdir: a folder; the experiment writes to a subfolder with its name.
       preset: size of the experiment.
-      num_seeds: seeds of every setting that has no cap; None: the preset's number.
+      num_seeds: number of seeds per setting, except for settings with a cap; None: the number of the preset.
       seed: the first seed; None: the experiment's.
       settings: names of the settings to run; empty: those of the preset.
       conditions: names of the conditions to run; empty: those of the preset.
       overrides: values by dotted names, such as `{"training.epochs": 64}`.
       stages: of `train`, `measure` and `report`.
-      lanes: runs trained at once in each row; 0: the backend's number.
+      lanes: runs trained at once in each row; 0: chosen for the backend.
 
     Returns:
       The measured values, curves and settings as data frames.
 
     Raises:
-      ConfigError: an input that can never work.
+      ConfigError: an argument is invalid.
       StoreError: the files in `workdir` are damaged, missing or not up to date.
     """
     module = experiment if isinstance(experiment, ModuleType) else None

@@ -1,4 +1,4 @@
-"""What an experiment is, as frozen dataclasses, and the numbers that are mapped over.
+"""Experiments and their options as frozen dataclasses, and the numbers that are mapped over runs.
 
 A setting has two halves. The *static* half (`Config` with its dials reset, `static_half`) is hashable and decides
 shapes and code: one compilation each. The *dials* (`Dials`) are a pytree of arrays, mapped over runs.
@@ -23,7 +23,7 @@ from jax import Array
 
 
 class ConfigError(ValueError):
-    """Input that can never work; the message is one line that says what, what was expected and where."""
+    """The input is invalid; the message is one line: what was wrong, what was expected, and where."""
 
 
 Fill = Callable[["Config"], Any]
@@ -258,7 +258,7 @@ Overrides = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Preset:
-    """A smaller or larger version of an experiment: seeds, a choice of settings and columns, and overrides."""
+    """A smaller or larger version of an experiment: number of seeds, chosen settings and conditions, and overrides."""
 
     num_seeds: int
     settings: tuple[str, ...] = ()
@@ -298,7 +298,7 @@ class Experiment:
     confirmed: tuple[Any, ...] = ()
 
     def configs(self) -> dict[str, Config]:
-        """The configuration of every setting, by its full name `column.setting`.
+        """Returns the configuration of every setting, by its full name `condition.setting`.
 
         Raises:
           ConfigError: a setting and a column change the same field, so that one would silently undo the other.

@@ -45,7 +45,7 @@ def compare(folder: Path, chunks: Sequence[Chunk], probes: Sequence[str], stop: 
       folder: the experiment's.
       chunks: those that are there, in order.
       probes: names in PROBES; those of pairs are run.
-      stop: polled before each column of settings.
+      stop: polled before each condition.
 
     Raises:
       StoreError: activations are missing or damaged.
@@ -62,7 +62,7 @@ def compare(folder: Path, chunks: Sequence[Chunk], probes: Sequence[str], stop: 
 
 
 def models_of(chunks: Sequence[Chunk]) -> dict[str, list[Model]]:
-    """The models that are compared with each other, in order, by column of settings."""
+    """Returns the models that are compared with each other, in order, by condition."""
     found: dict[str, list[Model]] = {}
     first: dict[str, str] = {}
     for chunk in chunks:

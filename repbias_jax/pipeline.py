@@ -1,8 +1,8 @@
 """Train, measure, report: the table of contents.
 
-`run` calls the stages in order, each of which reads the files of the one before and is skipped when its fingerprint says
-that nothing it depends on has changed. Several processes may share an experiment: each trains and measures its own
-chunks, and the one that ends last merges and reports.
+`run` calls the stages in order. Each stage reads the files of the previous one and is skipped if its fingerprint shows that
+nothing it depends on has changed. Several processes can share an experiment: each trains and measures its own chunks, and
+the process that finishes last merges and reports.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ DISK_MARGIN = 1.1
 
 
 class Outcome(NamedTuple):
-    """What a command left behind: the rows of `claims.csv`, and what is still missing, in words."""
+    """Result of a command: the rows of `claims.csv`, and a sentence on missing chunks (empty if none is missing)."""
 
     claims: list[dict[str, Any]]
     missing: str
@@ -38,19 +38,19 @@ def run(
     record: Mapping[str, Any], checkpoint_seconds: float = 10.0, share: tuple[int, int] = (0, 1),
     mix_code: bool = False, discard: bool = False,
 ) -> Outcome:  # fmt: skip
-    """Runs the stages that are asked for and not up to date.
+    """Runs those of the requested stages that are not up to date.
 
     Args:
       plan: from `check` and `place`.
-      module: the experiment's, with `claims(results, column)` and `figures(results)`.
+      module: module of the experiment, with `claims(results, column)` and `figures(results)`.
       folder: of the experiment.
-      stages: of STAGES. Without `train`, what other processes have not trained yet is left out, and said.
-      stop: polled; when true, everything is saved and `Interrupted` raised.
+      stages: names from STAGES. Without `train`, chunks that other processes have not trained yet are left out and named.
+      stop: polled; when it returns true, everything is saved and `Interrupted` is raised.
       record: versions, commit and so on, for the manifest; never compared.
       checkpoint_seconds: shortest time between two checkpoints.
-      share: i of N independent processes.
-      discard: whether each chunk is measured as soon as it is trained, and its activations then removed.
-      mix_code: whether to go on where other code or versions trained a part; the manifest then says so.
+      share: (i, N), shard i of N independent processes.
+      mix_code: whether to continue a workdir partly trained by other code or versions; the manifest then records it.
+      discard: whether to measure each chunk as soon as it is trained and then to delete its activations.
     """
     covers = covered(plan)
     covers["report"] |= {"module": source_of(Path(str(module.__file__)))}
@@ -83,7 +83,7 @@ def run(
     for chunk in present:
         store.verify_chunk(folder / chunk.path)
     missing = [chunk for chunk in plan.chunks if chunk.path not in {c.path for c in present}]
-    said, waiting = _in_words(plan.chunks, missing), bool(missing) and "train" in stages
+    note, waiting = _in_words(plan.chunks, missing), bool(missing) and "train" in stages
     if missing:
         covers = {stage: {**cover, "missing": [chunk.path for chunk in missing]} for stage, cover in covers.items()}
     if not waiting and not current("train"):
@@ -108,23 +108,23 @@ def run(
                     measure.merge(folder, plan.experiment.name, present, plan.experiment.probes, stop)
                     end("measure", ["results.csv"], begun)
     if waiting or "report" not in stages:
-        return Outcome([], said)
+        return Outcome([], note)
     if not current("measure"):
         if shared and "measure" in stages:
-            return Outcome([], said or "the other processes are still measuring; the last one reports")
+            return Outcome([], note or "the other processes are still measuring; the last one reports")
         _refuse(folder, "measure", stages)
 
     begun = time.monotonic()
     with store.lock(folder / "lock", wait=shared):
         if not current("report"):
-            described = _described(plan.experiment, said)
+            described = _described(plan.experiment, note)
             files = report.write(folder, described, module, _restoring(folder, plan))
             end("report", files, begun, variant=described.variant)
-    return Outcome(report.read_claims(folder), said)
+    return Outcome(report.read_claims(folder), note)
 
 
 def _check_discard(discard: bool, stages: Sequence[str]) -> None:
-    """Raises ConfigError where activations would be discarded before they are measured."""
+    """Raises ConfigError if activations would be discarded before they are measured."""
     if discard and ("train" in stages) != ("measure" in stages):
         raise ConfigError(f"--activations=discard with --stage={','.join(stages)}: expected train and measure together")
     if discard and jax.process_count() > 1:
@@ -132,7 +132,7 @@ def _check_discard(discard: bool, stages: Sequence[str]) -> None:
 
 
 def _restoring(folder: Path, plan: Plan) -> Callable[[str], contextlib.AbstractContextManager[None]]:
-    """Makes the discarded activations of a chunk, by its path, for as long as a figure reads them."""
+    """Returns a context manager that recomputes discarded activations of a chunk, by path, while a figure reads them."""
     chunks = {chunk.path: chunk for chunk in plan.chunks}
 
     @contextlib.contextmanager
@@ -147,7 +147,7 @@ def _restoring(folder: Path, plan: Plan) -> Callable[[str], contextlib.AbstractC
 
 
 def _refuse(folder: Path, stale: str, stages: Sequence[str]) -> None:
-    """Raises StoreError where a stage after a stale one is asked for."""
+    """Raises StoreError if a requested stage comes after a stale one."""
     if any(STAGES.index(stage) > STAGES.index(stale) for stage in stages):
         raise store.StoreError(f"{folder}: stage {stale} is not up to date; rerun with --stage={stale},{','.join(stages)}")
 

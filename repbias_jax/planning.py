@@ -61,7 +61,7 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
     if experiment.num_seeds < 1:
         raise ConfigError(f"--num_seeds={experiment.num_seeds}: expected at least 1")
     if lanes < 0:
-        raise ConfigError(f"--lanes={lanes}: expected at least 1, or 0 for what suits the backend")
+        raise ConfigError(f"--lanes={lanes}: expected at least 1, or 0 to choose for the backend")
     known = [setting for setting, _ in experiment.settings]
     for name, cap in experiment.seed_caps:
         if name not in known or cap < 1:
@@ -75,7 +75,7 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
     if experiment.seed + experiment.num_seeds > MAX_SEED:
         raise ConfigError(f"--seed={experiment.seed}: expected seeds below {MAX_SEED}")
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
-        raise ConfigError("JAX_THREEFRY_PARTITIONABLE is off: expected JAX's default, which decides what is drawn")
+        raise ConfigError("JAX_THREEFRY_PARTITIONABLE is off: expected JAX's default, on which the drawn data depend")
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError("JAX_ENABLE_X64 is set: expected JAX's default of 32 bits, for which numbers are reproducible")
     for name in experiment.probes:
@@ -178,7 +178,7 @@ def _check_probes(name: str, config: Config, probes: Sequence[str]) -> None:
 
 
 def _check_pairs(configs: Mapping[str, Config]) -> None:
-    """Models of one column are compared on the same probe examples."""
+    """Raises ConfigError unless all models of one condition have the same probe examples."""
     first: dict[str, tuple[str, Any]] = {}
     for name, config in configs.items():
         if not config.keep.shared:
@@ -231,8 +231,8 @@ def place(experiment: Experiment, checked: tuple, folder: Path, num_devices: int
         )
     if experiment.num_seeds < extents[-1]:
         raise ConfigError(
-            f"{folder} holds {extents[-1]} seeds, but --num_seeds={experiment.num_seeds} was asked for: ask for at least "
-            f"{extents[-1]}, or use another --workdir"
+            f"{folder} holds {extents[-1]} seeds, but the command has --num_seeds={experiment.num_seeds}: use at least "
+            f"{extents[-1]}, or another --workdir"
         )
     if experiment.num_seeds > extents[-1]:
         extents = (*extents, experiment.num_seeds)
@@ -302,7 +302,7 @@ def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
     for what, before, now in pairs:
         if before != now:
             raise ConfigError(
-                f"{folder} was trained with {what} = {before}, but this command asks for {now}: use the same value, or "
+                f"{folder} was trained with {what} = {before}, but this command has {now}: use the same value, or "
                 f"another --workdir"
             )
 
@@ -395,7 +395,7 @@ def check_memory(plan: Plan, cost: Mapping[str, float]) -> None:
     need, there = shared * cost["device_bytes"], devices.memory_bytes()
     if there and need > there:
         raise ConfigError(
-            f"training needs about {need / 1e9:.1f} GB of memory at once, and {there / 1e9:.1f} GB are there: use a "
+            f"training needs about {need / 1e9:.1f} GB of memory at once, but only {there / 1e9:.1f} GB are free: use a "
             f"smaller --lanes, --devices, config.task.num_train or config.task.num_probe"
         )
 

@@ -1,14 +1,14 @@
-"""Runs the probes of this package on activations that were made elsewhere.
+"""Runs the probes of this package on your own activations.
 
   python -m repbias_jax.probe --activations=x.npz|x.npy|x.zarr --features=y.csv --workdir=DIR [--sites=a,b] [--ignore=id]
          [--categorical=a,b] [--continuous=c] [--split=COLUMN] [--decodable=0.9] [--small=5] [--draws=200]
 
-`repbias-probe` is the same command. Activations are arrays `[N, ...]` of plain numbers, one example in a row; each array of
-a file is a site. Features are a csv: a line of names, then one line for each of the N examples. The command writes
-`results.csv` (with the columns of the experiments' one), `figures/`, `report.html` and `manifest.json`, all at the end. The
-same command ends with the same bytes.
+`repbias-probe` is the same command. Activations are arrays `[N, ...]` of plain numbers with one example per row; each array
+of a file is a site. Features are a csv file: a header line with names, then one line for each of the N examples. At the end
+the command writes `results.csv` (with the same columns as for experiments), `figures/`, `report.html` and `manifest.json`.
+The same command always writes the same bytes.
 
-Exit status: 0 done; 75 interrupted, nothing written; 2 bad input, nothing written; 1 anything else.
+Exit status: 0 done; 75 interrupted, nothing written; 2 bad input, nothing written; 1 any other error.
 """
 
 import hashlib
@@ -35,23 +35,23 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
 MAX_SITES = 24
 
 FLAGS = flags.FlagValues()  # apart from absl's global ones, so that importing this module defines no flags
-flags.DEFINE_string("activations", None, "file of activations: .npy, .npz or a folder .zarr (v3)", flag_values=FLAGS)
-flags.DEFINE_string("features", None, "csv: a line of names, then a line an example", flag_values=FLAGS)
+flags.DEFINE_string("activations", None, "activations: a file .npy or .npz, or a folder .zarr (v3)", flag_values=FLAGS)
+flags.DEFINE_string("features", None, "csv file: a header line with names, then one line per example", flag_values=FLAGS)
 flags.DEFINE_string("workdir", None, "folder for results", flag_values=FLAGS)
-flags.DEFINE_list("sites", [], "arrays of the file to look at; by default all", flag_values=FLAGS)
-flags.DEFINE_list("ignore", [], "columns of the csv to leave out", flag_values=FLAGS)
-flags.DEFINE_list("categorical", [], "columns to take for classes", flag_values=FLAGS)
-flags.DEFINE_list("continuous", [], "columns to take for numbers", flag_values=FLAGS)
+flags.DEFINE_list("sites", [], "arrays of the file to probe; default: all", flag_values=FLAGS)
+flags.DEFINE_list("ignore", [], "columns of the csv to ignore", flag_values=FLAGS)
+flags.DEFINE_list("categorical", [], "columns to treat as classes", flag_values=FLAGS)
+flags.DEFINE_list("continuous", [], "columns to treat as continuous numbers", flag_values=FLAGS)
 flags.DEFINE_string(
-    "split", None, "column that says fit or score for each example; by default a random half each", flag_values=FLAGS
+    "split", None, "column with fit or score for each example; default: a random half each", flag_values=FLAGS
 )
 flags.DEFINE_float(
-    "decodable", external.DECODABLE, "balanced accuracy from which a feature is decodable", 0, 1, flag_values=FLAGS
+    "decodable", external.DECODABLE, "balanced accuracy from which a feature counts as decodable", 0, 1, flag_values=FLAGS
 )
 flags.DEFINE_float(
-    "small", 100 * external.SMALL, "percent of variance below which a feature is small", 0, 100, flag_values=FLAGS
+    "small", 100 * external.SMALL, "percent of variance below which a feature counts as small", 0, 100, flag_values=FLAGS
 )
-flags.DEFINE_integer("draws", external.NUM_DRAWS, "draws of the bootstrap over examples", 20, 10_000, flag_values=FLAGS)
+flags.DEFINE_integer("draws", external.NUM_DRAWS, "number of bootstrap draws over examples", 20, 10_000, flag_values=FLAGS)
 
 
 class Interrupted(Exception):
@@ -137,7 +137,7 @@ def _read() -> Request:
     """All input, read and checked; nothing is written."""
     path, table, folder = Path(_required("activations")), Path(_required("features")), Path(_required("workdir"))
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is no folder; expected a folder, or a name for a new one")
+        raise ConfigError(f"{folder}: not a folder; expected a folder or the name of a new one")
     sites = _chosen(read_arrays(path), path)
     first = next(iter(sites.values()))
     if first.ndim == 0:
@@ -154,10 +154,10 @@ def _read() -> Request:
     how = f"column {FLAGS.split}" if FLAGS.split else "a random half each, drawn with a fixed seed"
     shapes = ", ".join(f"{name} {' x '.join(map(str, a.shape))}" for name, a in sites.items())
     inputs = [f"Activations: {path.name}: {shapes}", f"Features: {table.name}: {len(features)}"]
-    inputs.append(f"Fitted on one part of the examples and scored on the other: {how}")
+    inputs.append(f"Probes are fitted on one part of the examples and scored on the other: {how}")
     choices = external.Choices(FLAGS.draws, FLAGS.decodable, FLAGS.small / 100)
-    limits = f"balanced accuracy of at least {choices.decodable:g}, under {FLAGS.small:g} % of variance"
-    inputs.append(f"Called decodable but small: {limits}")
+    limits = f"balanced accuracy of at least {choices.decodable:g} and explains under {FLAGS.small:g} % of variance"
+    inputs.append(f"A feature counts as decodable but small if it has {limits}")
     return Request(folder, sites, features, split, choices, inputs)
 
 
@@ -185,7 +185,7 @@ def _measured(request: Request, stop: Callable[[], bool]) -> pd.DataFrame:
 
 
 def _text(request: Request, rows: pd.DataFrame) -> dict[str, list[Any]]:
-    """What is said in words, on the page and at the end."""
+    """Returns the sentences and the table of features for the page and the terminal."""
     shares = rows[rows["metric"] == "class_share"]
     table = []
     for feature in request.features:

@@ -1,4 +1,4 @@
-"""A measured experiment as tidy frames: what statistics, reports and notebooks read. No training code.
+"""A measured experiment as tidy frames, for statistics, reports and notebooks. Imports no training code.
 
 `load` opens a finished workdir; `Results` is what it returns.
 """
@@ -25,12 +25,12 @@ Restoring = Callable[[str], contextlib.AbstractContextManager[None]]  # of a chu
 
 
 class Results:
-    """A measured experiment: tidy frames, and the activations opened lazily.
+    """A measured experiment: tidy frames, and activations that are read on demand.
 
     Attributes:
-      rows: `results.csv` as written, one row a number.
-      curves: loss and accuracies, a row for each setting, seed, step, output and split.
-      settings: a row a setting; its configuration's dotted names as columns.
+      rows: `results.csv` as written, one row per number.
+      curves: loss and accuracies, one row per setting, seed, step, output and split.
+      settings: one row per setting; the columns are the dotted names of its configuration.
       manifest: of the workdir.
     """
 
@@ -55,14 +55,14 @@ class Results:
         self.settings = self.settings[self.settings.index.isin(runs["setting"])]
 
     def values(self, setting: str, metric: str, feature: str = "", site: str = "last_hidden", **more: Any) -> pd.Series:
-        """One number a seed, at the last step unless `step` is given.
+        """Returns one value per seed, by default at the last step.
 
         Args:
-          setting: full name.
+          setting: full name, such as `sgd.joint`.
           metric: such as `r2`.
-          feature: factor name; empty where the metric has none.
-          site: a view's name, or a place of one view, such as `last_hidden`, the penultimate layer.
-          more: further columns to match: `step`, `at`.
+          feature: name of a factor; empty if the metric has none.
+          site: name of a view, or a named place of one view, such as `last_hidden`, the penultimate layer.
+          more: values of further columns: `step`, `at`.
 
         Returns:
           Values by seed, sorted; NaN where missing.
@@ -71,7 +71,7 @@ class Results:
         return found.set_index("seed")["value"].sort_index()
 
     def table(self, setting: str, metric: str, feature: str = "", site: str = "last_hidden", **more: Any) -> pd.DataFrame:
-        """The rows that match; `step="all"` for all steps."""
+        """Returns the matching rows of `rows`; `step="all"` selects all steps. Args: as for `values`."""
         site = self.site(setting, site)
         step = more.pop("step", None)
         if step is None:
@@ -88,27 +88,27 @@ class Results:
         return self._groups.get((setting, metric), self.rows.iloc[:0])
 
     def has(self, *settings: str) -> bool:
-        """Whether all settings were run."""
+        """Returns whether all these settings were run."""
         return all(name in self.settings.index for name in settings)
 
     def last_step(self, setting: str) -> int:
-        """Length of training, in steps."""
+        """Returns the length of training in steps."""
         return int(self.settings.loc[setting, "num_steps"])  # pyright: ignore[reportArgumentType]
 
     def site(self, setting: str, name: str) -> str:
-        """A view's own name; a place such as `last_hidden` stands for one."""
+        """Returns the name of a view, given that name or a place such as `last_hidden`. Raises ConfigError otherwise."""
         found = self.places(setting).get(name, (name,))
         if len(found) != 1:
             raise ConfigError(f"{name} of {setting}: expected one view, not {', '.join(found) or 'none'}")
         return found[0]
 
     def sites(self, setting: str) -> list[str]:
-        """Views in layer order, from input to logits; those that are fed labels only by their own name."""
+        """Returns the views in layer order, from input to logits, without views that depend on labels."""
         hidden = str(self.settings.loc[setting].get("label_fed", "")).split(" ")
         return [name for name in str(self.settings.loc[setting, "sites"]).split(" ") if name not in hidden]
 
     def places(self, setting: str) -> dict[str, tuple[str, ...]]:
-        """The views that each named place of the model stands for."""
+        """Returns the views that each named place of the model stands for."""
         text = str(self.settings.loc[setting].get("places", ""))
         if text:
             pairs = (place.split("=") for place in text.split(";"))
@@ -118,16 +118,16 @@ class Results:
         return {"last_hidden": (own[-1],), "before_last": tuple(own[-2:-1])}
 
     def outputs(self, setting: str) -> list[str]:
-        """Names of the reported factors, in the order listed."""
+        """Returns the names of the factors that the outputs report, in the order listed."""
         return str(self.settings.loc[setting, "outputs"]).split(" ")
 
     def accuracy(self, setting: str, output: str, metric: str = "worst_class", split: str = "test") -> pd.DataFrame:
-        """A curve of a feature, whatever its output position: a row a step, a column a seed.
+        """Returns a training curve of a feature, whatever its output position, [step, seed].
 
         Args:
           setting: full name.
-          output: the factor that is reported; where several outputs report it, the worst of them counts.
-          metric: `worst_class` is the lowest class's accuracy, `accuracy` their mean, `loss` the loss.
+          output: the reported factor; if several outputs report it, the worst of them counts.
+          metric: `worst_class` (lowest accuracy of a class), `accuracy` (mean over classes) or `loss`.
           split: `train` or `test`.
         """
         positions = [i for i, name in enumerate(self.outputs(setting)) if name == output]
@@ -141,10 +141,10 @@ class Results:
         return chosen.pivot_table(index="step", columns="seed", values=metric, aggfunc=worst, dropna=False)
 
     def mastery(self, setting: str, output: str, threshold: float = MASTERY, every: int = 1) -> pd.Series:
-        """Step of the first of three evaluations in a row in which every class is above the threshold; NaN: never.
+        """Returns, by seed, the step of the first of three consecutive evaluations with every class above the threshold.
 
-        Where curves are compared that are denser in places, `every` leaves the points at its multiples: three
-        evaluations are then equally far apart everywhere.
+        NaN if there is none. If some curves have more points than others, `every` keeps only the points at its multiples,
+        so that three evaluations cover the same number of steps in all curves.
         """
         curve = self.accuracy(setting, output)
         above = curve[curve.index % every == 0] > threshold
@@ -152,12 +152,12 @@ class Results:
         return lasting.idxmax().where(lasting.any()).astype(float)
 
     def activations(self, setting: str, site: str = "last_hidden") -> Iterator[tuple[int, np.ndarray, dict]]:
-        """Seed, activations `[T, N, D]` and factors `[N]` by name, a run at a time.
+        """Yields seed, activations `[T, N, D]` and factors `[N]` by name, one run at a time.
 
-        Where activations were discarded, those of the first and the last step are made again while a report is written.
+        While a report is written, discarded activations of the first and the last step are recomputed.
 
         Raises:
-          StoreError: they were discarded, and there is nothing that makes them again.
+          StoreError: the activations were discarded and cannot be recomputed here.
         """
         site = self.site(setting, site)
         for path in sorted(self.folder.glob("*/*/activations.zarr")):
@@ -180,10 +180,10 @@ class Results:
 
 
 def load(workdir: str | Path) -> Results:
-    """Opens a measured workdir: `<workdir>/<experiment>` or, where it holds one experiment, `<workdir>`.
+    """Opens a measured experiment: `<workdir>/<experiment>`, or `<workdir>` if it holds a single experiment.
 
     Raises:
-      ConfigError: there is no measured experiment, or there are several.
+      ConfigError: there is no measured experiment, or more than one.
     """
     root = Path(workdir)
     found = [root] if (root / "results.csv").exists() else sorted(p.parent for p in root.glob("*/results.csv"))

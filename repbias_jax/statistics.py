@@ -309,10 +309,10 @@ def judge(
     """Rows of `claims.csv`: one a claim, and for claims with several parts one a part below it.
 
     Args:
-      claims: of an experiment, in one column of settings.
-      column: its name.
-      exploratory: whether the column is a comparison and no test of the claims; its rows say so.
-      family: ids over which p is corrected, those that are not among the claims too; empty: all of the claims.
+      claims: of an experiment, in one condition.
+      column: name of the condition.
+      exploratory: whether the condition is a comparison and not a test of the claims; the rows are marked accordingly.
+      family: ids over which p is corrected, including ids that are not among the claims; empty: all claims.
     """
     rows: list[dict[str, object]] = []
     tested: set[str] = set()

@@ -162,7 +162,7 @@ OUTPUTS = {
 }  # fmt: skip
 
 
-def test_competition_has_the_target_first_and_a_copy_that_nobody_asks_for():
+def test_competition_has_the_target_first_and_an_unused_copy():
     for name, own in competition.EXPERIMENT.settings:
         features, outputs = dict(own)["task.features"], dict(own)["task.outputs"]
         target = competition.TARGETS[name.split("_")[0]]
@@ -213,4 +213,4 @@ def test_smoke_has_claims_floors_and_figures(name, smokes):
                 names = " ".join(axes.get_legend_handles_labels()[1])
                 assert "null" in names, figure.name
                 assert "untrained" in names or "along" in figure.name, figure.name  # along training it is where lines begin
-                assert "unused twin" in names or "nobody asks" in names, figure.name
+                assert "unused twin" in names or "unused copy" in names, figure.name

@@ -102,7 +102,7 @@ def test_page_says_what_is_missing_and_escapes_names(tmp_path):
     assert len(links) == 3  # figure and page of one row, and the page again among the experiments
     assert not any(re.search(r"[:<>]", link) for link in links)
     assert re.search(r"Missing[^<]*: lost\.", text)
-    assert "Exploratory columns" in text
+    assert "Exploratory conditions" in text
     assert "nan" not in text.lower()
 
 

@@ -11,10 +11,11 @@ Identity (easy) and parity-4 (hard), in networks that differ in one thing at a t
   width64 ... width512 four hidden layers of 64, 128 (that is depth4), 256, 512, ReLU
   leaky, tanh, gelu    four hidden layers of 128 with another activation function
 
-C10 is the slope of the gap at the penultimate layer over depth 2 to 6, C11 an equivalence: gap(512) - gap(64) within 0.05.
+C10 is the slope of the gap at the penultimate layer over depths 2 to 6. C11 is an equivalence: gap(512) - gap(64) lies
+within 0.05 of zero.
 
-Cost and outcome of the reference run: `experiments/results/architecture/manifest.json` and `claims.csv` beside it.
-Expected after the paper: a gap that grows with depth and not with width.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/architecture/`.
+Expected from the paper: the gap grows with depth and not with width.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -86,7 +87,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, column: str) -> list[Claim]:
-    """C10 and C11; a claim whose settings were not run has no parts, and is not measured."""
+    """C10 and C11; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, column)
 
 
@@ -124,7 +125,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
     columns = contrasts.columns(results)
     drawn = [
         ("factors", _draw_factors(results, columns)),
@@ -135,14 +136,14 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "factors": "Share of the penultimate layer's variance explained by an easy and a hard feature, one factor at a time: "
-    "number of hidden layers at width 128, width at four layers, activation function. Dots are all seeds, marks their mean "
-    "with a 95 % interval; grey marks are floors.",
-    "gaps": "The gap, r2(easy) - r2(hard), at every hidden layer, one factor at a time; the last layer of a line is the "
-    "penultimate one, at which networks are compared. Means over seeds with 95 % bands; grey marks are the gap of "
-    "untrained networks and of the unused twins, the mean over all networks of a panel.",
-    "every_layer": "Easy and hard at every hidden layer of networks of each depth. The last mark of a panel is the "
-    "penultimate layer, at which networks are compared.",
+    "factors": "Share of the penultimate layer's variance explained by an easy and a hard feature. Each panel varies "
+    "one factor: the number of hidden layers at width 128, the width of four layers, or the activation function. "
+    "Each dot is a seed; marks are means over seeds with 95 % intervals. Grey marks are floors.",
+    "gaps": "The gap, r2(easy) - r2(hard), at every hidden layer; each panel varies one factor. A line ends at the "
+    "penultimate layer, where networks are compared. Lines are means over seeds with 95 % bands. Grey marks are the "
+    "gaps of untrained networks and of the unused twins, averaged over all networks of a panel.",
+    "every_layer": "Variance explained by easy and hard at every hidden layer, in networks of each depth. The last "
+    "mark of a panel is the penultimate layer, where networks are compared.",
 }
 
 
@@ -180,7 +181,7 @@ def _gap(results: Results, setting: str, prefix: str = "", **more: int) -> pd.Da
 
 
 def _by_factor(results: Results, columns: list[str], panel: Callable[[Axes, str, str, dict[object, str]], None]) -> Figure:
-    """A panel for each column and each factor of which there are levels."""
+    """Returns a figure with one panel per condition and factor that has levels."""
     figure, panels = draw.grid(len(columns), len(FACTORS), 3.6, 3.0, one_scale=True)
     for row, column in zip(panels, columns, strict=True):
         for axes, (name, levels) in zip(row, FACTORS, strict=True):

@@ -1,4 +1,4 @@
-"""What a feature loses when a network is asked for others besides (claim C09).
+"""How a feature's variance changes when the network is also trained on other features (claim C09).
 
 Claim: a feature is represented more strongly alone, or with fewer others.
 Paper: Lampinen, Chan and Hermann 2024 (number of features); others, control and all sizes are ours.
@@ -6,16 +6,17 @@ Paper: Lampinen, Chan and Hermann 2024 (number of features); others, control and
   python -m experiments.run --experiment=competition --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=competition --workdir=DIR --preset=quick    SGD only, the easy target: no verdict
 
-A target, easy (identity) or hard (parity-4), is asked for alone or with others: easy ones (1, 2, 4, 8 identities), xor
-features (1, 2, 4) or parity-4 features (1, 2, 4). One more copy of the target is never asked for: the floor. Shares of
-variance fall whenever something is added, whatever the network does with the target: so the claim is about the target's
-absolute variance, and its variance relative to what no feature explains stands beside it. `easy_same` and `hard_same`
-ask for the target itself five times: as many outputs, and nothing new to learn.
+A network is trained on a target, easy (identity) or hard (parity-4), alone or together with other features: 1, 2, 4 or 8
+identities, 1, 2 or 4 xor features, or 1, 2 or 4 parity-4 features. No output is trained on one further copy of the target,
+which serves as the floor. The target's share of variance falls whenever another feature adds variance, even if the target's
+own variance stays the same. The claim is therefore about the target's absolute variance; its variance relative to the part
+that no feature explains is also reported. In the controls `easy_same` and `hard_same`, five outputs are trained on the
+target: as many outputs as with four others, but nothing new to learn.
 
 Settings: <target>_alone, <target>_<others><number> with others easy, xor or par4, <target>_same.
 
-Cost and outcome of the reference run: `experiments/results/competition/manifest.json` and `claims.csv` beside it.
-Expected after the paper: less variance among others.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/competition/`.
+Expected from the paper: the target has less variance among other features.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -156,7 +157,7 @@ def _over_unexplained(results: Results, setting: str, name: str) -> tuple[pd.Ser
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
     columns = contrasts.columns(results)
     drawn = [
         (name, _draw_numbers(results, columns, metric, label))
@@ -169,10 +170,12 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "share": "Share of the penultimate layer's variance that the target explains, by the number of others asked for with "
-    "it; dots are all seeds, marks their mean with a 95 % interval. Shares fall when anything is added.",
-    "absolute": "The same in absolute variance, which does not fall by itself. The control asks for the target five times: "
-    "as many outputs as with four others, and nothing new to learn.",
+    "share": "Share of the penultimate layer's variance that the target explains, by the number of other features "
+    "trained with it. Each dot is a seed; marks are means over seeds with 95 % intervals. A share falls whenever "
+    "another feature adds variance, even if the target's own variance stays the same.",
+    "absolute": "The same for the target's absolute variance, which does not fall just because another feature adds "
+    "variance. In the control, five outputs are all trained on the target: as many outputs as with four other "
+    "features, but nothing new to learn.",
 }
 
 # The figure that shows a claim or a part of it; the first one, where none is named.
@@ -205,14 +208,14 @@ def _draw_target(axes: Axes, results: Results, column: str, target: str, metric:
         untrained = [results.values(s, metric, target_of(results, s), step=0).mean() for _, s in own]
         unused = [results.values(s, metric, copy_of(target, other if n else "", n)).mean() for n, s in own]
         draw.floor(axes, np.add(x, shift), untrained, "target, untrained network", "x")
-        draw.floor(axes, np.add(x, shift), unused, "its copy that nobody asks for", "d")
+        draw.floor(axes, np.add(x, shift), unused, "unused copy of the target", "d")
     alone, same = f"{column}.{target}_alone", f"{column}.{target}_same"
     if results.has(same):
         control = pd.DataFrame({0: results.values(same, metric, target_of(results, same))}).T
-        draw.dots(axes, [places[4]], control, "control: itself, five times", STYLES[3] | {"linestyle": "none"}, shift=0.3)
+        draw.dots(axes, [places[4]], control, "control: target five times", STYLES[3] | {"linestyle": "none"}, shift=0.3)
     if metric == "r2":
         contrasts.null_band(axes, results, alone, target_of(results, alone))
     axes.set_xlim(-0.5, max(places.values()) + 0.5)
     axes.set_xticks(list(places.values()), [str(n) for n in places])
     title = f"{target} target, {column} ({contrasts.passing(results, list(dict.fromkeys(settings)))})"
-    draw.label(axes, title, "number of others asked for", y_label)
+    draw.label(axes, title, "number of other trained features", y_label)

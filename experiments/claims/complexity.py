@@ -1,21 +1,21 @@
 """Easy against hard features (claims C01 to C04 and C36).
 
-Claim: of two features with the same role, both learned perfectly, the simpler fills more of the representation.
+Claim: of two features with the same role, both learned perfectly, the simpler one explains more of the representation.
 Paper: Lampinen, Chan and Hermann 2024 (feature complexity); C02, C36 and all sizes are ours.
 
   python -m experiments.run --experiment=complexity --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=complexity --workdir=DIR --preset=quick    SGD only, shorter
 
-Settings, each in two columns (SGD 0.1, which carries the verdicts, and Adam 3e-4, exploratory):
+Settings, each in two conditions (SGD at rate 0.1 for the verdicts; Adam at rate 3e-4, exploratory):
   joint       identity (easy) and parity-4 (hard), cross-entropy
   squared     the same with squared loss on +/-1 targets
-  along       joint again, with activations kept every few steps
-  along_easy  its twin: same data and initial weights, only easy asked for
+  along       the same as joint, with activations kept every few steps
+  along_easy  the same data and initial weights as along, trained on easy only
   ladder      parity-1, 2, 3, 4 in one model
   equal       majority-of-3 and parity-3: equal arity, unequal complexity
   composed    identity and (majority-of-3 xor majority-of-3)
 
-Cost and outcome of the reference run: `experiments/results/complexity/manifest.json` and `claims.csv` beside it.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/complexity/`.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -92,7 +92,7 @@ CONFIRMATION_TUNED = {"sgd.ladder": LADDER}
 
 
 def claims(results: Results, column: str) -> list[Claim]:
-    """C01 to C04 and C36; a claim whose settings were not run has no parts, and is not measured."""
+    """C01 to C04 and C36; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, column)
 
 
@@ -200,7 +200,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
 
     def run(setting: str) -> list[str]:
         return contrasts.run_in(results, setting)
@@ -218,19 +218,21 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "gap": "Share of the penultimate layer's variance that each feature explains at the end of training: dots are all "
-    "seeds, marks their mean with a 95 % interval. A gap between the marks of a pair is the bias; grey marks are floors.",
-    "along": "Above: variance explained along training as a share of the FINAL total variance, so that growth shows on one "
-    "scale; mean over seeds with a 95 % band. Below: when each feature is learned.",
-    "layers": "Share of each layer's variance explained by easy and hard after training, from input to logits; dots are "
-    "seeds. Hard is absent from the input by construction: it is no linear function of its bits.",
-    "rungs": "Left: parities of 1 to 4 bits, all four in one model; a falling line is the bias toward simple features. "
-    "Right: another model, asked for two functions of three bits, one linearly separable and one not. Dots are all "
-    "seeds, whether or not they learned every feature.",
-    "walsh": "Variance explained by products of 1, 2, 3 and 4 of the hard feature's bits, by degree; dots are seeds. "
-    "Degree 4 is the feature itself; lower degrees are parts that nobody asks for.",
-    "parts": "A hard feature built of two majorities: variance explained by the two parts together and by the whole, by "
-    "layer. Dots are seeds.",
+    "gap": "Share of the penultimate layer's variance that each feature explains at the end of training. Each dot is "
+    "a seed; marks are means over seeds with 95 % intervals. The difference between the two marks of a pair is the "
+    "bias. Grey marks are floors.",
+    "along": "Top: variance explained during training, as a share of the FINAL total variance, so that growth is "
+    "shown on one scale. Lines are means over seeds with 95 % bands. Bottom: accuracy on test data, which shows when "
+    "each feature is learned.",
+    "layers": "Share of each layer's variance explained by easy and hard after training, from input to logits. Each "
+    "dot is a seed. Hard is absent from the input by construction: it is not a linear function of its bits.",
+    "rungs": "Left: parities of 1 to 4 bits, all four in one model; a falling line is the bias toward simple "
+    "features. Right: another model, trained on two functions of three bits, one linearly separable and one not. "
+    "Dots are all seeds, whether or not they learned every feature.",
+    "walsh": "Variance explained by products of 1, 2, 3 and 4 of the hard feature's bits, by degree. Each dot is a "
+    "seed. Degree 4 is the feature itself; lower degrees are parts of it on which no output is trained.",
+    "parts": "A hard feature, the xor of two majorities: variance explained by the two majorities together and by "
+    "the whole feature, by layer. Each dot is a seed.",
 }
 
 # The figure that shows a claim or a part of it; the first one, where none is named.
@@ -272,7 +274,7 @@ def _draw_along(results: Results, settings: list[str]) -> Figure | None:
             draw.band(bottom, results.accuracy(setting, feature, "accuracy"), feature, STYLES[i])
         alone = setting.replace(".along", ".along_easy")
         if alone != setting and results.has(alone):
-            draw.band(top, contrasts.curve(results, alone, "r2_of_final", EASY), f"{EASY}, asked for alone", STYLES[2])
+            draw.band(top, contrasts.curve(results, alone, "r2_of_final", EASY), f"{EASY}, trained alone", STYLES[2])
         contrasts.null_band(top, results, setting, HARD)
         draw.floor(top, [0], [results.values(setting, "r2_of_final", EASY, step=0).mean()], "untrained network", "x")
         bottom.set_ylim(top=1.03)  # an interval of a mean can reach beyond what an accuracy can

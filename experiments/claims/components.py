@@ -8,16 +8,16 @@ Paper: Lampinen, Chan and Hermann 2024 (principal components, units), and its fo
   python -m experiments.run --experiment=components --workdir=DIR --preset=quick    SGD only, shorter
 
 One setting, joint: identity (easy) and parity-4 (hard) in the base network, at the end of training, penultimate layer.
-  C19   share of the top 2 components explained by easy minus hard; their log ratio beside it
-  C20   area under accuracy against the number of components kept, from 1 to all: easy minus hard; over log2 of that number
-        beside it. The network's own readout reports both outputs from them.
-  C21   a share of living units with r2 over .1, easy minus hard; b participation ratio of the difference vector over the
-        number of living units, easy minus hard; the log of their ratio beside it
+  C19   share of the top 2 components that easy explains minus the share that hard explains. Second measure: the log ratio.
+  C20   area under the curve of accuracy against the number of components kept, from 1 to all, easy minus hard. The
+        network's own readout gives both outputs. Second measure: the area over log2 of the number of components.
+  C21   a: share of living units with r2 over 0.1, easy minus hard. b: participation ratio of the difference vector divided
+        by the number of living units, easy minus hard. Second measure of b: the log of their ratio.
 
-C19 and C20 follow nearly mechanically from the gap at the same site (C01), C21 in part.
+C19 and C20 follow nearly mechanically from the gap at the same site (C01), and C21 follows in part.
 
-Cost and outcome of the reference run: `experiments/results/components/manifest.json` and `claims.csv` beside it.
-Expected after the paper: easy above hard in all of them.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/components/`.
+Expected from the paper: easy above hard in all of them.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -104,7 +104,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns that were run."""
+    """Returns all figures, for the conditions that were run."""
     settings = contrasts.run_in(results, "joint")
     drawn = (
         ("plane", _draw_plane(results, settings)),
@@ -122,15 +122,15 @@ NOTES = {
 }  # on the score card
 FIGURES = {"C19": "shares", "C20": "truncation", "C21": "units"}  # the figure that shows a claim
 CAPTIONS = {
-    "plane": "Probe examples of the first seed's network on its first two principal components, penultimate layer, marked "
-    "by the value of the easy feature (left) and of the hard one (right). Axes have one scale.",
-    "shares": "How much of each principal component the two features explain, and how much of all variance it holds (grey "
-    "steps). Dots are all seeds, marks their mean with a 95 % interval.",
-    "truncation": "What the network's own readout still reports when only the first k principal components are kept and "
-    "the others are set to their mean. Bands are 95 % intervals over seeds.",
-    "units": "Single units by layer: share of living units with r2 over .1 for the feature (top), over what share of "
-    "living units the difference vector is spread (middle), and how sparse the units are, whatever they respond to, "
-    "and how many live (bottom). Dots are all seeds, grey marks floors.",
+    "plane": "Probe examples of the first seed's network on its first two principal components (penultimate layer), "
+    "marked by the value of the easy feature (left) and of the hard feature (right). Both axes have the same scale.",
+    "shares": "How much of each principal component the two features explain, and which share of the total variance "
+    "the component holds (grey steps). Each dot is a seed; marks are means over seeds with 95 % intervals.",
+    "truncation": "Accuracy of the network's own readout when only the first k principal components are kept and the "
+    "others are set to their mean. Bands are 95 % intervals over seeds.",
+    "units": "Single units by layer. Top: share of living units with r2 over 0.1 for the feature. Middle: the share "
+    "of living units over which the difference vector is spread. Bottom: sparsity of the units, whatever they "
+    "respond to, and the share of units that live. Dots are all seeds; grey marks are floors.",
 }
 
 

@@ -1,4 +1,4 @@
-"""What a classifier trained on top of a representation relies on (claim C25).
+"""Which feature a classifier trained on a frozen representation relies on (claim C25).
 
 Claim: a classifier for a label that both features predict relies on the easy one.
 Paper: Lampinen, Chan and Hermann 2024 (downstream classification, Fig. 16); all sizes are ours.
@@ -6,18 +6,19 @@ Paper: Lampinen, Chan and Hermann 2024 (downstream classification, Fig. 16); all
   python -m experiments.run --experiment=downstream --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=downstream --workdir=DIR --preset=quick    SGD only, shorter
 
-One network reports an easy and a hard feature (identity and parity-4). Its representation is frozen, and a logistic
-readout learns a new label from 64 to 512 probe examples on which the two features agree, so that both predict it
-perfectly; then it is asked about examples on which they do not. A readout that leans on both alike follows each half of
-the time. Regularisation is chosen by cross-validation; the strongest and the weakest of the grid stand beside it.
+One network is trained on an easy and a hard feature (identity and parity-4), and its representation is frozen. A logistic
+readout then learns a new label from 64 to 512 probe examples on which the two features agree, so that both predict the
+label perfectly. The readout is tested on examples on which the features conflict; one that relies equally on both follows
+each feature in half of them. Regularisation is chosen by cross-validation; the strongest and the weakest regularisation of
+the grid are also reported.
 
 Setting: joint.
 
-C25's statistic stands at 256 examples with cross-validated regularisation, its second measure at 64 (ours). It follows
-in part from C01 at one site: the figure `gap` shows it against the gap in variance explained, by seed.
+The statistic of C25 uses 256 examples with cross-validated regularisation, its second measure 64 examples (ours). C25
+follows in part from C01 at one site: the figure `gap` shows it against the gap in variance explained, by seed.
 
-Cost and outcome of the reference run: `experiments/results/downstream/manifest.json` and `claims.csv` beside it.
-Expected after the paper: most conflicts follow easy.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/downstream/`.
+Expected from the paper: the readout follows easy in most conflicts.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -85,7 +86,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns that were run."""
+    """Returns all figures, for the conditions that were run."""
     joint = contrasts.run_in(results, "joint")
     drawn = [
         ("sizes", contrasts.by_column(results, joint, _draw_sizes)),
@@ -97,14 +98,15 @@ def figures(results: Results) -> list[Drawn]:
 
 NOTES = {"C25": "follows in part from C01"}  # on the score card
 CAPTIONS = {
-    "sizes": "A readout of the frozen penultimate layer, trained on examples on which easy and hard agree and asked about "
-    "examples on which they do not: share that follows easy, by the number of training examples and by regularisation. "
-    "Dots are all seeds, marks their mean with a 95 % interval; one half is reliance on both alike. Grey: the "
-    "untrained network, and shuffled training labels.",
-    "layers": "The same by hidden layer, 256 training examples, cross-validated; beside it accuracy on held-out examples "
-    "on which both features agree.",
-    "gap": "The same at the penultimate layer against the gap in variance explained, a dot a seed: where the gap is wide "
-    "there is little else for a readout to follow.",
+    "sizes": "A readout of the frozen penultimate layer is trained on examples where easy and hard agree and tested "
+    "on examples where they conflict. Shown is the share of test examples in which the readout follows easy, by "
+    "number of training examples and by regularisation. One half means equal reliance on both. Each dot is a seed; "
+    "marks are means over seeds with 95 % intervals. Grey marks: the untrained network, and shuffled training "
+    "labels.",
+    "layers": "The same by hidden layer, for 256 training examples and cross-validated regularisation, together with "
+    "the accuracy on held-out examples where both features agree.",
+    "gap": "The same at the penultimate layer, against the gap in variance explained. Each dot is a seed. Where the "
+    "gap is wide, the layer holds little else that a readout could follow.",
 }
 
 

@@ -1,31 +1,33 @@
-"""Which feature is learned first, and what is left of it (claims C05, C06, C07).
+"""Whether the feature learned first is represented more strongly (claims C05, C06, C07).
 
 Claim: training the hard feature first narrows the gap, but easy still wins; of two equally complex features the one that
   is learned first is represented more strongly.
 Paper: Lampinen, Chan and Hermann 2024 (learning order); phases, ramp and all sizes are ours.
 
-  python -m experiments.run --experiment=learning_order --workdir=DIR                   full: 16 seeds, three columns
+  python -m experiments.run --experiment=learning_order --workdir=DIR                   full: 16 seeds, three conditions
   python -m experiments.run --experiment=learning_order --workdir=DIR --preset=quick    SGD only
 
-Phases are weights of each output's loss. A switch is a ramp: the second output's weight grows from .003 to 1 over 50
-epochs, since at once it would wipe out what was learned first; the curves are dense there, and whether the first
-feature stays over 95 % throughout is part of the gate of what is read at the end (C05, C06, C07a). (In the third column
-networks that switch nothing are reset, too.)
+A training phase sets the weight of each output's loss. The switch to the second feature is a ramp: the weight of its loss
+grows from 0.003 to 1 over 50 epochs, because a sudden switch would erase the feature learned first. The curves have more
+points during the ramp. Statistics at the end of training (C05, C06, C07a) use only seeds in which the first feature stays
+over 95 % correct throughout the ramp.
 
-Settings, in three columns (SGD 0.1, which carries the verdicts; Adam 3e-4; Adam with its memory made anew at the switch):
+Settings, in three conditions: SGD at rate 0.1 (for the verdicts), Adam at rate 3e-4, and Adam whose optimizer state is
+re-initialised at the switch (also in the settings without a switch):
   joint         identity (easy) and parity-4 (hard), both from the start
   hard_first    hard alone for 160 epochs, the ramp, then both for 160
   easy_first    easy alone for 160 epochs, the ramp, then both for 160
   first_a       two xor features, a and b: a alone, the ramp, then both
   first_b       the same, b first
   both_at_once  the same, both from the start
-(The last three at 0.03 in the SGD column: at 0.1 the second xor, once switched on, wipes out the first in three of eight
-networks for a while.)
+Under SGD the last three settings use rate 0.03. At rate 0.1, training the second xor temporarily erases the first one
+in three of eight networks.
 
-"Equal updates with both losses on": joint is read after 160 epochs, where hard_first has had both at full weight for 160.
+"Equal updates with both losses on": joint is measured after 160 epochs; hard_first also had 160 epochs with both losses at
+full weight.
 
-Cost and outcome of the reference run: `experiments/results/learning_order/manifest.json` and `claims.csv` beside it.
-Expected after the paper: narrower with hard first, the first learned higher.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/learning_order/`.
+Expected from the paper: the gap is narrower with hard first, and the feature learned first explains more.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -119,7 +121,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, column: str) -> list[Claim]:
-    """C05 to C07; a claim whose settings were not run has no parts, and is not measured."""
+    """C05 to C07; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, column)
 
 
@@ -211,7 +213,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
     drawn = [
         ("order", _draw_order(results)),
         ("mastery", _draw_mastery(results)),
@@ -222,18 +224,19 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "order": "Share of the penultimate layer's variance that each feature explains, by the order in which they were "
-    "trained; dots are all seeds, marks their mean with a 95 % interval. Joint training is read after as many updates with "
-    "both losses on as the staged ones have had at their end. Left: an easy and a hard feature; right: two of equal "
-    "complexity. Grey marks are floors.",
-    "mastery": "Left: updates until a feature is mastered (the first of three evaluations in a row in which each of its "
-    "classes is over 95 % correct). Right: the gap, r2(easy) - r2(hard) or r2(a) - r2(b), at the first snapshot at which "
-    "both are mastered, and where `order` is read; in `first b` a gap below zero favours the one learned first. "
-    "Dots are all seeds, marks their mean with a 95 % interval; grey marks are the gap of the unused twins there.",
-    "along_orders": "Above: variance explained along training; the vertical line is the switch, from which the second "
-    "feature's loss is ramped up. Below: accuracy, looked at every few updates after the switch. Means over seeds with "
-    "95 % bands.",
-    "along_equals": "The same for two features of equal complexity: both at once, a first, b first.",
+    "order": "Share of the penultimate layer's variance that each feature explains, by the order in which the "
+    "features were trained. Jointly trained networks are measured after as many updates with both losses on as the "
+    "staged networks have had at their end. Left: an easy and a hard feature. Right: two features of equal "
+    "complexity. Each dot is a seed; marks are means over seeds with 95 % intervals. Grey marks are floors.",
+    "mastery": "Left: number of updates until a feature is mastered (the first of three evaluations in a row in "
+    "which each of its classes is over 95 % correct). Right: the gap, r2(easy) - r2(hard) or r2(a) - r2(b), at the "
+    "first snapshot at which both features are mastered, and at the step that the figure `order` shows. In `first "
+    "b`, a gap below zero favours the feature learned first. Each dot is a seed; marks are means over seeds with 95 "
+    "% intervals. Grey marks are the gaps of the unused twins.",
+    "along_orders": "Top: variance explained during training. The vertical line marks the switch, after which the "
+    "second feature's loss is ramped up. Bottom: accuracy, evaluated every few updates after the switch. Lines are "
+    "means over seeds with 95 % bands.",
+    "along_equals": "The same for two features of equal complexity, a and b: both from the start, a first, or b first.",
 }
 
 # The figure that shows a claim or a part of it; the first one, where none is named.

@@ -10,25 +10,26 @@ Identity (easy) and parity-4 (hard) in the base network, 10,240 updates, for eve
   update rule          sgd, momentum (0.9), adam, adamw (weight decay 0.01)
   dropout              0, 0.1, 0.25, after every hidden layer
   learning rate        three for each rule, a factor of about three apart
-and a line of init scales (a factor on the LeCun-normal weights: 0.25 to 4) with SGD 0.1 and no dropout. Settings are named
-<rule>_<rate>_d<dropout in percent> and init_<scale>. The rule is a factor here, so there is one column.
+and, with SGD at rate 0.1 and no dropout, a series of init scales (factors of 0.25 to 4 on the LeCun-normal weights).
+Settings are named <rule>_<rate>_d<dropout in percent> and init_<scale>. The update rule is a factor here, so there is only
+one condition.
 
-C12, fixed before anything ran. gap = r2(easy) - r2(hard), penultimate layer, end of training, smallest effect .02:
+C12 was fixed before anything ran. gap = r2(easy) - r2(hard), penultimate layer, end of training; smallest effect 0.02:
   a  gap(Adam 3e-4, dropout .25) - gap(Adam 3e-4, no dropout) < 0, over the seeds that pass the gate in both.
-  b  some cell of Adam with dropout has gap < 0. The family are the six cells of the claim's text: Adam, dropout .1 and .25,
-     three rates (ours; AdamW is shown and does not enter). The cell is CHOSEN on the even seeds: of the cells in which at
-     least 75 % of them pass the gate, the one with the lowest mean gap over those that pass. It is TESTED on the odd seeds,
-     which had no part in the choice: one gap a seed, gate in that cell, expected below zero. Where no cell passes, b has no
-     value and is not measured.
-Everything else is a map without verdict. A cell in which more than 25 % of the seeds did not learn both features is hatched
-and has no number: there, easy fills the layer for want of a rival.
+  b  some cell of Adam with dropout has gap < 0. The candidates are the six cells that the claim is about: Adam, dropout 0.1
+     and 0.25, three rates (ours; AdamW is shown but is not a candidate). The cell is CHOSEN on the even seeds: of the cells
+     in which at least 75 % of these seeds pass the gate, the one with the lowest mean gap over the seeds that pass. It is
+     TESTED on the odd seeds, which had no part in the choice: one gap per seed that passes the gate in that cell, expected
+     below zero. If no cell qualifies, b has no value and is not measured.
+Everything else is a map without verdicts. A cell in which more than 25 % of the seeds did not learn both features is
+hatched and has no number: easy explains much of the layer there because hard is not learned.
 
-One look at four calibration seeds (`results/optimizer/tried.csv`): at this length six of the seven cells that C12 reads
-pass in all of them; with Adam 1e-4 and dropout .25 parity-4 stays at chance, and that cell is left as it is. With Adam 3e-4
-and dropout .25 it takes up to 7,680 updates, so `quick` has 8,192 of them and 8 seeds; b needs `full`.
+Calibration with four seeds (`results/optimizer/tried.csv`): at this length all four pass in six of the seven cells that C12
+reads. With Adam at rate 1e-4 and dropout 0.25, parity-4 stays at chance; that cell was left unchanged. With Adam at rate
+3e-4 and dropout 0.25, learning takes up to 7,680 updates, so `quick` has 8,192 updates and 8 seeds; part b needs `full`.
 
-Cost and outcome of the reference run: `experiments/results/optimizer/manifest.json` and `claims.csv` beside it.
-Expected after the paper: a below zero, and a cell below zero.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/optimizer/`.
+Expected from the paper: part a below zero, and some cell below zero.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -191,7 +192,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the settings that were run."""
+    """Returns all figures, for the settings that were run."""
     column = str(results.settings["column"].iloc[0])
     drawn = [
         ("map", _draw_map(results, column)),
@@ -202,15 +203,17 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "map": "The gap, r2(easy) - r2(hard) at the penultimate layer, for every update rule, learning rate and dropout rate: "
-    "mean over the networks that learned both features, and how many did. Below zero the hard feature fills more. Hatched "
-    "cells have no number: more than 25 % of their networks did not learn both features. Empty places were not run.",
+    "map": "The gap, r2(easy) - r2(hard) at the penultimate layer, for every update rule, learning rate and dropout "
+    "rate. A cell shows the mean over the networks that learned both features, and how many did. Below zero, the "
+    "hard feature explains more. Hatched cells have no number because more than 25 % of their networks did not learn "
+    "both features. Empty places were not run.",
     "dropout": "Share of the penultimate layer's variance explained by the easy and the hard feature under Adam, by "
-    "dropout rate, a panel a learning rate. Dots are all seeds, also those that did not learn the hard feature; marks are "
-    "their mean with a 95 % interval, grey marks floors.",
-    "init_scale": "Easy and hard, and the gap between them, by the scale of the initial weights (1: LeCun-normal), SGD 0.1 "
-    "without dropout. Dots are all seeds, marks their mean with a 95 % interval; grey marks are floors. "
-    "No value: the outputs of all networks at that scale stopped being finite.",
+    "dropout rate; one panel per learning rate. Dots are all seeds, including those that did not learn the hard "
+    "feature; marks are means over seeds with 95 % intervals. Grey marks are floors.",
+    "init_scale": "Variance explained by easy and hard, and the gap between them, by the scale of the initial "
+    "weights (1: LeCun-normal), under SGD at rate 0.1 without dropout. Each dot is a seed; marks are means over "
+    "seeds with 95 % intervals. Grey marks are floors. `No value` means that the outputs of all networks at that "
+    "scale became infinite or NaN.",
 }
 
 

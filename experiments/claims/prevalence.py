@@ -1,4 +1,4 @@
-"""How often a feature is present, or asked for, and how much it fills (claim C08).
+"""Variance explained by how often a feature is present or its label is trained (claim C08).
 
 Claim: of two equally complex features the more prevalent is represented more strongly.
 Paper: Lampinen, Chan and Hermann 2024 (feature prevalence); ladder, exposure and all sizes are ours.
@@ -6,23 +6,25 @@ Paper: Lampinen, Chan and Hermann 2024 (feature prevalence); ladder, exposure an
   python -m experiments.run --experiment=prevalence --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=prevalence --workdir=DIR --preset=quick    SGD only, three rungs and one exposure
 
-Two xor features in one model. One is present in half of the examples; its equal in a share p of them (`p50` to `p02`), or
-in half of them but with a label that enters the loss in a share e of them only (`e50`, `e25`, `e10`). Labels are drawn
-first and inputs uniformly given the labels. The same updates for all rungs.
+One model is trained on two xor features. The first is present in half of the examples. The second, equally complex one is
+present in a share p of them (`p50` to `p02`), or in half of them but with a label that enters the loss in only a share e of
+the examples (`e50`, `e25`, `e10`). Labels are drawn first, and inputs uniformly given the labels. All settings have the
+same number of updates.
 
-Representations are looked at on the crossed probe set, where every combination is equally frequent and r2 does not
-depend on prevalence by itself. On a natural set (`n25`, `n05`: the networks of `p25` and `p05` again, bit for bit where
-lanes agree) r2 carries a factor p(1-p) whatever the network does: the figure shows it beside what the crossed set predicts
-for it, if the feature's variance shrinks by 4 p(1-p) and the rest stays as it is.
+Representations are measured on the crossed probe set, where every combination is equally frequent and prevalence alone does
+not change r2. On a natural probe set (`n25`, `n05`: the networks of `p25` and `p05`, bit-identical where lanes agree) r2
+contains a factor p(1-p), whatever the network does. The figure compares it with the prediction from the crossed set,
+assuming that the feature's variance shrinks by 4 p(1-p) and everything else stays the same.
 
-Of 8,192 examples, as elsewhere, the 164 that have the rarest feature teach it to 7 of 8 networks at best, however long they
-are trained; of 16,384 all learn it in as many updates (`results/prevalence/tried.csv`). A label seen in 5 % of the 8,192
-taught half of the networks, so exposure ends at 10 %.
+With 8,192 examples, as in the other experiments, 164 examples have the rarest feature, and at most 7 of 8 networks learn
+it, however long they are trained. With 16,384 examples all networks learn it in the same number of updates
+(`results/prevalence/tried.csv`). With a label in 5 % of 8,192 examples only half of the networks learned the feature, so
+the lowest exposure is 10 %.
 
 Settings: p50, p25, p10, p05, p02; e50, e25, e10; n25, n05.
 
-Cost and outcome of the reference run: `experiments/results/prevalence/manifest.json` and `claims.csv` beside it.
-Expected after the paper: a gap that grows with rarity.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/prevalence/`.
+Expected from the paper: the gap grows with rarity.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -117,7 +119,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
     columns = contrasts.columns(results, "p50")
     drawn = [
         ("ladder", contrasts.by_column(results, columns, _draw_ladder)),
@@ -128,13 +130,15 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "ladder": "Share of the penultimate layer's variance explained by a feature present in half of the training examples "
-    "and by its equal, present in fewer; on the crossed probe set, where all combinations are equally frequent. Dots are "
-    "all seeds, marks their mean with a 95 % interval. Where the lines part, prevalence decides; grey marks are floors.",
-    "exposure": "The same where both features are present in half of the examples, but the second one's label enters the "
-    "loss in a share of them only.",
-    "natural": "The rare feature on the crossed and on the natural probe set. On the natural one r2 carries the factor "
-    "p(1-p): hollow marks are what the crossed set's numbers predict for it.",
+    "ladder": "Share of the penultimate layer's variance explained by a feature that is present in half of the "
+    "training examples, and by an equally complex feature that is present in fewer. Measured on the crossed probe "
+    "set, where all combinations are equally frequent. Each dot is a seed; marks are means over seeds with 95 % "
+    "intervals. Where the lines separate, prevalence decides. Grey marks are floors.",
+    "exposure": "The same when both features are present in half of the examples, but the label of the second one "
+    "enters the loss in only a share of them.",
+    "natural": "Variance explained by the rare feature on the crossed and on the natural probe set. On the natural "
+    "set r2 contains the factor p(1-p) of the prevalence p; hollow marks show what the results on the crossed set "
+    "predict for it.",
 }
 
 

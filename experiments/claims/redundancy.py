@@ -1,39 +1,42 @@
-"""Which features a network holds that it needs not: decoding and reliance (claims C28, C29, C30, C33, C34).
+"""Features that a network represents without needing them: decoding and reliance (claims C28, C29, C30, C33, C34).
 
-Claim: untrained networks decode easy above hard; training enhances the target and partly suppresses others; of two
-  redundant features the easier is relied on, even where it predicts less; easy is learned first and partly unlearned.
-Paper: Hermann and Lampinen 2020 (binary task). Their sizes leave hard under 80 %, so all sizes are those of our base.
+Claim: easy is more decodable than hard from untrained networks; training enhances the target and partly suppresses other
+  features; of two redundant features networks rely on the easier one, even if it predicts less; easy is learned first and
+  partly unlearned.
+Paper: Hermann and Lampinen 2020 (binary task). With their sizes hard stays under 80 %, so we use the sizes of our base
+setting.
 
   python -m experiments.run --experiment=redundancy --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=redundancy --workdir=DIR --preset=quick    SGD only, three settings
 
 Settings:
-  target_easy  asked for identity (easy); parity-4 (hard) is there and predicts nothing
-  target_hard  asked for hard; easy predicts nothing
-  shortcut     asked for hard; in training easy equals it in 80 % of the examples
-  p50 ... p90  asked for a latent target, which hard equals in 90 % of the examples and easy in 50, 60, 70, 80, 90 %
+  target_easy  trained on identity (easy); parity-4 (hard) is present in the input and predicts nothing
+  target_hard  trained on hard; easy is present and predicts nothing
+  shortcut     trained on hard; in the training data easy equals it in 80 % of the examples
+  p50 ... p90  trained on a latent target, which equals hard in 90 % of the examples and easy in 50, 60, 70, 80, 90 %
 
-Decided here, where the list of claims is silent:
-- A seed passes where the fits of the decoders that a claim reads converged. C28 is read in the untrained networks of
-  target_easy: nothing is learned, so that nothing else is asked for.
-- C29 is the mean over the two single-target networks (easy the target and hard the other, and the reverse), so that
-  no feature is the target in all of them. A seed passes where both networks learned their targets.
-- C30: a label that is noise given the features cannot be tested at 95 %. What replaces the gate is part b: whether
-  accuracy on the training distribution is what its labels allow. Accuracy there follows from the agreements on the
-  crossed set (`accuracy_of`), which is that distribution given both features. The labels allow .9 to a network that
-  follows hard in every conflict, .8 to one that follows easy: within .02 of .9 only those that follow easy in at most
-  .2 of the conflicts, of which part a is never true. So part b asks for what they allow to a network that resolves
-  conflicts as this one does (`allowed`); the figure shows accuracy against .9 besides.
-  Of 8,192 examples, as elsewhere, networks learn the noise of their labels by heart and miss part b (BUILD.md). p50 to
-  p90 are trained on four times as many for a quarter of the epochs: the fewest of those tried of which every
-  calibration network, of both columns, passes part b; a was not looked at there (`results/redundancy/tried.csv`).
-- C33 needs something that first favours easy and then has hard learned: shortcut, whose gate is hard on test data on
-  which easy predicts nothing. The maximum of a noisy curve lies too high: each seed is read at the snapshot,
-  the first left out, at which the mean of the OTHER half of the seeds peaks. Chance is one half.
-- C34: the suppressed feature is easy in target_hard (hard is not decodable before training either; it is in the figure).
+Choices that the claims leave open:
+- A seed passes if the decoders that a claim reads have converged. C28 uses the untrained networks of target_easy; nothing
+  is learned there, so nothing else is required.
+- C29 is the mean over the two single-target networks (target easy, other hard, and the reverse), so that no single feature
+  is always the target. A seed passes if both networks learned their targets.
+- C30: given the features, the label is noisy, so a gate at 95 % accuracy is impossible. Part b replaces it: is the accuracy
+  on the training distribution as high as the labels allow? This accuracy follows from the agreements on the crossed set
+  (`accuracy_of`), which is the same distribution given both features. The labels allow an accuracy of 0.9 to a network that
+  follows hard in every conflict, and 0.8 to one that follows easy. Only networks that follow easy in at most 20 % of the
+  conflicts come within 0.02 of 0.9, and for these part a cannot hold. Part b therefore compares with the accuracy that the
+  labels allow to a network that resolves conflicts as this one does (`allowed`); the figure also shows accuracy against
+  0.9. With 8,192 examples, as in the other experiments, networks memorise the noise of their labels and fail part b. p50 to
+  p90 are trained on four times as many examples for a quarter of the epochs. This is the smallest of the tried sizes at
+  which every calibration network, in both conditions, passes part b; part a was not evaluated there
+  (`results/redundancy/tried.csv`).
+- C33 needs a setting in which easy is favoured first and hard is learned later: shortcut. Its gate is hard on test data on
+  which easy predicts nothing. The maximum of a noisy curve is biased upwards, so each seed is measured at the snapshot
+  (except the first) at which the mean of the OTHER half of the seeds peaks. Chance is one half.
+- C34: the suppressed feature is easy in target_hard. (Hard is not decodable before training either; the figure shows it.)
 
-Cost and outcome of the reference run: `experiments/results/redundancy/manifest.json` and `claims.csv` beside it.
-Expected after the paper: easy above hard; target up, others down but not to chance; easy relied on at 80 against 90 %.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/redundancy/`.
+Expected from the paper: easy above hard; the target up, others down but not to chance; reliance on easy at 80 against 90 %.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -120,7 +123,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, column: str) -> list[Claim]:
-    """C28 to C30, C33 and C34; a claim whose settings were not run has no parts, and is not measured."""
+    """C28 to C30, C33 and C34; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, column)
 
 
@@ -259,7 +262,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
     columns = contrasts.columns(results)
     ladders = [c for c in columns if _run(results, c, LADDER)]
     single = [s for name in ("target_easy", "target_hard") for s in contrasts.run_in(results, name)]
@@ -274,19 +277,20 @@ def figures(results: Results) -> list[Drawn]:
 
 
 CAPTIONS = {
-    "layers": "Accuracy of a linear readout of each feature by hidden layer, on held-out examples, in networks asked for "
-    "one of them; dots are all seeds, marks their mean with a 95 % interval. Grey marks are floors: the untrained network, "
-    "a twin that nobody asks for, permuted labels.",
-    "decoders": "Accuracy of a linear and of a nonlinear readout of the penultimate layer, before and after training; dots "
-    "are all seeds, marks their mean with a 95 % interval. Grey marks are floors: permuted labels and the twin that "
-    "nobody asks for.",
-    "reliance": "Networks asked for a label that both features predict, hard in 90 % of the examples. Left: how often the "
-    "output says what a feature says, on examples on which the two are independent; in the grey band neither is "
-    "preferred (95 % interval over seeds, by the jackknife). Right: accuracy on the distribution "
-    "trained on, with what its labels allow, and what they allow to networks that follow one feature.",
-    "along": "Above: accuracy of a linear readout of each feature along training in networks asked for hard; in `shortcut` "
-    "easy equals hard in 80 % of the training examples. Below: accuracy of the output on test data on which the features "
-    "are independent. Means over seeds with 95 % bands.",
+    "layers": "Accuracy of a linear readout of each feature on held-out examples, by hidden layer, in networks "
+    "trained on one of the two features. Each dot is a seed; marks are means over seeds with 95 % intervals. Grey "
+    "marks are floors: the untrained network, the unused twin, and permuted labels.",
+    "decoders": "Accuracy of a linear and of a nonlinear readout of the penultimate layer, before and after "
+    "training. Each dot is a seed; marks are means over seeds with 95 % intervals. Grey marks are floors: permuted "
+    "labels and the unused twin.",
+    "reliance": "Networks trained on a label that both features predict; hard predicts it in 90 % of the examples. "
+    "Left: how often the output agrees with each feature, on examples where the two are independent. The grey band "
+    "is the 95 % interval (jackknife over seeds) of the predictivity of easy at which networks prefer neither "
+    "feature. Right: accuracy on the training distribution, with the best accuracy that its labels allow, and the "
+    "best that they allow to networks that follow one feature only.",
+    "along": "Top: accuracy of a linear readout of each feature during training, in networks trained on hard; in "
+    "`shortcut`, easy equals hard in 80 % of the training examples. Bottom: accuracy of the output on test data "
+    "where the features are independent. Lines are means over seeds with 95 % bands.",
 }
 
 # The figure that shows a claim or a part of it; the first one, where none is named.
@@ -344,7 +348,7 @@ def _draw_reliance(results: Results, columns: list[str]) -> Figure | None:
         x = list(settings.values())
         shares = {f: pd.DataFrame({s: results.values(s, "agreement", f) for s in settings}).T for f in (EASY, HARD)}
         for (feature, values), style in zip(shares.items(), STYLES, strict=False):
-            draw.dots(left, x, values, f"says {feature}", style, shift=0.0)
+            draw.dots(left, x, values, f"agrees with {feature}", style, shift=0.0)
         found = crossing(shares[EASY] - shares[HARD])
         if np.isfinite(found.effect):
             left.axvline(found.effect, linestyle=(0, (4, 3)), label="neither is preferred", **draw.FLOOR)
@@ -353,13 +357,16 @@ def _draw_reliance(results: Results, columns: list[str]) -> Figure | None:
             left.text(found.ci_low, 0.55, f"{said} ", ha="right", va="bottom", fontsize=7.5)
         left.axhline(CHANCE, linestyle=(0, (1, 2)), label="independent", **draw.FLOOR)
         untrained = [results.values(s, "agreement", f"twin_{EASY}").mean() for s in settings]
-        draw.floor(left, x, untrained, f"says unused twin of {EASY}", "d")
+        draw.floor(left, x, untrained, f"agrees with unused twin of {EASY}", "d")
         _draw_allowed(right, results, settings)
-        for axes, y in ((left, "agreement of the output (share)"), (right, "accuracy as trained on (share)")):
+        for axes, y in (
+            (left, "agreement of the output (share)"),
+            (right, "accuracy on the\ntraining distribution (share)"),
+        ):
             axes.set_xticks(x)
             axes.set_xlim(min(x) - 0.08, max(x) + 0.08)
             axes.set_ylim(top=1.03)
-            draw.label(axes, column, "P(easy = target), with P(hard = target) = .9", y)
+            draw.label(axes, column, "P(easy = target), with P(hard = target) = 0.9", y)
     return draw.finish(figure)
 
 
@@ -367,7 +374,7 @@ def _draw_allowed(axes: Axes, results: Results, settings: dict[str, float]) -> N
     found = {s: accuracy_of(*follow(results, s), p, HARD_PREDICTS) for s, p in settings.items()}
     x = list(settings.values())
     draw.dots(axes, x, pd.DataFrame(found).T, "accuracy", STYLES[2])
-    bounds = {"all that labels allow": ("x", None), "with easy alone": ("d", 1.0), "with hard alone": ("+", 0.0)}
+    bounds = {"best that labels allow": ("x", None), "best, following easy": ("d", 1.0), "best, following hard": ("+", 0.0)}
     for name, (marker, conflict) in bounds.items():
         draw.floor(axes, x, [float(allowed(p, HARD_PREDICTS, conflict)) for p in x], name, marker)
 
@@ -411,7 +418,7 @@ def _draw_along(results: Results, settings: list[str]) -> Figure | None:
             draw.band(top, unused, f"unused twin of {feature}", twin | {"marker": ""})
         shuffled = contrasts.curve(results, setting, "decode_shuffled", EASY).mean(axis=1)
         draw.floor(top, shuffled.index, shuffled, "permuted labels", "1")
-        draw.band(bottom, results.accuracy(setting, HARD, "accuracy"), "the output, asked for hard", STYLES[1])
+        draw.band(bottom, results.accuracy(setting, HARD, "accuracy"), "output trained on hard", STYLES[1])
         bottom.axhline(0.95, linestyle=(0, (4, 3)), label="95 %", **draw.FLOOR)
         for axes in (top, bottom):
             axes.axhline(CHANCE, linestyle=(0, (1, 2)), label="chance", **draw.FLOOR)

@@ -1,4 +1,4 @@
-"""How alike models are, and how alike an analysis finds them (claims C26, C27, C32, C35).
+"""How similar models are by RSA and CKA (claims C26, C27, C32, C35).
 
 Claim: a model of an easy and a hard feature looks like a model of the easy one alone, though it computes both.
 Paper: Lampinen, Chan and Hermann 2024 (RSA); Hermann and Lampinen 2020; Lampinen, Chan, Li and Hermann 2025/26.
@@ -6,26 +6,27 @@ Paper: Lampinen, Chan and Hermann 2024 (RSA); Hermann and Lampinen 2020; Lampine
   python -m experiments.run --experiment=similarity --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=similarity --workdir=DIR --preset=quick    SGD only, shorter
 
-Settings, all with the same inputs, which hold identity (easy) and parity-4 (hard), and the same probe examples for all:
-  both        both are asked for
-  easy_only   only easy is
-  hard_only   only hard is
-  untrained   no setting of its own: `both` before training
+Settings. All have the same inputs, which contain identity (easy) and parity-4 (hard), and the same probe examples:
+  both        trained on both features
+  easy_only   trained on easy only
+  hard_only   trained on hard only
+  untrained   not a separate setting: the networks of `both` before training
 
-Similarity is read at the penultimate layer, between models of different seeds only. Ours, and fixed before anything ran:
-  primary     RSA with Euclidean distances and Pearson's correlation of RDMs, which is the kind that gives -.795 for the
-              two solutions of XOR; higher is more alike
-  secondary   debiased CKA; where its interval lies on the other side of zero the verdict is "depends on the measure"
-  margins     .05 in similarity. C35 compares coefficients of variation (sd / mean over seeds) as a log ratio, margin
+Similarity is measured at the penultimate layer, only between models of different seeds. These choices are ours and were
+fixed before anything ran:
+  primary     RSA with Euclidean distances and Pearson's correlation of RDMs, which is the variant that gives -0.795 for
+              the two solutions of XOR; higher is more similar
+  secondary   debiased CKA; if its interval lies on the other side of zero, the verdict is "depends on the measure"
+  margins     0.05 in similarity. C35 compares coefficients of variation (sd / mean over seeds) as a log ratio, margin
               log 1.1; their plain difference is secondary
-  unit        a model: every statistic is computed from all seeds at once, and a seed's value is its jackknife
-              pseudo-value, which leaves out all pairs with any of its models. Seeds that fail the gate in any compared
-              cell, or whose model is constant, are in no pair at all
+  unit        a model: every statistic is computed from all seeds at once. The value of a seed is its jackknife
+              pseudo-value, which leaves out all pairs with any model of this seed. Seeds that fail the gate in any
+              compared setting, or whose model is constant, are excluded from all pairs
 
-C26 follows in part from C01: where easy fills most of the variance it fills most of the distances.
+C26 follows in part from C01: if easy explains most of the variance, it also determines most of the distances.
 
-Cost and outcome of the reference run: `experiments/results/similarity/manifest.json` and `claims.csv` beside it.
-Expected after the papers: C26 and C27b above zero, C27a below; C32 above; C35 below.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/similarity/`.
+Expected from the papers: C26 and C27b above zero, C27a below; C32 above; C35 below.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -71,7 +72,7 @@ EXPERIMENT = Experiment(
 
 
 class Similarities(NamedTuple):
-    """One column's models by kind, compared by one measure."""
+    """The models of one condition, by kind, compared by one measure."""
 
     matrix: pd.DataFrame  # by (setting, step, seed), NaN for two models of one seed
     kinds: dict[str, tuple[str, int]]  # setting and step
@@ -96,13 +97,13 @@ Contrast = Callable[[Similarities, Sequence[int]], float]
 
 
 def similarities(results: Results, column: str, metric: str) -> Similarities:
-    """One column's models. Args: metric, of MEASURES."""
+    """Returns the similarities of the models of one condition. Args: metric: a key of MEASURES."""
     kinds = {kind: (f"{column}.{kind}", results.last_step(f"{column}.{kind}")) for kind in KINDS[:-1]}
     return Similarities(contrasts.similarities(results, column, metric), kinds | {UNTRAINED: (f"{column}.{BOTH}", 0)})
 
 
 def claims(results: Results, column: str) -> list[Claim]:
-    """C26, C27, C32 and C35; a claim whose settings were not run has no parts, and is not measured."""
+    """C26, C27, C32 and C35; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, column)
 
 
@@ -229,7 +230,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns and settings that were run."""
+    """Returns all figures, for the conditions and settings that were run."""
     run = contrasts.columns(results, *_ALL)
     columns = [c for c in run if len(contrasts.similarities(results, c, PRIMARY))]  # one seed has no pairs
     drawn = [
@@ -243,18 +244,22 @@ def figures(results: Results) -> list[Drawn]:
 
 FIGURES = {"C35": "spread"}  # the figure that shows a claim
 CAPTIONS = {
-    "matrix": "Similarity of every two models at the penultimate layer, by setting and within it by seed; grey: two models "
-    "of one seed, which are not compared. Left the primary measure (RSA: Euclidean distances, Pearson), right debiased "
-    "CKA. A bright block off the diagonal means that models with other tasks look alike.",
-    "types": "The same by what is compared, for every measure; 1 is alike. A dot is a MODEL of the first kind, its mean "
-    "over the models of the second; marks are means over all pairs with a 95 % jackknife interval over seeds. Whether or "
-    "not they learned their features, all models are shown. Two untrained networks are the floor.",
-    "ceilings": "How well models of one kind predict the RDM of models of another (Pearson, Euclidean distances): dots are "
-    "the predicting models, marks their mean with a 95 % jackknife interval. The grey band is the noise ceiling: its upper "
-    "end is the best that any RDM can do for these models, its lower end what their mean does for one that is left out. "
-    "Marks near a band of another task say that RSA cannot tell the tasks apart.",
-    "spread": "Variance explained by easy and hard over seeds, in models of both and in models of one. A wide cloud "
-    "relative to its height is an inconsistent feature; sd / mean is printed below each.",
+    "matrix": "Similarity of every pair of models at the penultimate layer, ordered by setting and then by seed. "
+    "Left: the primary measure (RSA with Euclidean distances and Pearson correlation). Right: debiased CKA. Grey: "
+    "two models of one seed, which are not compared. A bright block off the diagonal means that models trained on "
+    "different features look alike.",
+    "types": "The same by type of pair, for every measure; 1 means most similar. A dot is one MODEL of the first "
+    "kind: its mean over all models of the second kind. Marks are means over all pairs with 95 % jackknife intervals "
+    "over seeds. All models are shown, whether or not they learned their features. Two untrained networks are the "
+    "floor.",
+    "ceilings": "How well models of one kind predict the RDM of models of another kind (Pearson correlation, "
+    "Euclidean distances). Dots are the predicting models; marks are their means with 95 % jackknife intervals. The "
+    "grey band is the noise ceiling: its upper end is the best that any RDM can reach for these models, its lower "
+    "end what the mean of the other models reaches for a left-out one. Marks near the band of another task mean that "
+    "RSA cannot distinguish the tasks.",
+    "spread": "Variance explained by easy and hard over seeds, in models trained on both features and in models "
+    "trained on one. A feature whose dots spread widely relative to their mean is inconsistent; sd / mean is printed "
+    "below each.",
 }
 NAMES = {BOTH: "easy+hard", EASY_ONLY: "easy", HARD_ONLY: "hard", UNTRAINED: "untrained"}
 TYPES = (

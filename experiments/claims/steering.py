@@ -1,27 +1,32 @@
 """Steering the network along a feature's difference vector (claims C22, C23, C24).
 
-Claim: pushing a representation along the present-minus-absent vector of a feature flips what the network reports of it, and
-  leaves the other output alone; a smaller push flips the hard feature.
+Claim: pushing a representation along the present-minus-absent vector of a feature flips the output for this feature and
+  leaves the other output unchanged; the hard feature needs a smaller push.
 Paper: Lampinen, Chan and Hermann 2024 (causal interventions); doses, controls and all sizes are ours.
 
   python -m experiments.run --experiment=steering --workdir=DIR                   full: 16 seeds, two optimizers
   python -m experiments.run --experiment=steering --workdir=DIR --preset=quick    SGD only, shorter
 
 One setting, joint: identity (easy) and parity-4 (hard) in the base network, at the end of training. Every example is pushed
-towards the value that the network does not report, and the network's own later layers finish the computation. A dose is the
-push's L2 norm over the representation's rms, since in units of its own vector half of every feature flips at .5 by
-construction. Controls are random directions of equal norm with the same signs.
+towards the value that the network does not report, and the network's own later layers finish the computation. The dose is
+the L2 norm of the push divided by the rms of the representation. (In units of the feature's own vector, half of the
+examples would flip at 0.5 for every feature by construction.) Controls are random directions of equal norm with the same
+signs.
 
-The primary site is the layer BEFORE the penultimate: at the penultimate layer the rest is linear, and C22 mere algebra.
-  C22   a easy, b hard: flips of its own output by its own vector, minus flips by random directions of that length
-  C23   a easy, b hard: at the dose that flips 95 % of its own output, flips of the other output minus those by random
-        directions; an equivalence within .05. A run whose doses do not reach 95 % has no value.
-  C24   log dose that flips half of hard minus that of easy; a run whose doses do not reach it counts with the largest
+The primary site is the layer BEFORE the penultimate one. After the penultimate layer the network is linear, so C22 would
+hold there by algebra alone.
+  C22   a easy, b hard: share of the feature's own output that its own vector flips, minus the share that random directions
+        of the same length flip
+  C23   a easy, b hard: at the dose that flips 95 % of the feature's own output, the share of the other output that flips,
+        minus the share that random directions flip; an equivalence within 0.05. A run that does not reach 95 % has no
+        value.
+  C24   log dose that flips half of hard minus log dose that flips half of easy. A run that does not reach half at any dose
+        counts with the largest dose.
 
 C24 follows nearly mechanically from the gap (C01) at one site.
 
-Cost and outcome of the reference run: `experiments/results/steering/manifest.json` and `claims.csv` beside it.
-Expected after the paper: both flip, the other output stays, hard flips at a smaller dose.
+For cost and outcome of the reference run see `manifest.json` and `claims.csv` in `experiments/results/steering/`.
+Expected from the paper: both features flip, the other output stays, and hard flips at a smaller dose.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -133,7 +138,7 @@ CLAIMS = {
 
 
 def figures(results: Results) -> list[Drawn]:
-    """All figures, for the columns that were run."""
+    """Returns all figures, for the conditions that were run."""
     settings = contrasts.run_in(results, "joint")
     drawn = (
         ("doses", _draw_doses(results, settings)),
@@ -146,14 +151,16 @@ def figures(results: Results) -> list[Drawn]:
 NOTES = {"C24": "follows nearly mechanically from C01"}  # on the score card
 FIGURES = {"C22": "matrix", "C23": "doses", "C24": "half"}  # the figure that shows a claim
 CAPTIONS = {
-    "doses": "Share of examples whose output flips, by the size of the push. Solid: the output of the feature whose vector "
-    "is pushed along; thin: the other output; grey: an output along random directions of equal norm, the "
-    "mean over the signs of both features' pushes. Bands are 95 % intervals over seeds.",
-    "matrix": "Flips by each feature's vector at its own length: rows are directions, columns outputs, mean over seeds. "
-    "Below them random directions of the same length, with the signs of that feature's pushes.",
-    "half": "The push that flips half of the examples, by feature and layer. Dots are all seeds; those at the dotted line "
-    "do not reach half with the largest dose. Grey: the push at which random directions flip "
-    "half on average.",
+    "doses": "Share of examples whose output flips, by the size of the push. Solid: the output of the feature along "
+    "whose vector the representation is pushed. Thin: the other output. Grey: an output when pushed along random "
+    "directions of equal norm, the mean over the signs of both features' pushes. Bands are 95 % intervals over "
+    "seeds.",
+    "matrix": "Share of outputs that each feature's vector flips, at the vector's own length. Rows are directions, "
+    "columns are outputs; means over seeds. The lower rows are random directions of the same length, with the signs "
+    "of that feature's pushes.",
+    "half": "The size of the push that flips half of the examples, by feature and layer. Dots are all seeds; dots at "
+    "the dotted line do not reach half even with the largest dose. Grey marks: the push at which random directions "
+    "flip half on average.",
 }
 
 

@@ -1,13 +1,13 @@
-"""The probes of this package on activations that were made elsewhere.
+"""Runs the probes of this package on activations that were made elsewhere.
 
   arrays, features        files and Python values, checked: activations [N, D] and features of N examples
-  design                  fit and score half, columns of the features, centred activations, the bootstrap
+  design                  fit and score half, design columns of the features, centred activations, the bootstrap
   encoding                variance explained, its parts, single units, principal components
   readouts, rsa           linear and kernel readouts; representational similarity
-  record, diagnostics     rows of `results.csv`; what a reader has to know of the features
+  record, diagnostics     rows of `results.csv`; checks of the features
 
-`variance_explained` returns a few numbers for each feature of one array, `probe_activations` a table of everything. Both
-follow one set of rules: what a feature is, which half is fitted on, and how each number is computed.
+`variance_explained` returns a few numbers for each feature of one array; `probe_activations` returns all measures as a
+table. Both share the same definitions of features, halves and measures.
 
 Source: ours.
 """
@@ -30,7 +30,7 @@ DECODABLE, SMALL = 0.9, 0.05  # balanced accuracy from which, and share of varia
 
 
 class Choices(NamedTuple):
-    """What a caller may choose."""
+    """Options of `probe_activations`."""
 
     draws: int = NUM_DRAWS  # of the bootstrap over examples
     decodable: float = DECODABLE
@@ -49,7 +49,7 @@ def variance_explained(
 ) -> dict[str, dict[str, float]]:
     """Returns the variance of a representation that each feature explains.
 
-    Each feature predicts the activations by least squares on one half of the examples (a feature of classes by the mean of
+    Each feature predicts the activations by least squares on one half of the examples (a categorical feature by the mean of
     each class) and is scored on the other half. `probe_activations` computes the same numbers from the same arguments.
 
     Args:
@@ -57,14 +57,14 @@ def variance_explained(
       features: by name, N values each; text, booleans and at most 20 distinct whole numbers are classes, other numbers are
         continuous. Missing values are refused.
       split: `fit` or `score` (or 0 and 1) for each example, `[N]`; by default a random half each, drawn with a fixed seed.
-      categorical: features to take for classes, at most 50.
-      continuous: features to take for numbers.
+      categorical: names of features to treat as classes, at most 50 classes each.
+      continuous: names of features to treat as continuous numbers.
 
     Returns:
       By feature:
         `r2`: share of the variance that the feature explains, from minus infinity to 1 (the representation is a function of
-          the feature alone); a representation that knows nothing of it is at `null`;
-        `variance`: what it explains in squared units of activation, summed over the D units;
+          the feature alone); its expectation is `null` if the representation does not depend on the feature;
+        `variance`: the explained variance in squared activation units, summed over the D units;
         `r2_per_unit`: the mean over units of each unit's own r2;
         `r2_per_example`: the mean over scored examples n of 1 - |phi_n - M[f_n]|^2 / |phi_n|^2;
         `null`, `null_low`, `null_high`: expectation and central 95 % of r2 when the feature's values are permuted.
@@ -97,19 +97,20 @@ def probe_activations(
     continuous: Sequence[str] = (),
     choices: Choices = DEFAULTS,
 ) -> pd.DataFrame:
-    """Returns everything that this package can say of a representation, as a table.
+    """Returns all measures of a representation as a table.
 
     Args:
       activations: finite real numbers `[N, ...]`, or several arrays by name; each is flattened to `[N, D]`.
       features, split, categorical, continuous: as for `variance_explained`.
-      choices: draws of the bootstrap, and what is pointed out as decodable but small.
+      choices: number of bootstrap draws, and the thresholds for features that are decodable but small.
 
     Returns:
       One row for each number, with the columns of `results.csv`. Metrics that end in `_low` and `_high` are the ends of
       95 % intervals over examples (`design.interval`); a value that is not defined is NaN, with the reason.
 
     Raises:
-      ConfigError: as `variance_explained`, but that a feature which is constant in one half has rows without a value.
+      ConfigError: as for `variance_explained`, except that a feature that is constant in one half gets rows without a
+      value.
 
     Source: that of each probe; halves, intervals and limits are ours.
     """
@@ -133,10 +134,10 @@ def probe(
       sites: arrays `[N, ...]` by name.
       features: of the N examples.
       split, choices: as for `probe_activations`.
-      say: is told what is measured next.
+      say: called with a text that names the next measurement.
 
     Raises:
-      ConfigError: before the first row.
+      ConfigError: as for `probe_activations`, before the first row.
     """
     rows = check(sites, features, split)
     for name, value in diagnostics.describe(features, rows):
@@ -151,7 +152,7 @@ def probe(
 
 
 def check(sites: Mapping[str, np.ndarray], features: Sequence[Feature], split: Sequence[Any] | None) -> design.Rows:
-    """Returns the rows of both halves. Raises ConfigError where shapes do not fit or values are not finite real numbers."""
+    """Returns the examples of both halves. Raises ConfigError if shapes do not match or values are not finite and real."""
     if not sites:
         raise ConfigError("no activations; expected at least one array")
     count = len(features[0].values)
@@ -162,9 +163,9 @@ def check(sites: Mapping[str, np.ndarray], features: Sequence[Feature], split: S
         safe_name(site, "activations")
         if array.dtype.kind not in "fiub" or array.ndim < 1 or array.shape[0] != count or array.size == 0:
             found = f"{array.dtype} of shape {array.shape}"
-            raise ConfigError(f"activations {site}: {found}; expected real numbers [{count}, ...], an example a row")
+            raise ConfigError(f"activations {site}: {found}; expected real numbers [{count}, ...], one example per row")
         if not np.isfinite(array).all():
-            raise ConfigError(f"activations {site}: some values are not finite; expected none")
+            raise ConfigError(f"activations {site}: some values are not finite; expected only finite values")
     return design.halves(count, split)
 
 

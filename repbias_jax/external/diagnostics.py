@@ -1,7 +1,8 @@
-"""What there is to know of the features before any activation is looked at: how even and how dependent they are.
+"""Checks of the features themselves, before any activation is read: how balanced and how dependent they are.
 
-r2 of one feature means least where it is unbalanced (r2 of a rare feature is small whatever the representation does) or
-depends on another (r2 counts what they share twice). Both are measured, and said.
+The r2 of a feature is hard to interpret if the feature is unbalanced (r2 of a rare feature is small whatever the
+representation does) or depends on another feature (their shared variance counts in the r2 of both). Both are measured and
+reported.
 
 Source: ours.
 """
@@ -23,7 +24,7 @@ from repbias_jax.probes.moments import Measured
 
 EVEN = 0.95  # below, a feature is called unbalanced: of two classes, where the rarer has under .39
 DEPENDENT = 0.1  # a correlation above, and above what chance gives, is called dependent
-FEW = 10  # examples of a class in a half, below which that is said
+FEW = 10  # examples of a class in a half, below which this is reported
 
 
 def describe(features: Sequence[Feature], rows: Rows) -> Iterator[tuple[Measured, float]]:
@@ -55,44 +56,47 @@ def describe(features: Sequence[Feature], rows: Rows) -> Iterator[tuple[Measured
 
 
 def notes(rows: pd.DataFrame) -> list[str]:
-    """What a reader has to know of features and readouts, a sentence each. Args: rows of `probe`, with numbers."""
-    said, pairs = [], []
+    """Returns one sentence for each problem of a feature or a readout. Args: rows of `probe`, with numbers."""
+    sentences, pairs = [], []
     by = rows[rows["probe"] == "balance"].set_index(["metric", "feature", "other", "at"])["value"].to_dict()
     constant = rows[(rows["metric"] == "r2") & (rows["reason"] == "constant feature")]["feature"]
     for name in dict.fromkeys(constant):
-        said.append(f"{name} is constant in one half of the examples: nothing of it is defined")
+        sentences.append(f"{name} is constant in one half of the examples: its measures are undefined")
     for (metric, feature, other, _), value in by.items():
         if metric == "evenness" and value < EVEN:
             shares = {at: v for (m, f, _, at), v in by.items() if (m, f) == ("class_share", feature)}
             rarest = min(shares, key=lambda at: shares[at])
-            more = "; r2_balanced is what it would be at prevalence 1/2" if len(shares) == 2 else ""
-            said.append(
-                f"{feature} is unbalanced (class {rarest} has {shares[rarest]:.3g} of the examples, evenness {value:.2f}): "
-                f"its r2 is smaller than its code{more}"
+            more = "; r2_balanced estimates it at prevalence 1/2" if len(shares) == 2 else ""
+            sentences.append(
+                f"{feature} is unbalanced (share of class {rarest} {shares[rarest]:.3g}, evenness {value:.2f}): "
+                f"this lowers its r2{more}"
             )
         elif metric == "fewest" and value < FEW:
-            said.append(f"{feature} has a class with {value:.0f} examples in one half: too few to say much of it")
+            sentences.append(
+                f"{feature} has a class with only {value:.0f} examples in one half: its measures are unreliable"
+            )
         elif metric == "dependence" and value > max(DEPENDENT, by["dependence_null", feature, other, ""]):
             pairs.append(f"{feature} and {other} ({value:.2f})")
     if pairs:
-        why = "each one's r2 counts what they share, and the unique and shared parts tell them apart"
-        said.append(f"dependent, with their canonical correlation: {', '.join(pairs)}; {why}")
+        why = "the r2 of each feature includes what they share; unique_r2 and shared_r2 separate the two"
+        sentences.append(f"Dependent features (canonical correlation): {', '.join(pairs)}; {why}")
     for kind, metric in KINDS.items():
         late = rows[(rows["metric"] == f"{metric}_converged") & (rows["value"] == 0)]
         for site, feature in late[["site", "feature"]].itertuples(index=False):
-            said.append(f"{site}: the {kind} readout of {feature} has not converged, and may decode it better than it says")
-    return said
+            sentences.append(f"{site}: the {kind} readout of {feature} has not converged: its accuracy may be too low")
+    return sentences
 
 
 def dissociated(rows: pd.DataFrame) -> list[str]:
-    """Features that are decodable although they explain little variance, a sentence each. Args: as `notes`."""
-    said = []
-    found = rows.set_index(["site", "metric", "feature", "at"])["value"].sort_index()
+    """Returns one sentence for each feature that is decodable but explains little variance. Args: as for `notes`."""
+    sentences = []
+    values = rows.set_index(["site", "metric", "feature", "at"])["value"].sort_index()
     chosen = rows[(rows["metric"] == "decodable_but_small") & (rows["value"] > 0)]
     for site, feature, at in chosen[["site", "feature", "at"]].itertuples(index=False):
-        accuracy = found[site, KINDS[at], feature, ""]
-        r2 = found[site, "r2", feature, ""]
-        said.append(
-            f"{site}: {feature} is decodable ({at}, balanced accuracy {accuracy:.3f}) but explains {r2:.4f} of variance"
+        accuracy = values[site, KINDS[at], feature, ""]
+        r2 = values[site, "r2", feature, ""]
+        sentences.append(
+            f"{site}: {feature} is decodable ({at}, balanced accuracy {accuracy:.3f}) but explains only {r2:.4f} "
+            "of the variance"
         )
-    return said
+    return sentences

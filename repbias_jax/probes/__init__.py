@@ -1,25 +1,29 @@
-"""Probes, by name: functions of arrays that return numbers. Add one: a function, and a line here.
+"""Probes by name: functions of arrays that return numbers. To add one, write a function and add a line here.
 
-`representation`: `fn(fit, score, roles)`, each side (activations `[N, D]`, factors `[N]` by name) of one run at one
-snapshot, `roles` a `Factor` for each factor. `intervention`: `fn(fit, score, outputs)`, where `outputs(side, change)` runs
-the network on the real inputs of a side, "fit" or "score", with its representation changed by `change` `[N, D]` or `[D]`,
-and gives logits `[N, C]` by the name of the reported factor. Both return `{Measured: number}`.
-`pair`: `fn(models)`, activations `[N, D]` of M models for the same examples; returns `{Measured: [M, M]}`, symmetric.
+There are three kinds.
+- `representation`: `fn(fit, score, roles) -> {Measured: number}` for one run at one snapshot. `fit` and `score` are each
+  (activations `[N, D]`, factors `[N]` by name); `roles` has a `Factor` for each factor.
+- `intervention`: `fn(fit, score, outputs) -> {Measured: number}`. `outputs(side, change)` runs the network on the real
+  inputs of a side, "fit" or "score", adds `change` `[N, D]` or `[D]` to the representation, and returns logits `[N, C]` by
+  the name of the reported factor.
+- `pair`: `fn(models) -> {Measured: [M, M]}`, symmetric. `models` are activations `[N, D]` of M models for the same
+  examples.
 
 Glossary. Each probe's docstring has range, direction, perfect and null values.
 
 - `r2`: share of a layer's variance explained by a feature. Activations are predicted by their mean given the feature,
   fitted on one half of the probe set and scored on the other, both about the fit half's mean. 1: the layer is a
-  function of the feature; about 0: the feature is not there.
+  function of the feature; about 0: the layer does not depend on the feature.
 - `r2_per_example`: the mean over examples of each example's own ratio, the paper's form. `r2_per_unit`: the mean over
   units of each unit's own ratio. Neither has a stable null level, and neither gives a verdict.
 - `variance`, `total_variance`: absolute, in squared activation units, summed over units.
-- `r2_of_final`: the same numerator over the LAST snapshot's total variance, so that training is on one scale.
-- `null`, `null_low`, `null_high`: expected r2 of a feature that is not there, -(C - 1) / N with C values and N fitted
-  examples; the central 95 % under permuted labels.
+- `r2_of_final`: the same numerator divided by the total variance of the LAST snapshot, so that all snapshots have one
+  scale.
+- `null`, `null_low`, `null_high`: the expected r2 of an absent feature, -(C - 1) / N with C values and N fitted examples,
+  and the central 95 % of r2 under permuted labels.
 - `walsh_r2`: r2 of products of +/-1 bits, summed by block and degree; on crossed probe sets the shares add up to 1.
-- `joint_r2`, `unique_r2`, `shared_r2`: all features at once; what is lost without one; what it shares with the
-  others.
+- `joint_r2`, `unique_r2`, `shared_r2`: r2 of all features together; how much it falls without one feature; r2 of this
+  feature minus its unique r2.
 - `component_r2`, `top_r2`, `kept_accuracy`: r2 of one principal component; of the first two together, whose null band
   ends at `top_null_high`; accuracy of the network when only the first k components are kept.
 - `selective_share`, `participation`: share of living units with r2 over 0.1; participation ratio of the difference
@@ -28,14 +32,14 @@ Glossary. Each probe's docstring has range, direction, perfect and null values.
   dose is the length of the push over the layer's rms.
 - `decode`, `follow`, `agreement`: balanced accuracy of a readout; share of conflicts in which a readout of a label
   that two features predict follows the first; how often an output agrees with a feature.
-- `rsa`, `cka`, `procrustes`: similarity of two models' representations of the same examples; higher is more alike.
-- `readout_norm`, `margin`: how strongly the network's own last layer reads an output; how far right answers lead, in
-  logits.
+- `rsa`, `cka`, `procrustes`: similarity of two models' representations of the same examples; higher is more similar.
+- `readout_norm`, `margin`: norm of the weights with which the network's last layer reads an output; mean difference between
+  the logit of the correct answer and the highest other logit.
 
 Further words: the gap is r2(easy) - r2(hard), the primary statistic. A crossed probe set has all combinations of the
 features' bits equally often in each half, and all other bits at random. An unused twin is the same function of other
-bits, which no output is trained on: a floor. A seed passes the gate when every class of every trained feature is over
-95 % correct on independent balanced data.
+bits, on which no output is trained; it serves as a floor. A seed passes the gate when every class of every trained feature
+is over 95 % correct on independent balanced data.
 """
 
 from collections.abc import Callable

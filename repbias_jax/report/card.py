@@ -1,9 +1,9 @@
 """The score card: the claims of several experiments in one table, as `scorecard.csv`, as a page and for README.
 
-Claims stand in the order of their ids, parts below their claim, exploratory columns after all others. p is corrected by
-Holm over all claims of the card, or over a family fixed beforehand: a claim counts once, whatever its parts, those of
-claims with separate parts count each. What is not measured, or only in part, counts as p = 1.
-The card depends on the files it reads and on nothing else, so that one made again is the same byte for byte.
+Claims are ordered by id, with parts below their claim and exploratory conditions after all others. p is corrected by Holm
+over all claims of the card, or over a family fixed beforehand. A claim counts once, whatever its number of parts; if its
+parts are separate, each part counts. A claim that is not measured, or only in part, counts as p = 1.
+The card depends only on the files it reads, so the same files give the same bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,13 +29,13 @@ UNDECIDED = ("inconclusive", "no difference", DEPENDS)
 
 
 class Source(NamedTuple):
-    """What one experiment brings to the card.
+    """The contribution of one experiment to the card.
 
     Attributes:
       name: of the experiment.
       title: in words.
-      variant: what differs from its reference settings; empty: nothing.
-      page: its report, relative to the folder of the card; empty: there is none.
+      variant: what differs from the reference settings; empty if nothing does.
+      page: path of its report, relative to the folder of the card; empty if there is none.
       rows: of its `claims.csv`, each with its `experiment`, `page` and `figure`.
     """
 
@@ -47,12 +47,12 @@ class Source(NamedTuple):
 
 
 def read(folder: Path, module: ModuleType) -> Source | None:
-    """An experiment's part, or nothing where its report is not up to date.
+    """Returns the contribution of an experiment; None if its report is not up to date.
 
     Args:
       folder: of the experiment, in the folder of the card; or of its reference run.
-      module: the experiment's. `FIGURES`, if it has one, names the figure that shows a claim or a part; for the rest
-        that is the first figure of `CAPTIONS`. `NOTES`, if it has them, are what a reader of a claim should know.
+      module: of the experiment. Its optional `FIGURES` names the figure that shows a claim or a part; the default is the
+        first figure of `CAPTIONS`. Its optional `NOTES` are remarks on claims.
     """
     path = folder / "manifest.json"
     manifest = store.read_json(path, "train") if path.exists() else {"stages": {}}
@@ -73,11 +73,12 @@ def read(folder: Path, module: ModuleType) -> Source | None:
 
 
 def rows_of(sources: Sequence[Source], family: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of the card, in order, with `part` as of `tables.with_parts`, `p_holm` and `survives_holm` over the card.
+    """Returns the rows of the card in order, with `part` (see `tables.with_parts`), `p_holm` and `survives_holm`.
 
     Args:
-      sources: in the order in which claims of the same id shall stand.
-      family: ids of the claims over which p is corrected, those that are not on the card too; without one all claims of it.
+      sources: contributions; their order decides between claims with the same id.
+      family: ids of the claims over which p is corrected, including claims that are not on the card; default: all claims
+        of the card.
     """
     rows = tables.with_parts([row for source in sources for row in source.rows])
     rows.sort(key=lambda row: (row["exploratory"] == "True", tables.claim_of(row["id"])))  # stable: else as they came
@@ -90,7 +91,7 @@ def rows_of(sources: Sequence[Source], family: Sequence[str] | None = None) -> l
 
 
 def _is_tested(row: Mapping[str, Any]) -> bool:
-    """Whether a row is one of the claims over which p is corrected."""
+    """Returns whether a row is one of the claims over which p is corrected."""
     return not row["part"] and row["exploratory"] == "False" and row.get("kind", "") in ("", "deciding")
 
 
@@ -104,9 +105,9 @@ def write(
     """Writes `scorecard.csv` and `scorecard.html`; returns the rows.
 
     Args:
-      folder: with a folder for each experiment.
-      sources: in the order in which claims of the same id shall stand.
-      missing: names of experiments that belong to the card and have brought nothing.
+      folder: folder with one subfolder per experiment.
+      sources: contributions; their order decides between claims with the same id.
+      missing: names of experiments that belong to the card but have no results.
       family: as in `rows_of`.
     """
     rows = write_table(folder, sources, family)
@@ -122,7 +123,7 @@ def write(
         else f"{sum(row['p_holm'] != '' for row in rows)} claims of this card that were tested",
         tables=[
             ("Claims", [row for row in shown if row["exploratory"] != "True"]),
-            ("Exploratory columns", [row for row in shown if row["exploratory"] == "True"]),
+            ("Exploratory conditions", [row for row in shown if row["exploratory"] == "True"]),
         ],
         quote=quote,
     )
@@ -138,7 +139,7 @@ def write_table(folder: Path, sources: Sequence[Source], family: Sequence[str] |
 
 
 def illustrations(sources: Sequence[Source]) -> str:
-    """Which experiments are not at their reference settings, and how; empty where all are."""
+    """Returns the experiments that differ from their reference settings, and how; empty if none does."""
     alike: dict[str, list[str]] = {}
     for source in sources:
         if source.variant:
@@ -147,24 +148,24 @@ def illustrations(sources: Sequence[Source]) -> str:
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its numbers and texts as the page shows them."""
+    """Returns a row with its numbers and texts as the page shows them."""
     numbers = {name: page.rounded(float(row[name])) if row[name] else "" for name in ("margin", "pass_rate", "p", "p_holm")}
     texts = {"effect_text": _effect(row), "verdict": tables.verdict_text(row), "note": tables.note_text(row)}
     return {**row, **numbers, **texts}
 
 
 def _effect(row: Mapping[str, Any]) -> str:
-    """The effect of a statistic; nothing where a row stands for several, which are below it."""
+    """Returns the effect of a statistic; empty for a claim whose parts have rows of their own."""
     return tables.effect_text(row) if row["margin"] else ""
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], place: str, exploratory: bool = False) -> str:
-    """The card as a table of a document: a line a claim, a line a part below it, old verdicts beside new ones.
+    """Returns the card as a Markdown table: one line per claim, its parts below it, with old and new verdicts.
 
     Args:
       rows: of the card.
-      place: folder of the card, as links need it.
-      exploratory: whether to show the exploratory columns, each line with its column, instead of all others.
+      place: path of the card's folder for links.
+      exploratory: whether to show only the exploratory conditions (each line names its condition) or only the others.
     """
     heads = ("claim", "source", "", "effect [95 % interval]", "margin", "seeds", "verdict", "first look", "p", "Holm")
     lines, linked = [], ""
@@ -174,8 +175,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], place: str, exploratory: bool = 
         new = row["figure"] if not row["part"] or row["figure"] != linked else ""  # once for a claim and its parts
         linked = row["figure"]
         name = _linked(row["id"], new, place) + (f" {row['column']}" if exploratory else "")
-        said = [] if row["part"] else [row["claim"]]
-        said += [row["statistic"]] if row["margin"] else []
+        texts = [] if row["part"] else [row["claim"]]
+        texts += [row["statistic"]] if row["margin"] else []
         effect = [_effect(row)]
         if second := tables.second_text(row):
             effect.append(f"second, {row['second_statistic']}: {second}")
@@ -184,21 +185,31 @@ def markdown(rows: Sequence[Mapping[str, Any]], place: str, exploratory: bool = 
         verdict = f"**{tables.verdict_text(row)}**" + (f"; {row['note']}" if row["note"] else "")
         p = f"{float(row['p']):.2g}" if row["p"] else ""
         source = "" if row["part"] else row["source"]
-        cells = (name, source, "<br>".join(said), "<br>".join(effect), margin, seeds, verdict, row["verdict_first_look"], p)
+        cells = (
+            name,
+            source,
+            "<br>".join(texts),
+            "<br>".join(effect),
+            margin,
+            seeds,
+            verdict,
+            row["verdict_first_look"],
+            p,
+        )
         lines.append((*cells, _survives(row)))
     return _table(heads, lines)
 
 
 def headlines(rows: Sequence[Mapping[str, Any]], ids: Sequence[str], place: str, full: str) -> str:
-    """The claims that a first page shows, a line each, and in words what came of all others.
+    """Returns the headline claims as a Markdown table, followed by a sentence that counts the verdicts of all others.
 
-    A claim with several parts has the effect of the part that its verdict is from, with that part's label.
+    For a claim with several parts, the table shows the label and effect of the part that decides the verdict.
 
     Args:
       rows: of the card.
-      ids: of the claims to show, those that are on the card.
-      place: folder of the card, as links need it.
-      full: path of the document that holds the whole card.
+      ids: of the claims to show; ids that are not on the card are ignored.
+      place: path of the card's folder for links.
+      full: path of the document with the whole card.
     """
     claims = [row for row in rows if _is_tested(row)]
     shown = [row for row in claims if row["id"] in ids]
@@ -213,7 +224,7 @@ def headlines(rows: Sequence[Mapping[str, Any]], ids: Sequence[str], place: str,
 
 
 def others(rows: Sequence[Mapping[str, Any]], full: str) -> str:
-    """What came of claims, in words: how many came out as claimed, undecided, opposite, and were not measured."""
+    """Returns a sentence: how many claims were reproduced, undecided, opposite and not measured."""
     words = [str(row["verdict"]) for row in rows]
     as_claimed = [word for word in words if word.startswith("reproduced")]
     less = sum(word != "reproduced" for word in as_claimed)
@@ -223,13 +234,13 @@ def others(rows: Sequence[Mapping[str, Any]], full: str) -> str:
         (sum(word.startswith("opposite") for word in words), "opposite"),
         (sum(word == "not measured" for word in words), "not measured"),
     )
-    told = ", ".join(f"{number} {word}" for number, word in counts if number)
+    summary = ", ".join(f"{number} {word}" for number, word in counts if number)
     which = "the other claim" if len(rows) == 1 else f"the other {len(rows)} claims"
-    return f"Of {which}: {told}. [The full card]({full})."
+    return f"Of {which}: {summary}. [The full card]({full})."
 
 
 def _deciding_effect(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The effect of a claim; of one with parts that of the first deciding part with its verdict, after the label."""
+    """Returns the effect of a claim; for several parts, label and effect of the first deciding part with its verdict."""
     if row["margin"]:
         return tables.effect_text(row)
     for part in rows:
@@ -244,11 +255,11 @@ def _linked(name: str, figure: str, place: str) -> str:
 
 
 def _survives(row: Mapping[str, Any]) -> str:
-    """Whether a claim that came out as claimed still does so after Holm's correction; nothing for all other verdicts."""
+    """Returns whether a reproduced claim survives Holm's correction; empty for all other verdicts."""
     return {"True": "yes", "False": "no"}.get(row["survives_holm"], "") if row["verdict"].startswith("reproduced") else ""
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown."""
+    """Returns a Markdown table."""
     head, *body = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (heads, *lines))
     return "\n".join([head, "|" + "---|" * len(heads), *body]) + "\n"

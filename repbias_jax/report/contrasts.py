@@ -1,6 +1,7 @@
-"""Contrasts between features, and where they are read: what the claims and figures of several experiments are made of.
+"""Contrasts between features, shared by the claims and figures of several experiments.
 
-Everything is by seed, from `Results`: at the penultimate layer and at the end of training unless said.
+Every function returns one value per seed, computed from `Results`; unless stated otherwise, at the penultimate layer and
+at the end of training.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
@@ -24,13 +25,13 @@ BANDS = {"r2": "null_high", "top_r2": "top_null_high"}  # the upper end of the n
 
 
 def claims_of(table: Mapping[str, tuple], results: Results, column: str) -> list[Claim]:
-    """Claims in one column of settings; one whose settings were not run has no parts, and is not measured.
+    """Returns the claims in one condition; a claim whose settings were not run has no parts and is not measured.
 
     Args:
-      table: by id, what is claimed, what its source says of it, the settings it reads, a function
-        `(results, *full names) -> parts`, and, if it is said, the source, as in `Claim`.
+      table: for each id: the text of the claim, what its source says, the settings that it reads, a function
+        `(results, *full names) -> parts`, and optionally the source, as in `Claim`.
       results: of the experiment.
-      column: of settings.
+      column: name of the condition.
     """
     made = []
     for id_, (text, paper, settings, parts, *source) in table.items():
@@ -40,17 +41,17 @@ def claims_of(table: Mapping[str, tuple], results: Results, column: str) -> list
 
 
 def at_end(results: Results, setting: str, outputs: Sequence[str]) -> pd.DataFrame:
-    """The gate for these outputs at the end of training."""
+    """Returns the gate (seeds by outputs, True where learned) for these outputs at the end of training."""
     return gate(results, [(setting, outputs, [results.last_step(setting)])])
 
 
 def all_at_end(results: Results, settings: Sequence[str]) -> pd.DataFrame:
-    """The gate for every output of these settings at the end of training."""
+    """Returns the gate for every output of these settings at the end of training."""
     return gate(results, [(s, results.outputs(s), [results.last_step(s)]) for s in settings])
 
 
 def pair(results: Results, setting: str, metric: str, first: str, second: str, **more: Any) -> tuple[pd.Series, pd.Series]:
-    """A measure of two features; `more` as in `Results.values`."""
+    """Returns a measure of two features, each by seed; `more` as in `Results.values`."""
     return results.values(setting, metric, first, **more), results.values(setting, metric, second, **more)
 
 
@@ -92,13 +93,13 @@ def log_ratio(
 
 
 def slope(values: pd.DataFrame, x: np.ndarray) -> pd.Series:
-    """Least-squares slope over the columns, which stand at `x`, for each row; NaN where a value is missing."""
+    """Returns each row's least-squares slope over its columns, whose positions are `x`; NaN where a value is missing."""
     weights = (x - x.mean()) / np.square(x - x.mean()).sum()
     return (values * weights).sum(axis=1, skipna=False)
 
 
 def accuracy_gap(results: Results, setting: str, first: str, second: str, step: int | None = None) -> pd.Series:
-    """Accuracy of one feature minus accuracy of another, on test data: within .01 where they are learned equally well."""
+    """Returns test accuracy of one feature minus another, by seed; within 0.01 if they are learned equally well."""
     step = results.last_step(setting) if step is None else step
     one, other = (results.accuracy(setting, feature, "accuracy").loc[step] for feature in (first, second))
     return one - other
@@ -121,7 +122,7 @@ class Gaps(NamedTuple):
 
 
 def gaps(results: Results, settings: Sequence[str], first: str, second: str) -> Gaps:
-    """The gap between two features in several settings, by both measures, and in accuracy."""
+    """Returns the gap between two features in several settings by both measures, and the gap in accuracy."""
     pairs = {s: pair(results, s, "r2", first, second) for s in settings}
     logs = {s: log_ratio(results, s, first, second) for s in settings}
     return Gaps(
@@ -133,7 +134,7 @@ def gaps(results: Results, settings: Sequence[str], first: str, second: str) -> 
 
 
 def difference(results: Results, setting: str, label: str, name: str, features: tuple[str, str], sesoi: float) -> Part:
-    """r2 of one feature minus r2 of another, with their log ratio beside it, where both are learned equally well."""
+    """Returns a part: r2 of one feature minus r2 of another, over seeds that learned both; second: the log ratio."""
     first, second = pair(results, setting, "r2", *features)
     ratio, floored = log_ratio(results, setting, *features)
     return Part(
@@ -144,28 +145,28 @@ def difference(results: Results, setting: str, label: str, name: str, features: 
 
 
 def curve(results: Results, setting: str, metric: str, feature: str) -> pd.DataFrame:
-    """A measure along training: a row a snapshot, a column a seed."""
+    """Returns a measure during training, [snapshot, seed]."""
     return results.table(setting, metric, feature, step="all").pivot(index="step", columns="seed", values="value")
 
 
 def at_steps(curve: pd.DataFrame, steps: pd.Series) -> pd.Series:
-    """Each seed's value at its own step; NaN where there is none."""
+    """Returns each seed's value at that seed's step; NaN where there is none."""
     return pd.Series({k: curve.loc[s, k] if s in curve.index else np.nan for k, s in steps.items()}, dtype=float)
 
 
 def next_snapshot(snapshots: pd.Index, steps: pd.Series) -> pd.Series:
-    """For each seed the first snapshot at or after its step; NaN where there is none."""
+    """Returns for each seed the first snapshot at or after its step; NaN where there is none."""
     later = {k: snapshots[snapshots >= s] if np.isfinite(s) else snapshots[:0] for k, s in steps.items()}
     return pd.Series({k: float(found.min()) if len(found) else np.nan for k, found in later.items()}, dtype=float)
 
 
 def by_layer(results: Results, setting: str, metric: str, feature: str, sites: Sequence[str], **more: Any) -> pd.DataFrame:
-    """A measure by layer: a row a site, a column a seed."""
+    """Returns a measure by layer, [site, seed]."""
     return pd.DataFrame({s: results.values(setting, metric, feature, site=s, **more) for s in sites}).T
 
 
 def similarities(results: Results, column: str, metric: str) -> pd.DataFrame:
-    """How alike the models of one column are, `[M, M]`: rows and columns by (setting, step), then seed.
+    """Returns the similarities of the models of one condition, `[M, M]`, ordered by (setting, step), then seed.
 
     Symmetric; NaN for two models of one seed, which are never compared, and where a similarity is missing.
     """
@@ -183,13 +184,13 @@ def similarities(results: Results, column: str, metric: str) -> pd.DataFrame:
 
 
 def passing(results: Results, settings: Sequence[str]) -> str:
-    """How many of the seeds shown learned every feature they were asked for."""
+    """Returns how many of the networks shown learned every trained feature, as text for a title."""
     passed = [all_at_end(results, [s]).to_numpy() for s in settings]  # each has seeds of its own
     return f"{sum(p.sum() for p in passed)} of {sum(p.size for p in passed)} networks learned all"
 
 
 def null_band(axes: Axes, results: Results, setting: str, feature: str) -> None:
-    """Draws a feature's null band, the mean over seeds of its ends."""
+    """Draws a feature's null band; its two ends are means over seeds."""
     low, high = (results.values(setting, f"null_{side}", feature).mean() for side in ("low", "high"))
     figures.null(axes, low, high)
 
@@ -205,7 +206,7 @@ def levels(
       settings: full names by level.
       first: a feature.
       second: another one.
-      names: what the legend calls them; their own, if not given.
+      names: names of the features in the legend; default: the names of the features.
     """
     x = np.arange(len(settings))
     for feature, name, style, shift, mark, twin in (
@@ -223,7 +224,7 @@ def levels(
 
 
 def level_names(results: Results, settings: Mapping[Any, str], feature: str) -> list[str]:
-    """The levels of a factor, for the axis; one at which no network has a value says so."""
+    """Returns tick labels for the levels of a factor; a level without any value is marked `(no value)`."""
     none = {level: results.values(s, "r2", feature).isna().all() for level, s in settings.items()}
     return [f"{level}\n(no value)" if none[level] else str(level) for level in settings]
 
@@ -242,13 +243,13 @@ def layers(
 
 
 def at_levels(axes: Axes, names: Sequence[Any]) -> None:
-    """A tick for each level of a factor, at 0, 1, 2, ..."""
+    """Sets a tick for each level of a factor, at 0, 1, 2, ..."""
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xticks(range(len(names)), [str(name) for name in names])
 
 
 def by_column(results: Results, settings: list[str], panel: Callable[[Axes, Results, str], None]) -> Figure | None:
-    """One panel for each column of settings, or nothing where none was run."""
+    """Returns a figure with one panel per condition; None if none was run."""
     if not settings:
         return None
     figure, panels = figures.grid(1, len(settings), 4.4, 3.7)
@@ -258,15 +259,15 @@ def by_column(results: Results, settings: list[str], panel: Callable[[Axes, Resu
 
 
 def run_in(results: Results, setting: str) -> list[str]:
-    """Full names of a setting, in every column in which it was run."""
+    """Returns the full names of a setting in every condition in which it was run."""
     return [f"{c}.{setting}" for c in columns(results, setting)]
 
 
 def columns(results: Results, *settings: str) -> list[str]:
-    """The columns of settings, in order; of those given, the columns in which all of them were run."""
+    """Returns the conditions in which all the given settings were run, in order."""
     return [c for c in dict.fromkeys(results.settings["column"]) if results.has(*(f"{c}.{s}" for s in settings))]
 
 
 def hidden(results: Results, setting: str) -> list[str]:
-    """The sites of the hidden layers, from the input on."""
+    """Returns the sites of the hidden layers, from input to output."""
     return [s for s in results.sites(setting) if s.startswith("hidden")]

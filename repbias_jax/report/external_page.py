@@ -1,4 +1,4 @@
-"""Figures and a page of what was measured on activations made elsewhere: a panel for each site, a line for each feature."""
+"""Figures and a page for activations that were made elsewhere: one panel per site, one line per feature."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
@@ -24,31 +24,33 @@ ACROSS = 3  # panels beside each other
 LONGEST = 22  # characters of a name beside an axis
 LINES = len(STYLES)  # features whose lines can be told apart
 CAPTIONS = {
-    "variance": "Variance explained by each feature. Alone: r2 of the feature by itself, scored on examples that it was "
-    "not fitted on. Unique: what all features together lose without it; the distance between the two is what "
-    "it shares with others. If balanced: the r2 that the same code of a binary feature would show at "
-    "prevalence 1/2. Grey: the central 95 % under permuted values. Bars: 95 % intervals over examples, from "
-    "what is measured to what endless examples would show; they say nothing of other training runs.",
-    "readouts": "Balanced accuracy of readouts, with 95 % intervals over the scored examples. Hollow: the same procedure "
-    "on permuted labels. Dotted: from here a feature counts as decodable. A continuous feature is asked "
-    "whether it is above its median. High accuracy with little variance explained is no contradiction: a "
-    "readout can scale up what is small.",
-    "components": "Share of each principal component that a feature explains, with 95 % intervals over examples (axes "
-    "held), and, as bars, each component's share of all variance. Of many features the six that explain most "
-    "of the first two.",
-    "units": "Left: share of the units that vary for which the feature explains more than .1 of the unit's own "
-    "variance. Right: participation ratio, over how many units the feature's code is spread (1: all alike; 1 "
-    "/ D: one unit). Hollow: what permuted values, or mere noise, would show.",
-    "similarity": "Correlation of the activations' distances with distance 1 between classes and 0 within, or with the "
-    "difference of a continuous feature; with 95 % intervals over examples. Grey: the central 95 % when the "
-    "feature's examples are permuted.",
+    "variance": "Share of variance explained by each feature. Alone: r2 of the feature by itself, scored on examples "
+    "that were not used for fitting. Unique: how much the joint r2 of all features falls without this feature; the "
+    "distance between alone and unique is what it shares with other features. If balanced: the r2 that the same code "
+    "of a binary feature would have at prevalence 1/2. Grey: the central 95 % when the feature's values are "
+    "permuted. Bars: 95 % intervals over examples, from the measured value to the value expected with unlimited "
+    "examples; they do not cover variation between training runs.",
+    "readouts": "Balanced accuracy of readouts, with 95 % intervals over the scored examples. Hollow marks: the same "
+    "procedure on permuted labels. Dotted line: the accuracy from which a feature counts as decodable. For a "
+    "continuous feature the readout predicts whether it is above its median. High accuracy with little variance "
+    "explained is not a contradiction, since a readout can amplify small differences.",
+    "components": "Share of each principal component that a feature explains, with 95 % intervals over examples (the "
+    "components are kept fixed). Bars: each component's share of the total variance. If there are more than six "
+    "features, the figure shows the six that explain most of the first two components.",
+    "units": "Left: share of the varying units for which the feature explains more than 0.1 of the unit's own "
+    "variance. Right: participation ratio, the share of units over which the feature's code is spread (1: evenly "
+    "over all D units; 1 / D: one unit). Hollow marks: the level expected for permuted values or pure noise.",
+    "similarity": "Correlation between the distances of activations and the distances of the feature (1 between "
+    "classes and 0 within; for a continuous feature, the absolute difference), with 95 % intervals over examples. "
+    "Grey: the central 95 % when the feature's values are permuted over examples.",
 }
-SHOWN = (  # columns of the page's table: heading, metric, at, with its interval
-    ("r2", "r2", "", True), ("if balanced", "r2_balanced", "", True), ("unique", "unique_r2", "", True),
-    ("shared", "shared_r2", "", True), ("linear readout", "decode", "", True), ("permuted", "decode_shuffled", "", False),
+SHOWN = (  # columns of the table on the page: heading, metric, at, whether the interval is shown
+    ("r2", "r2", "", True), ("r2 if balanced", "r2_balanced", "", True), ("unique r2", "unique_r2", "", True),
+    ("shared r2", "shared_r2", "", True), ("linear readout", "decode", "", True),
+    ("permuted", "decode_shuffled", "", False),
     ("kernel readout", "decode_nonlinear", "", True), ("permuted", "decode_nonlinear_shuffled", "", False),
-    ("of top 2 components", "top_r2", "2", True), ("selective units", "selective_share", "", True),
-    ("participation", "participation", "", True), ("similarity", "rsa", "", True),
+    ("r2 of top 2 components", "top_r2", "2", True), ("selective units", "selective_share", "", True),
+    ("participation", "participation", "", True), ("RSA", "rsa", "", True),
 )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
 def grid(
     rows: int, columns: int, width: float = 3.5, height: float = 2.7, *, one_scale: bool = False
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with panels `[rows, columns]`, laid out so that nothing overlaps. Args: one_scale, of y, for all panels."""
+    """Returns a figure and its panels `[rows, columns]`, without overlaps. Args: one_scale: panels share one y scale."""
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
@@ -61,14 +61,14 @@ def grid(
 
 
 def label(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title and axis labels as plain text (names from outside may hold markup)."""
+    """Sets title and axis labels as plain text, since names from outside may contain markup."""
     size = FONT["axes.titlesize"]
     for text in (axes.set_title(title, loc="left", fontsize=size), axes.set_xlabel(x), axes.set_ylabel(y)):
         text.set_parse_math(False)
 
 
 def band(axes: Axes, by_seed: pd.DataFrame, name: str, style: Mapping[str, Any], marks: int = 8) -> None:
-    """Mean over seeds with its 95 % t interval. Args: by_seed, a row an x, a column a seed."""
+    """Draws the mean over seeds with its 95 % t interval as a band. Args: by_seed: [x, seed]."""
     mean, k = by_seed.mean(axis=1), by_seed.count(axis=1)
     half = stats.t.ppf(0.975, np.maximum(k - 1, 1)) * by_seed.std(axis=1) / np.sqrt(np.maximum(k, 1))
     every = max(1, len(mean) // marks)
@@ -78,7 +78,7 @@ def band(axes: Axes, by_seed: pd.DataFrame, name: str, style: Mapping[str, Any],
 
 
 def dots(axes: Axes, x: ArrayLike, by_seed: pd.DataFrame, name: str, style: Mapping[str, Any], shift: float = 0) -> None:
-    """One dot a seed beside a mean with its 95 % t interval. Args: by_seed, a row an x, a column a seed."""
+    """Draws one dot per seed, and the mean with its 95 % t interval. Args: by_seed: [x, seed]."""
     place = np.asarray(x, float) + shift
     mean, k = by_seed.mean(axis=1), np.maximum(by_seed.count(axis=1), 1)
     half = np.nan_to_num(stats.t.ppf(0.975, np.maximum(k - 1, 1)) * by_seed.std(axis=1) / np.sqrt(k))
@@ -90,14 +90,14 @@ def dots(axes: Axes, x: ArrayLike, by_seed: pd.DataFrame, name: str, style: Mapp
 
 
 def null(axes: Axes, low: float, high: float) -> None:
-    """The null band: the central 95 % of r2 under permuted labels."""
+    """Draws the null band: the central 95 % of r2 under permuted labels."""
     axes.axhspan(low, high, color="0.75", alpha=0.6, linewidth=0, zorder=0)
     line = axes.axhline((low + high) / 2, linestyle=(0, (1, 2)), label="null (permuted labels, 95 %)", **FLOOR)
     line.set_gid("null")
 
 
 def floor(axes: Axes, x: ArrayLike, values: ArrayLike, name: str, marker: str) -> None:
-    """A floor: hollow grey marks, such as the untrained network or the unused twins."""
+    """Draws a floor, such as the untrained network or the unused twins, as hollow grey marks."""
     axes.plot(
         np.asarray(x),
         np.asarray(values),
@@ -111,14 +111,14 @@ def floor(axes: Axes, x: ArrayLike, values: ArrayLike, name: str, marker: str) -
 
 
 def tile(axes: Axes, place: tuple[int, int], value: float | None, widest: float, count: str) -> None:
-    """A cell of a map: filled and numbered by its value, orange above zero and purple below; hatched where it has none.
+    """Draws a cell of a map with its value, orange above zero and purple below; hatched if it has no value.
 
     Args:
       axes: of the map.
       place: of the cell, in cells.
       value: what is mapped, between -widest and widest.
       widest: the value of the darkest colors.
-      count: what stands in the cell besides.
+      count: a second line of text in the cell.
     """
     x, y = place
     color = np.ones(4) if value is None else _signed(widest).to_rgba(np.array([value]))[0]
@@ -133,7 +133,7 @@ def tile(axes: Axes, place: tuple[int, int], value: float | None, widest: float,
 
 
 def key_of_tiles(figure: Figure, widest: float, name: str) -> Figure:
-    """The color bar of a map whose tiles go from -widest to widest."""
+    """Adds the color bar of a map whose values range from -widest to widest."""
     with matplotlib.rc_context(FONT):
         figure.colorbar(_signed(widest), ax=list(figure.axes), shrink=0.8).set_label(name)
         return figure
@@ -144,7 +144,7 @@ def _signed(widest: float) -> ScalarMappable:
 
 
 def finish(figure: Figure) -> Figure:
-    """One legend below all panels, where it hides no data and is part of the layout."""
+    """Adds one legend below all panels, where it hides no data; returns the figure."""
     named = {}
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):

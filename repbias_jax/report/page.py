@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page without scripts, as all pages here are. Every name from outside is escaped."""
+"""Writes `report.html`, one self-contained page without scripts. Every name from outside is escaped."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
@@ -24,7 +24,7 @@ from repbias_jax.results import MASTERY, Results
 def write(
     folder: Path, experiment: Experiment, rows: Sequence[Mapping[str, Any]], drawn: Sequence[Drawn], results: Results
 ) -> None:
-    """Writes the page. Args: rows of `claims.csv`, the figures as saved in `figures/`, and what they were made from."""
+    """Writes the page. Args: rows of `claims.csv`, the figures as saved in `figures/`, and the results behind them."""
     table = results.settings.drop(columns=["column", "group", "sites"])
     varying = [name for name in table if table[name].nunique() > 1]
     text = render(
@@ -69,29 +69,31 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """A value as a page shows it: three digits, missing is empty."""
+    """Returns a value as a page shows it: three digits; a missing value is empty."""
     return f"{value:.3g}" if isinstance(value, float) and not np.isnan(value) else tables.cell(value)
 
 
 def figure(folder: Path, item: Drawn) -> dict[str, str]:
-    """A saved figure as a page shows it: name, caption and picture."""
+    """Returns name, caption and picture (base64) of a saved figure."""
     image = base64.b64encode((folder / "figures" / f"{item.name}.png").read_bytes()).decode()
     return {"name": item.name, "caption": item.caption, "image": image}
 
 
 def readouts(results: Results) -> list[dict[str, Any]]:
-    """How strongly each output is read out and how far right answers lead: mean over seeds at the last step."""
+    """Returns norm and margin (logits) of each output's readout, the means over seeds at the last step."""
     rows = []
     for setting in results.settings.index:
         for output in results.outputs(setting):
             norm, margin = (results.values(setting, metric, output).mean() for metric in ("readout_norm", "margin"))
             if np.isfinite(norm):
-                rows.append({"setting": setting, "output": output, "norm": f"{norm:.2f}", "margin": f"{margin:.2f}"})
+                rows.append(
+                    {"setting": setting, "output": output, "norm": f"{norm:.2f}", "margin": f"{round(margin, 2) + 0.0:.2f}"}
+                )
     return rows
 
 
 def unconverged(results: Results) -> list[str]:
-    """Which readouts of features did not reach their minimum, a line for each measure, setting and site; not of twins."""
+    """Returns one line per measure, setting and site whose readouts did not converge; unused twins are not listed."""
     rows = results.rows
     late = rows["metric"].str.endswith("_converged") & (rows["value"] == 0) & ~rows["feature"].str.startswith("twin_")
     rows = rows[late]
@@ -103,7 +105,7 @@ def unconverged(results: Results) -> list[str]:
 
 
 def left_out(results: Results) -> list[dict[str, Any]]:
-    """Runs that a claim about their setting leaves out, and why."""
+    """Returns the runs that do not pass at the last step, with the reason."""
     rows = []
     for (setting, seed), own in _final(results).groupby(["setting", "seed"]):
         if own["worst_class"].isna().any():

@@ -1,4 +1,4 @@
-"""Tables: `claims.csv`, what is printed at the end, and the small files of a reference run."""
+"""Tables: `claims.csv`, the table printed at the end of a run, and the small files of a reference run."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
@@ -29,14 +29,14 @@ def write_values(folder: Path, rows: Sequence[Sequence[Any]]) -> None:
 
 
 def cell(value: Any) -> Any:
-    """A value as text of a table: six digits, missing is empty."""
+    """Returns a value as text for a table: six digits; a missing value is empty."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def read_claims(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `claims.csv`, or none where it has not been written; columns added since it was written are empty."""
+    """Returns the rows of `claims.csv`, or none if there is no such file; columns added later are empty."""
     path = folder / "claims.csv"
     if not path.exists():
         return []
@@ -45,12 +45,12 @@ def read_claims(folder: Path) -> list[dict[str, Any]]:
 
 
 def effect_text(row: Mapping[str, Any]) -> str:
-    """`0.31 [0.28, 0.34]`, or a dash."""
+    """Returns an effect with its interval, `+0.310 [+0.280, +0.340]`, or a dash."""
     return _interval(row, ("effect", "ci_low", "ci_high")) or "-"
 
 
 def second_text(row: Mapping[str, Any]) -> str:
-    """The second measure in the same form, or nothing where a part has none."""
+    """Returns the second measure in the same form; empty if a part has none."""
     return _interval(row, ("second_effect", "second_low", "second_high"))
 
 
@@ -62,21 +62,22 @@ def _interval(row: Mapping[str, Any], names: tuple[str, str, str]) -> str:
 
 
 def verdict_text(row: Mapping[str, Any]) -> str:
-    """A verdict and its marks: that a deciding part is not measured, and that a part does not decide."""
+    """Returns a verdict with its marks: `partial` if a deciding part is not measured; `shown` or `ours` for parts that do
+    not decide."""
     kind = str(row.get("kind") or "deciding")
     marks = [mark for mark, on in (("partial", str(row.get("partial")) == "True"), (kind, kind in KINDS[1:])) if on]
     return f"{row['verdict']} ({', '.join(marks)})" if marks else str(row["verdict"])
 
 
 def note_text(row: Mapping[str, Any]) -> str:
-    """What a page notes of a row: its notes, and its second measure."""
+    """Returns the notes of a row and its second measure, as text for a page."""
     second = second_text(row)
     named = f"second measure, {row.get('second_statistic')}: {second}" if second else ""
     return "; ".join(text for text in (str(row.get("note") or ""), named) if text)
 
 
 def claims_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The claims as lines of plain text; those of a score card say whose they are."""
+    """Returns the claims as lines of plain text; on a score card each line names its experiment."""
     table = [("claim", "column", "effect [95 % interval]", "runs", "left out", "verdict", "experiment")]
     for row in rows:
         verdict = verdict_text(row) + (" (exploratory)" if str(row["exploratory"]) == "True" else "")
@@ -94,7 +95,7 @@ def claim_of(id_: Any) -> str:
 
 
 def with_parts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, each with `part`: whether it stands below the row of the claim that it is a part of."""
+    """Returns the rows, each with `part`: whether it is a part of a claim that has a row of its own."""
 
     def place(row: Mapping[str, Any], id_: str) -> tuple:
         return row.get("experiment"), row["column"], id_
@@ -104,9 +105,9 @@ def with_parts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path) -> None:
-    """Writes the small files of a reference run: claims and what they rest on, last-snapshot rows, curves, manifest.
+    """Writes the small files of a reference run: claims, their values, rows of the last snapshot, curves, manifest.
 
-    Curves are accuracies on test data, as mean, lowest and highest over seeds.
+    Curves are accuracies on test data: mean, minimum and maximum over seeds.
 
     Args:
       results: of the run.
