@@ -82,7 +82,8 @@ def run(
     present = [chunk for chunk in plan.chunks if _trained(folder, [chunk])]
     for chunk in present:
         store.verify_chunk(folder / chunk.path)
-    missing = [chunk for chunk in plan.chunks if chunk.path not in {c.path for c in present}]
+    there = {chunk.path for chunk in present}
+    missing = [chunk for chunk in plan.chunks if chunk.path not in there]
     said, waiting = _in_words(plan.chunks, missing), bool(missing) and "train" in stages
     if missing:
         covers = {stage: {**cover, "missing": [chunk.path for chunk in missing]} for stage, cover in covers.items()}
