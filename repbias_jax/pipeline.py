@@ -119,7 +119,7 @@ def run(
     with store.lock(folder / "lock", wait=shared):
         if not current("report"):
             described = _described(plan.experiment, said)
-            files = report.write(folder, described, module, _restoring(folder, plan))
+            files = report.write(folder, described, module, _restoring(folder, plan, stop))
             end("report", files, begun, variant=described.variant)
     return Outcome(report.read_claims(folder), said)
 
@@ -132,13 +132,15 @@ def _check_discard(discard: bool, stages: Sequence[str]) -> None:
         raise ConfigError("--activations=discard with --distributed: expected --activations=keep")
 
 
-def _restoring(folder: Path, plan: Plan) -> Callable[[str], contextlib.AbstractContextManager[None]]:
+def _restoring(
+    folder: Path, plan: Plan, stop: Callable[[], bool]
+) -> Callable[[str], contextlib.AbstractContextManager[None]]:
     """Makes the discarded activations of a chunk, by its path, for as long as a figure reads them."""
     chunks = {chunk.path: chunk for chunk in plan.chunks}
 
     @contextlib.contextmanager
     def restored(path: str) -> Iterator[None]:
-        population.restore(folder, chunks[path])
+        population.restore(folder, chunks[path], stop)
         try:
             yield
         finally:

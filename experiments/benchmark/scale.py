@@ -22,7 +22,16 @@ from experiments.command import DONE, FAILED, complain
 from repbias_jax import store
 
 ROOT = Path(__file__).parent.parent.parent
-COLUMNS = ("runs", "activations", "run_steps", "seconds", "us_a_run_step", "peak_memory_mb", "peak_disk_mb", "max_open_files")
+COLUMNS = (
+    "runs",
+    "activations",
+    "run_steps",
+    "seconds",
+    "us_a_run_step",
+    "peak_memory_mb",
+    "peak_disk_mb",
+    "max_open_files",
+)
 ACTIVATIONS = ("keep", "discard")
 STEPS = 4  # updates of a run
 SIZES = {False: (1024, 10_000), True: (8,)}
