@@ -76,7 +76,7 @@ def same(folder, reference):
         assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
 
 
-def test_shares_are_a_partition_and_balanced():
+def test_shares_are_a_partition_and_balanced(monkeypatch):
     configs = tiny.EXPERIMENT.configs()
     long = override_all(tiny.CONFIG, {"training.epochs": 40, "model.widths": (16, 8)})
     groups = layout.groups_of(configs | {"long": long}, "cpu", lanes=8)
@@ -85,6 +85,10 @@ def test_shares_are_a_partition_and_balanced():
         shares = [layout.shard_of(chunks, i, count) for i in range(count)]
         paths = [chunk.path for share in shares for chunk in share]
         assert sorted(paths) == sorted(c.path for c in chunks)
+    counted, count_ = [], layout.step_flops
+    monkeypatch.setattr(layout, "step_flops", lambda group: counted.append(group.name) or count_(group))
+    layout.shard_of(chunks, 0, 2)
+    assert sorted(counted) == sorted(group.name for group in groups)  # once each, however many chunks there are
     dear = [sum(chunk.group.settings == ("long",) for chunk in layout.shard_of(chunks, i, 3)) for i in range(3)]
     assert dear == [1, 1, 1]  # three dear chunks, one each
 

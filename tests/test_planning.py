@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import Made
 
-from repbias_jax import layout, measure, pipeline, planning, population, provenance, store
+from repbias_jax import layout, pipeline, planning, population, provenance, store
 from repbias_jax.config import (
     Config,
     ConfigError,
@@ -258,27 +258,21 @@ def test_4096_runs_are_planned_and_merged(tmp_path, monkeypatch):
     rows = list(store.read_table(folder / "results.csv"))
     assert len(rows) * len(made.runs) == len(list(store.read_table(folder / made.path / "rows.csv"))) * len(runs)
     assert list(dict.fromkeys((row[2], int(row[3])) for row in rows)) == sorted(runs)
-    assert planning.store.read_json(folder / "manifest.json", "train")["stages"].keys() == {"train", "measure"}
+    assert store.read_json(folder / "manifest.json", "train")["stages"].keys() == {"train", "measure"}
 
 
 def like(made, path, chunk, code):
     """Writes the small files of a chunk as those of one that was made. Args: folders of both, the chunk, the code."""
     done = store.read_json(made / "done.json", "train")
     names = {(run["setting"], str(run["seed"])): new for run, new in zip(done["runs"], chunk.runs, strict=True)}
-    for name, first, key in (("curves.csv", 0, layout_of_curves), ("rows.csv", 2, measure._order)):
+    for name, first in (("curves.csv", 0), ("rows.csv", 2)):  # in their order, since later seeds follow each other, too
         header, rows = (made / name).read_text().split("\n", 1)[0].split(","), store.read_table(made / name)
         renamed = [[*row[:first], *names[row[first], row[first + 1]], *row[first + 2 :]] for row in rows]
-        store.write_table(path / name, header, sorted(renamed, key=key))
+        store.write_table(path / name, header, renamed)
     runs = [{**run, "setting": s, "seed": k} for run, (s, k) in zip(done["runs"], chunk.runs, strict=True)]
     store.write_json(path / "done.json", {**done, "runs": runs, "files": store.metadata_sums(path)})
     own = {"fingerprint": store.digest([code, chunk.runs]), "files": {"rows.csv": store.checksum(path / "rows.csv")}}
     store.write_json(path / "measured.json", {"format": store.FORMAT, **own})
-
-
-def layout_of_curves(row):
-    """No order of their own: as they stand."""
-    del row
-    return 0
 
 
 def test_a_setting_may_have_seeds_of_its_own(tmp_path):

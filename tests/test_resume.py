@@ -156,7 +156,9 @@ def test_a_signal_is_heard_while_data_are_drawn(tmp_path):
         finally:
             run.kill()
     assert (run.returncode, out) == (75, "")
-    assert re.fullmatch(r"interrupted: stopped while the data of \S+/chunk_000 were drawn; .*run the same command again\n", err)
+    assert re.fullmatch(
+        r"interrupted: stopped while the data of \S+/chunk_000 were drawn; .*run the same command again\n", err
+    )
 
 
 def test_a_chunk_of_another_structure_is_refused_and_kept(command, smoke, tmp_path):
