@@ -51,6 +51,23 @@ def catch_signals() -> Callable[[], bool]:
     return lambda: bool(caught)
 
 
+def prompt(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
+    """`main` of a process of its own, which ends as soon as it is interrupted.
+
+    Python would wait at its end for whatever XLA is computing, such as a large data set that nobody wants any more.
+    """
+
+    def run(arguments: Sequence[str]) -> int:
+        status = main(arguments)
+        if status == INTERRUPTED and jax.process_count() == 1:  # a distributed job ends together
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
+
+    return run
+
+
 def complain(message: str, status: int = BAD_INPUT) -> int:
     """One line on standard error; returns the exit status."""
     print(f"error: {message}", file=sys.stderr, flush=True)

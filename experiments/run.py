@@ -287,4 +287,4 @@ def _end_all(jobs: Sequence[Job], failed: Sequence[str], stages: Sequence[str]) 
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(command.prompt(main), flags_parser=parse)

@@ -128,7 +128,10 @@ def shard_of(chunks: Sequence[Chunk], index: int, count: int) -> list[Chunk]:
     Every chunk is in exactly one shard, whatever `count` is; a process that is started again with another `count`
     skips what is done.
     """
-    costs = {chunk.group.name: step_flops(chunk.group) for chunk in chunks}
+    if count == 1:
+        return list(chunks)
+    groups = {chunk.group.name: chunk.group for chunk in chunks}  # few, and counting operations is slow
+    costs = {name: step_flops(group) for name, group in groups.items()}
 
     def cost(chunk: Chunk) -> float:
         return len(chunk.runs) * chunk.group.static.config.num_steps * costs[chunk.group.name]

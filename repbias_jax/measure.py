@@ -82,7 +82,7 @@ def measure(
             gone = store.discarded(path)
             if gone:
                 _check_restorable(path, chunk, probes, gone)
-                population.restore(folder, chunk)
+                population.restore(folder, chunk, stop)
             found = _of_final(list(_measure_chunk(path, chunk, probes)), chunk)
             rows = [(name, chunk.group.name, *row) for row in found]
             store.write_table(path / "rows.csv", COLUMNS, sorted(rows, key=_order))

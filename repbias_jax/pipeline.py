@@ -82,7 +82,8 @@ def run(
     present = [chunk for chunk in plan.chunks if _trained(folder, [chunk])]
     for chunk in present:
         store.verify_chunk(folder / chunk.path)
-    missing = [chunk for chunk in plan.chunks if chunk.path not in {c.path for c in present}]
+    there = {chunk.path for chunk in present}
+    missing = [chunk for chunk in plan.chunks if chunk.path not in there]
     note, waiting = _in_words(plan.chunks, missing), bool(missing) and "train" in stages
     if missing:
         covers = {stage: {**cover, "missing": [chunk.path for chunk in missing]} for stage, cover in covers.items()}
@@ -118,7 +119,7 @@ def run(
     with store.lock(folder / "lock", wait=shared):
         if not current("report"):
             described = _described(plan.experiment, note)
-            files = report.write(folder, described, module, _restoring(folder, plan))
+            files = report.write(folder, described, module, _restoring(folder, plan, stop))
             end("report", files, begun, variant=described.variant)
     return Outcome(report.read_claims(folder), note)
 
@@ -131,13 +132,15 @@ def _check_discard(discard: bool, stages: Sequence[str]) -> None:
         raise ConfigError("--activations=discard with --distributed: expected --activations=keep")
 
 
-def _restoring(folder: Path, plan: Plan) -> Callable[[str], contextlib.AbstractContextManager[None]]:
+def _restoring(
+    folder: Path, plan: Plan, stop: Callable[[], bool]
+) -> Callable[[str], contextlib.AbstractContextManager[None]]:
     """Returns a context manager that recomputes discarded activations of a chunk, by path, while a figure reads them."""
     chunks = {chunk.path: chunk for chunk in plan.chunks}
 
     @contextlib.contextmanager
     def restored(path: str) -> Iterator[None]:
-        population.restore(folder, chunks[path])
+        population.restore(folder, chunks[path], stop)
         try:
             yield
         finally:

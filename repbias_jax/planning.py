@@ -322,7 +322,7 @@ def check_workdir(folder: Path) -> None:
 
 
 def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
-    """`settings.csv`: a row for each setting, a column for each option of any family, then views and places."""
+    """`settings.csv`: a row for each setting, a column for each option of any family, then places, views and twins."""
     names = list(dict.fromkeys(name for config in plan.configs.values() for name in flatten(config)))
     rows = []
     for group in plan.groups:
@@ -342,8 +342,10 @@ def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
                 " ".join(reported(config.task)),
                 " ".join(stored),
             ]
-            rows.append([*first, *(own.get(n, "") for n in names), places, fed])
-    return ["setting", "column", "group", "num_steps", "outputs", "sites", *names, "places", "label_fed"], rows
+            known = DATA[config.task.name].probe_factors(config.task, config.keep.probe_set).items()
+            twins = ";".join(f"{factor.of}={factor_name}" for factor_name, factor in known if factor.role == "twin")
+            rows.append([*first, *(own.get(n, "") for n in names), places, fed, twins])
+    return ["setting", "column", "group", "num_steps", "outputs", "sites", *names, "places", "label_fed", "twins"], rows
 
 
 def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:

@@ -151,14 +151,15 @@ def train(
         progress.close()
 
 
-def restore(folder: Path, chunk: Chunk) -> None:
+def restore(folder: Path, chunk: Chunk, stop: Callable[[], bool] = lambda: False) -> None:
     """Makes the discarded activations of a finished chunk again, bit for bit, at its first and last step.
 
     Raises:
       StoreError: the last weights are missing or damaged.
+      Interrupted: `stop` said so while the data were drawn.
     """
     programs = Programs(chunk.group.static, make_mesh(chunk.rows))
-    _Trainer(folder / chunk.path, chunk, programs, Progress(0, 0, 0.0)).restore()
+    _Trainer(folder / chunk.path, chunk, programs, Progress(0, 0, 0.0)).restore(stop)
 
 
 def other_code(folder: Path, chunks: Sequence[Chunk]) -> str:
@@ -255,9 +256,10 @@ class _Trainer:
         finally:
             checkpoints.close()
 
-    def restore(self) -> None:
+    def restore(self, stop: Callable[[], bool]) -> None:
         """Writes the activations of the first and the last step again, from the initial and the last weights."""
-        data, checkpoints = self.programs.data(self.dials, self.seeds), store.Checkpoints(self.folder / "checkpoint")
+        data = self._wait(self.programs.data(self.dials, self.seeds), stop)
+        checkpoints = store.Checkpoints(self.folder / "checkpoint")
         try:
             step, state, _ = self._start(checkpoints)
         finally:

@@ -80,8 +80,9 @@ def _source(name: str) -> str:
     return Path(spec.origin).read_text()
 
 
+@functools.cache
 def syntax(name: str) -> str:
-    """The syntax tree of a module as text, without docstrings."""
+    """The syntax tree of a module as text, without docstrings: as it was when it was first asked for, not once a chunk."""
     return syntax_of(_source(name))
 
 

@@ -115,7 +115,17 @@ class Results:
             return {name: tuple(views.split()) for name, views in pairs}
         # Results of the first release, which had one kind of model, do not list them.
         own = [name for name in self.sites(setting) if name != "logits"]
-        return {"last_hidden": (own[-1],), "before_last": tuple(own[-2:-1])}
+        layers = tuple(name for name in own if name != "input")
+        return {"layers": layers, "last_hidden": (own[-1],), "before_last": tuple(own[-2:-1])}
+
+    def twins(self, setting: str) -> dict[str, str]:
+        """By feature, the factor that is the same function of input that no output needs; where there is one."""
+        if "twins" in self.settings:
+            text = str(self.settings.loc[setting, "twins"])
+            return dict(pair.split("=") for pair in text.split(";") if text)
+        # Earlier results, which had one kind of data, do not list them.
+        names = self.rows["feature"].unique()
+        return {name.removeprefix("twin_"): name for name in names if name.startswith("twin_")}
 
     def outputs(self, setting: str) -> list[str]:
         """Returns the names of the factors that the outputs report, in the order listed."""

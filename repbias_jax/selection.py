@@ -32,6 +32,7 @@ def select(
         settings sweep, or seeds of a confirmation in a smaller preset.
     """
     size = _preset(experiment, preset)
+    seed = experiment.seed if seed is None else seed
     last = seed + (size.num_seeds if num_seeds is None else num_seeds) - 1
     if preset != FULL and last >= FIRST_SEED:
         raise ConfigError(
@@ -66,7 +67,7 @@ def select(
         seed_caps=tuple((name, cap) for name, cap in experiment.seed_caps if name in dict(chosen)),
         # Smaller presets never look at the seeds of a verdict.
         seed_blocks=tuple(b for b in experiment.seed_blocks if b[0] in dict(chosen)) if preset == FULL else (),
-        seed=experiment.seed if seed is None else seed,
+        seed=seed,
         variant=", ".join(variant),
     )
 

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import re
 import signal
@@ -21,11 +22,12 @@ from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 
 from experiments.command import share_of
-from repbias_jax import devices, layout, pipeline, planning, population
+from repbias_jax import devices, layout, pipeline, planning, population, store
 from repbias_jax.config import Config, ConfigError, Runtime, dials_of, override_all, static_half
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.layout import Layout
 from repbias_jax.models import MODELS
+from repbias_jax.results import Results
 from tests.faults import tiny
 
 CLUSTER = ROOT / "experiments" / "cluster"
@@ -74,7 +76,7 @@ def same(folder, reference):
         assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
 
 
-def test_shares_are_a_partition_and_balanced():
+def test_shares_are_a_partition_and_balanced(monkeypatch):
     configs = tiny.EXPERIMENT.configs()
     long = override_all(tiny.CONFIG, {"training.epochs": 40, "model.widths": (16, 8)})
     groups = layout.groups_of(configs | {"long": long}, "cpu", lanes=8)
@@ -83,6 +85,10 @@ def test_shares_are_a_partition_and_balanced():
         shares = [layout.shard_of(chunks, i, count) for i in range(count)]
         paths = [chunk.path for share in shares for chunk in share]
         assert sorted(paths) == sorted(c.path for c in chunks)
+    counted, count_ = [], layout.step_flops
+    monkeypatch.setattr(layout, "step_flops", lambda group: counted.append(group.name) or count_(group))
+    layout.shard_of(chunks, 0, 2)
+    assert sorted(counted) == sorted(group.name for group in groups)  # once each, however many chunks there are
     dear = [sum(chunk.group.settings == ("long",) for chunk in layout.shard_of(chunks, i, 3)) for i in range(3)]
     assert dear == [1, 1, 1]  # three dear chunks, one each
 
@@ -133,6 +139,30 @@ def test_three_shares_one_killed_and_the_rest_by_another_number(cache, alone, tm
     assert [status for status, _ in ended] == [0, 0], ended
     same(tmp_path / "tiny", alone())
     assert f"of {CHUNKS} chunks" not in (tmp_path / "tiny" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_virtual_devices_change_no_number_and_pad_by_a_row_at_most(rows, alone):
+    """Bits are those of two devices, but for one alone, which compiles another program and promises less."""
+    folder, reference = alone(rows), alone()
+    chunks = [store.read_json(path, "train") for path in folder.glob("*/*/done.json")]
+    assert sum(len(chunk["runs"]) for chunk in chunks) == 40
+    for chunk in chunks:
+        laid = chunk["layout"]
+        assert laid["rows"] <= rows
+        assert laid["rows"] - math.ceil(len(chunk["runs"]) / laid["lanes"]) <= 1
+    if rows > 1:
+        same(folder, reference)
+        assert fingerprints(folder) == fingerprints(reference)
+    else:
+        own, theirs = (Results(f).values("base.slow", "r2", "parity1") for f in (folder, reference))
+        np.testing.assert_allclose(own, theirs, atol=1e-3)
+
+
+def fingerprints(folder):
+    """Of the final weights of all runs, by setting and seed."""
+    runs = [run for path in folder.glob("*/*/done.json") for run in store.read_json(path, "train")["runs"]]
+    return {(run["setting"], run["seed"]): run["fingerprint"] for run in runs}
 
 
 def test_the_last_to_measure_reports_though_others_trained_last(cache, alone, tmp_path, monkeypatch):

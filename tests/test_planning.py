@@ -4,7 +4,10 @@ import dataclasses
 import itertools
 import json
 import math
+import os
+import resource
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import Made
 
-from repbias_jax import layout, pipeline, planning, provenance, store
+from repbias_jax import layout, pipeline, planning, population, provenance, store
 from repbias_jax.config import (
     Config,
     ConfigError,
@@ -216,6 +219,60 @@ def test_padding_is_never_more_than_a_row(runs, rows, lanes, least):
         empty = own_rows - math.ceil(len(own) / lanes)
         assert empty <= 1
     assert len(pieces) == math.ceil(filled / rows)
+
+
+def test_4096_runs_are_planned_and_merged(tmp_path, monkeypatch):
+    """All are planned, and `pipeline.run` merges the rows of 512 chunks with few files open.
+
+    Two chunks are really trained and measured. For the others the store writes files like theirs with the seeds that were
+    planned, since training all takes minutes; what merging reads and checks of them is there.
+    """
+    many = dataclasses.replace(tiny.EXPERIMENT, num_seeds=2048, probes=("readout",))
+    folder, real, record = tmp_path / "tiny", population.train, {"commit": "a"}
+    plan = planned(many, folder)
+    runs = [run for chunk in plan.chunks for run in chunk.runs]
+    assert sorted(runs) == [(f"base.{s}", k) for s in ("fast", "slow") for k in range(2048)]
+    assert {(c.rows, len(c.runs)) for c in plan.chunks} == {(2, 8)}
+    assert planning.estimate(plan)["runs"] == 4096
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # it is no power cut that is tested
+
+    def some(folder, chunks, *arguments):
+        real(folder, chunks[:2], *arguments)
+
+    with monkeypatch.context() as few:
+        few.setattr(population, "train", some)
+        said = pipeline.run(plan, tiny, folder, ["train", "measure"], lambda: False, record).missing
+        assert said.startswith("2 of 512 chunks are there (16 of 4096 runs)")
+    [made, *_] = plan.chunks
+    measured = store.read_json(folder / made.path / "measured.json", "measure")
+    code = store.digest({k: v for k, v in planning.covered(plan)["measure"].items() if k != "seeds"})
+    assert measured["fingerprint"] == store.digest([code, made.runs])
+    for chunk in plan.chunks[2:]:
+        like(folder / made.path, folder / chunk.path, chunk, code)
+    limits, opened = resource.getrlimit(resource.RLIMIT_NOFILE), [int(p.name) for p in Path("/proc/self/fd").iterdir()]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(opened) + 80, limits[1]))  # 64 to merge, and a few
+    try:
+        assert pipeline.run(plan, tiny, folder, ["train", "measure"], lambda: False, record).missing == ""
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    rows = list(store.read_table(folder / "results.csv"))
+    assert len(rows) * len(made.runs) == len(list(store.read_table(folder / made.path / "rows.csv"))) * len(runs)
+    assert list(dict.fromkeys((row[2], int(row[3])) for row in rows)) == sorted(runs)
+    assert store.read_json(folder / "manifest.json", "train")["stages"].keys() == {"train", "measure"}
+
+
+def like(made, path, chunk, code):
+    """Writes the small files of a chunk as those of one that was made. Args: folders of both, the chunk, the code."""
+    done = store.read_json(made / "done.json", "train")
+    names = {(run["setting"], str(run["seed"])): new for run, new in zip(done["runs"], chunk.runs, strict=True)}
+    for name, first in (("curves.csv", 0), ("rows.csv", 2)):  # in their order, since later seeds follow each other, too
+        header, rows = (made / name).read_text().split("\n", 1)[0].split(","), store.read_table(made / name)
+        renamed = [[*row[:first], *names[row[first], row[first + 1]], *row[first + 2 :]] for row in rows]
+        store.write_table(path / name, header, renamed)
+    runs = [{**run, "setting": s, "seed": k} for run, (s, k) in zip(done["runs"], chunk.runs, strict=True)]
+    store.write_json(path / "done.json", {**done, "runs": runs, "files": store.metadata_sums(path)})
+    own = {"fingerprint": store.digest([code, chunk.runs]), "files": {"rows.csv": store.checksum(path / "rows.csv")}}
+    store.write_json(path / "measured.json", {"format": store.FORMAT, **own})
 
 
 def test_a_setting_may_have_seeds_of_its_own(tmp_path):

@@ -112,8 +112,15 @@ def test_what_replaces_the_gate():
 def test_the_page_names_readouts_that_did_not_converge():
     made = frames()
     assert page.unconverged(made.done()) == []
-    for feature in (EASY, f"twin_{EASY}"):  # nobody reads the twin's
+    for feature in (EASY, f"twin_{EASY}", "spare"):
         made.put("shortcut", "decode_converged", feature, [float(k not in (2, 9)) for k in SEEDS], step=SNAPSHOTS[1])
+    of_earlier = page.unconverged(made.done())
+    assert of_earlier == ["decode, sgd.shortcut, hidden_1: 4 values, of seeds 2, 9"]
+    made.settings["twins"] = f"{EASY}=spare"  # what has the role is the twin, which nobody reads, whatever it is called
+    assert page.unconverged(made.done()) == of_earlier
+    made.settings["twins"] = ""
+    assert page.unconverged(made.done()) == ["decode, sgd.shortcut, hidden_1: 6 values, of seeds 2, 9"]
+    made.settings["twins"] = f"{EASY}=spare;{HARD}=twin_{EASY}"
     assert page.unconverged(made.done()) == ["decode, sgd.shortcut, hidden_1: 2 values, of seeds 2, 9"]
 
 

@@ -120,6 +120,47 @@ def test_a_signal_saves_and_exits_75(cache, smoke, tmp_path):
     assert fingerprints(tmp_path / "complexity") == fingerprints(smoke)
 
 
+SLOW = """
+import pathlib, sys, time
+import jax, jax.numpy as jnp
+from absl import app
+from experiments import command, run
+from experiments.claims import EXPERIMENTS
+from repbias_jax import training
+from tests.faults import tiny
+
+def wait(_):
+    pathlib.Path(sys.argv[1], "drawing").touch()
+    time.sleep(300)
+    return jnp.float32(0)
+
+def slow(*arguments, draw=training.make_data):
+    data, late = draw(*arguments), jax.pure_callback(wait, jax.ShapeDtypeStruct((), jnp.float32), jnp.float32(0))
+    return jax.tree.map(lambda x: x + late.astype(x.dtype), data)
+
+training.make_data, EXPERIMENTS["tiny"] = slow, tiny
+app.run(command.prompt(run.main), argv=["run", "--experiment=tiny", f"--workdir={sys.argv[1]}"], flags_parser=run.parse)
+"""
+
+
+def test_a_signal_is_heard_while_data_are_drawn(tmp_path):
+    """With data whose program takes five minutes: a signal ends the command long before, in one line."""
+    line = [sys.executable, "-c", SLOW, str(tmp_path)]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            while not (tmp_path / "drawing").exists():
+                assert run.poll() is None, run.stderr.read()
+                time.sleep(0.05)
+            run.send_signal(signal.SIGTERM)
+            out, err = run.communicate(timeout=30)
+        finally:
+            run.kill()
+    assert (run.returncode, out) == (75, "")
+    assert re.fullmatch(
+        r"interrupted: stopped while the data of \S+/chunk_000 were drawn; .*run the same command again\n", err
+    )
+
+
 def test_a_chunk_of_another_structure_is_refused_and_kept(command, smoke, tmp_path):
     """As after a change of the optimizer's code or its version: one line, and the checkpoint stays for who can read it."""
     folder = shutil.copytree(smoke, tmp_path / "complexity")

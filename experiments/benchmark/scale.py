@@ -2,12 +2,14 @@
 
   python -m experiments.benchmark --part=scale [--smoke] [--output=DIR]      writes scale.csv
 
-A child process trains and measures a tiny network with as many seeds. Its open files are read from /proc ten times a
-second, its peak memory is the kernel's own mark, and the disk is that of its folder. The time includes start and
-compilation. Ours.
+A child process trains and measures a tiny network with as many seeds, once with its activations kept and once with each
+chunk's discarded when it is measured. Its open files are read from /proc ten times a second, its peak memory is the
+kernel's own mark, and the disk is that of its folder, which is looked at for at most a tenth of the time. Seconds include
+start and compilation. Ours.
 """
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,17 @@ from experiments.command import DONE, FAILED, complain
 from repbias_jax import store
 
 ROOT = Path(__file__).parent.parent.parent
-COLUMNS = ("runs", "run_steps", "seconds", "us_a_run_step", "peak_memory_mb", "peak_disk_mb", "max_open_files")
+COLUMNS = (
+    "runs",
+    "activations",
+    "run_steps",
+    "seconds",
+    "us_a_run_step",
+    "peak_memory_mb",
+    "peak_disk_mb",
+    "max_open_files",
+)
+ACTIVATIONS = ("keep", "discard")
 STEPS = 4  # updates of a run
 SIZES = {False: (1024, 10_000), True: (8,)}
 SMALL = {"model.widths": "16,8", "task.num_train": 512, "task.num_test": 256, "task.num_probe": 256, "training.epochs": 1}
@@ -33,24 +45,25 @@ class Peaks(NamedTuple):
     files: int
 
 
-def command(runs: int, workdir: Path) -> list[str]:
-    """A command that trains and measures this many runs of one setting."""
+def command(runs: int, activations: str, workdir: Path) -> list[str]:
+    """A command that trains and measures this many runs of one setting. Args: activations, `keep` or `discard`."""
     overrides = [f"--config.{name}={value}" for name, value in {**SMALL, "training.batch_size": 512 // STEPS}.items()]
-    line = [sys.executable, "-m", "experiments.benchmark.scale_worker", str(workdir), str(runs)]
+    line = [sys.executable, "-m", "experiments.benchmark.scale_worker", str(workdir), str(runs), activations]
     return [*line, *overrides]
 
 
 def watch(process: subprocess.Popen, folder: Path, every: float = 0.1) -> Peaks:
     """Reads the peaks of a process from /proc until it ends."""
-    place, peaks, looked = Path(f"/proc/{process.pid}"), Peaks(0.0, 0.0, 0), 0.0
+    place, peaks, look = Path(f"/proc/{process.pid}"), Peaks(0.0, 0.0, 0), 0.0
     while process.poll() is None:
         with contextlib.suppress(OSError):
             marks = [line.split()[1] for line in (place / "status").read_text().splitlines() if line.startswith("VmHWM")]
             memory = int(marks[0]) / 1024 if marks else 0.0
             files = len(list((place / "fd").iterdir()))
             peaks = Peaks(max(peaks.memory_mb, memory), peaks.disk_mb, max(peaks.files, files))
-        if time.monotonic() - looked > max(1.0, 10 * every):  # a walk over many files takes time of its own
-            peaks, looked = peaks._replace(disk_mb=max(peaks.disk_mb, used_mb(folder))), time.monotonic()
+        if (begun := time.monotonic()) > look:
+            peaks = peaks._replace(disk_mb=max(peaks.disk_mb, used_mb(folder)))
+            look = time.monotonic() + max(every, 9 * (time.monotonic() - begun))  # a walk over many files is slow
         time.sleep(every)
     return peaks._replace(disk_mb=max(peaks.disk_mb, used_mb(folder)))
 
@@ -58,28 +71,29 @@ def watch(process: subprocess.Popen, folder: Path, every: float = 0.1) -> Peaks:
 def used_mb(folder: Path) -> float:
     """Disk that the files of a folder take, in MB."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-            total += path.stat().st_blocks * 512
+    for place, folders, files in os.walk(folder):  # passes over folders that are removed meanwhile
+        for name in (*folders, *files):
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_blocks * 512
     return total / 1e6
 
 
 def measure(output: Path, smoke: bool) -> int:
-    """Writes a row a size as soon as it is measured; returns the exit status."""
+    """Writes a row for each size and each way with activations as soon as it is measured; returns the exit status."""
     if not Path("/proc/self/fd").exists():
         return complain("--part=scale: expected a system with /proc, where memory and open files are read")
     rows = []
-    for runs in SIZES[smoke]:
+    for runs, activations in [(size, how) for size in SIZES[smoke] for how in ACTIVATIONS]:
         with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile("w+") as log:
-            begun = time.perf_counter()
-            process = subprocess.Popen(command(runs, Path(name)), cwd=ROOT, stdout=log, stderr=log)  # noqa: S603
+            begun, line = time.perf_counter(), command(runs, activations, Path(name))
+            process = subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log)  # noqa: S603
             peaks = watch(process, Path(name))
             seconds, steps = time.perf_counter() - begun, runs * STEPS
             if process.returncode:
                 log.seek(0)
                 return complain(f"--part=scale: {runs} runs failed: {log.read()[-500:]}".replace("\n", " "), FAILED)
         numbers = (seconds, 1e6 * seconds / steps, peaks.memory_mb, peaks.disk_mb)
-        rows.append((runs, steps, *(f"{value:.6g}" for value in numbers), peaks.files))
+        rows.append((runs, activations, steps, *(f"{value:.6g}" for value in numbers), peaks.files))
         store.write_table(output / "scale.csv", COLUMNS, rows)
         print(dict(zip(COLUMNS, rows[-1], strict=True)), flush=True)
     return DONE

@@ -1,6 +1,6 @@
 """The child of `scale`: trains and measures many tiny runs of one setting in one process.
 
-python -m experiments.benchmark.scale_worker WORKDIR RUNS --config.NAME=VALUE ...
+python -m experiments.benchmark.scale_worker WORKDIR RUNS keep|discard --config.NAME=VALUE ...
 """
 
 import sys
@@ -18,7 +18,7 @@ from repbias_jax.models.mlp import MLPOptions
 from repbias_jax.provenance import record
 
 
-def main(workdir: Path, runs: int, overrides: Sequence[str]) -> None:
+def main(workdir: Path, runs: int, activations: str, overrides: Sequence[str]) -> None:
     """Stages `train` and `measure`, as the command runs them."""
     quieten()
     jax.config.update("jax_num_cpu_devices", 2)
@@ -27,8 +27,9 @@ def main(workdir: Path, runs: int, overrides: Sequence[str]) -> None:
     experiment = Experiment("scale", "many runs", config, (("all", ()),), num_seeds=runs, variant="tiny runs")
     checked = planning.check(experiment, jax.default_backend())
     plan = planning.place(experiment, checked, workdir / "scale", 2)
-    pipeline.run(plan, complexity, workdir / "scale", ["train", "measure"], lambda: False, record())
+    stages, discard = ["train", "measure"], activations == "discard"
+    pipeline.run(plan, complexity, workdir / "scale", stages, lambda: False, record(), discard=discard)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])

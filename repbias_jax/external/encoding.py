@@ -189,15 +189,13 @@ def _alone(phi: Sides, by_unit: Array, predicted: Array, permuted: Array, mixed:
       permuted: SST - SSE over all units, for each permutation `[P]`.
       free: columns of the feature beside the constant.
     """
-    squares = jnp.square(phi[1])
-    total, size = squares.sum(0), squares.sum(1)  # of each unit, of each example
-    left = jnp.square(phi[1] - predicted).sum(1)
+    total = jnp.square(phi[1]).sum(0)  # of each unit
     low, high = jnp.quantile(permuted / total.sum(), jnp.asarray([0.025, 0.975]))
     return Alone(
         r2=by_unit.sum() / total.sum(),
         variance=by_unit.sum() / len(phi[1]),
-        r2_per_unit=jnp.nanmean(jnp.where(total > 0, by_unit / jnp.where(total > 0, total, 1), jnp.nan)),
-        r2_per_example=jnp.nanmean(jnp.where(size > 0, 1 - left / jnp.where(size > 0, size, 1), jnp.nan)),
+        r2_per_unit=moments.per_unit(by_unit, total),
+        r2_per_example=moments.per_example(predicted, phi[1]),
         null=-free / len(phi[0]),
         null_low=low,
         null_high=high,

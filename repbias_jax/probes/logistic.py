@@ -233,6 +233,9 @@ def _basis(x: Array) -> Array | None:
     The gradient of the loss with respect to w is a sum of examples, and that of the penalty is w itself: the minimum lies
     in the span of the N examples, and in coordinates of an orthonormal basis of it the penalty is the same l2 / 2 |w|^2.
 
+    By QR. The eigenvectors of the Gram matrix take a third of its time, but squares lose in float32 what is weaker than
+    about a thousandth of the strongest direction, which is where features of little variance are.
+
     Args:
       x: standardised activations and a last column of ones `[N, D + 1]`.
 

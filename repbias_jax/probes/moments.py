@@ -84,6 +84,20 @@ def explained(m: Moments) -> Array:
     return jnp.sum((2 * m.sums - m.counts[..., None] * m.means) * m.means, axis=-2)
 
 
+def per_unit(by_unit: Array, total: Array) -> Array:
+    """r2 as the mean over living units of each unit's own ratio, `[]`. Args: SST - SSE and SST of each unit `[D]`."""
+    return jnp.nanmean(jnp.where(total > 0, by_unit / jnp.where(total > 0, total, 1), jnp.nan))
+
+
+def per_example(predicted: Array, phi: Array) -> Array:
+    """r2 as the mean over examples of 1 - |phi - predicted|^2 / |phi|^2, `[]`; an example at zero has no ratio.
+
+    Args: what a feature predicts of the score set, and phi about the fit set's mean, `[N, D]` each.
+    """
+    left, size = (jnp.sum(jnp.square(x), axis=1) for x in (phi - predicted, phi))
+    return jnp.nanmean(jnp.where(size > 0, 1 - left / jnp.where(size > 0, size, 1), jnp.nan))
+
+
 def explained_by(feature: str, fit: Side, score: Side, phi_fit: Array, phi_score: Array, num_values: int) -> Array:
     """SST - SSE of each column of `phi` `[N, D]`, for one factor of the two sides. Returns: `[D]`."""
     hot_fit, hot_score = (one_hot(side[1][feature], num_values) for side in (fit, score))

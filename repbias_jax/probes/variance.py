@@ -33,6 +33,8 @@ from repbias_jax.probes.moments import (
     moments,
     one_hot,
     orders,
+    per_example,
+    per_unit,
     whole_factors,
 )
 
@@ -69,30 +71,20 @@ def variance(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
         sst_f = jnp.where(used > 1, sst, jnp.nan)
         sums = moments(hot_fit, hot_score, phi_fit, phi_score)
         by_unit = explained(sums)
-        ratios = jnp.where(total > 0, by_unit / jnp.where(total > 0, total, 1), jnp.nan)
         null = permuted(fit[1][name], score[1][name], num_values, phi_fit, phi_score) / sst_f
         low, high = jnp.quantile(null, jnp.asarray([0.025, 0.975]))
         out |= {
             Measured("r2", name): by_unit.sum() / sst_f,
             Measured("variance", name): jnp.where(used > 1, by_unit.sum() / len(phi_score), jnp.nan),
             Measured("r2_per_example", name): jnp.where(
-                jnp.isnan(sst_f), jnp.nan, per_example(hot_score, sums.means, phi_score)
+                jnp.isnan(sst_f), jnp.nan, per_example(dot(hot_score, sums.means), phi_score)
             ),
-            Measured("r2_per_unit", name): jnp.where(jnp.isnan(sst_f), jnp.nan, jnp.nanmean(ratios)),
+            Measured("r2_per_unit", name): jnp.where(jnp.isnan(sst_f), jnp.nan, per_unit(by_unit, total)),
             Measured("null", name): jnp.where(used > 1, -(used - 1) / len(phi_fit), jnp.nan),
             Measured("null_low", name): low,
             Measured("null_high", name): high,
         }
     return out
-
-
-def per_example(hot: Array, means: Array, phi: Array) -> Array:
-    """Mean over examples of 1 - |phi - M[f]|^2 / |phi|^2; examples at the fit set's mean have no ratio.
-
-    Args: hot `[N, C]` of the score set, means M `[C, D]` of the fit set, phi `[N, D]` about the fit set's mean.
-    """
-    left, size = (jnp.sum(jnp.square(x), axis=1) for x in (phi - dot(hot, means), phi))
-    return jnp.nanmean(jnp.where(size > 0, 1 - left / jnp.where(size > 0, size, 1), jnp.nan))
 
 
 def walsh(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:

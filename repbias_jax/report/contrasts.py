@@ -217,7 +217,7 @@ def levels(
         figures.dots(axes, list(x), r2, name, style, shift=shift)
         start = [results.values(s, "r2", feature, step=0).mean() for s in settings.values()]
         figures.floor(axes, x, start, f"{name}, untrained", mark)
-        unused = [results.values(s, "r2", f"twin_{feature}").mean() for s in settings.values()]
+        unused = [results.values(s, "r2", results.twins(s).get(feature, "")).mean() for s in settings.values()]
         figures.floor(axes, x, unused, f"unused twin of {name}", twin)
     null_band(axes, results, next(iter(settings.values())), second)
     at_levels(axes, level_names(results, settings, first))
@@ -238,7 +238,7 @@ def layers(
         figures.dots(axes, x, by_layer(results, setting, metric, feature, sites), feature, style)
         start = by_layer(results, setting, metric, feature, sites, step=0).mean(axis=1)
         figures.floor(axes, x, start, f"{feature}, untrained", mark)
-        unused = by_layer(results, setting, metric, f"twin_{feature}", sites).mean(axis=1)
+        unused = by_layer(results, setting, metric, results.twins(setting).get(feature, ""), sites).mean(axis=1)
         figures.floor(axes, x, unused, f"unused twin of {feature}", twin)
 
 
@@ -270,4 +270,4 @@ def columns(results: Results, *settings: str) -> list[str]:
 
 def hidden(results: Results, setting: str) -> list[str]:
     """Returns the sites of the hidden layers, from input to output."""
-    return [s for s in results.sites(setting) if s.startswith("hidden")]
+    return list(results.places(setting)["layers"])

@@ -94,9 +94,10 @@ def readouts(results: Results) -> list[dict[str, Any]]:
 
 def unconverged(results: Results) -> list[str]:
     """Returns one line per measure, setting and site whose readouts did not converge; unused twins are not listed."""
-    rows = results.rows
-    late = rows["metric"].str.endswith("_converged") & (rows["value"] == 0) & ~rows["feature"].str.startswith("twin_")
-    rows = rows[late]
+    rows, settings = results.rows, results.settings.index
+    rows = rows[rows["metric"].str.endswith("_converged") & (rows["value"] == 0)]
+    twins = {(setting, twin) for setting in settings for twin in results.twins(setting).values()}
+    rows = rows[np.array([pair not in twins for pair in zip(rows["setting"], rows["feature"], strict=True)], bool)]
     return [
         f"{metric.removesuffix('_converged')}, {setting}, {site}: {len(own)} values, of seeds "
         f"{', '.join(map(str, sorted(own['seed'].unique())))}"

@@ -2,11 +2,11 @@
 
 from absl import app
 
-from experiments import run
+from experiments import command, run
 from experiments.claims import EXPERIMENTS
 from tests.faults import tiny
 
 if __name__ == "__main__":
     run.HEARTBEAT = 10  # a test waits that long for a process to notice that another one was killed
     EXPERIMENTS["tiny"] = tiny  # pyright: ignore[reportArgumentType]
-    app.run(run.main, flags_parser=run.parse)
+    app.run(command.prompt(run.main), flags_parser=run.parse)
