@@ -9,7 +9,6 @@ start and compilation. Ours.
 """
 
 import contextlib
-import itertools
 import os
 import subprocess
 import sys
@@ -84,7 +83,7 @@ def measure(output: Path, smoke: bool) -> int:
     if not Path("/proc/self/fd").exists():
         return complain("--part=scale: expected a system with /proc, where memory and open files are read")
     rows = []
-    for runs, activations in itertools.product(SIZES[smoke], ACTIVATIONS):
+    for runs, activations in [(size, how) for size in SIZES[smoke] for how in ACTIVATIONS]:
         with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile("w+") as log:
             begun, line = time.perf_counter(), command(runs, activations, Path(name))
             process = subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log)  # noqa: S603
@@ -93,8 +92,8 @@ def measure(output: Path, smoke: bool) -> int:
             if process.returncode:
                 log.seek(0)
                 return complain(f"--part=scale: {runs} runs failed: {log.read()[-500:]}".replace("\n", " "), FAILED)
-        numbers = (seconds, 1e6 * seconds / steps, peaks.memory_mb, peaks.disk_mb)
-        rows.append((runs, activations, steps, *(f"{value:.6g}" for value in numbers), peaks.files))
-        store.write_table(output / "scale.csv", COLUMNS, rows)
-        print(dict(zip(COLUMNS, rows[-1], strict=True)), flush=True)
+            numbers = (seconds, 1e6 * seconds / steps, peaks.memory_mb, peaks.disk_mb)
+            rows.append((runs, activations, steps, *(f"{value:.6g}" for value in numbers), peaks.files))
+            store.write_table(output / "scale.csv", COLUMNS, rows)
+            print(dict(zip(COLUMNS, rows[-1], strict=True)), flush=True)  # before the many files are removed
     return DONE
