@@ -220,6 +220,8 @@ def test_scale_counts_files_memory_and_disk(tmp_path):
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "scale.csv", newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert int(row["run_steps"]) == 4 * int(row["runs"])
-    assert all(float(row[name]) > 0 for name in row)
+        rows = list(csv.DictReader(file))
+    assert [row.pop("activations") for row in rows] == ["keep", "discard"]
+    for row in rows:
+        assert int(row["run_steps"]) == 4 * int(row["runs"])
+        assert all(float(row[name]) > 0 for name in row)

@@ -92,8 +92,8 @@ def measure(output: Path, smoke: bool) -> int:
             if process.returncode:
                 log.seek(0)
                 return complain(f"--part=scale: {runs} runs failed: {log.read()[-500:]}".replace("\n", " "), FAILED)
-        numbers = (seconds, 1e6 * seconds / steps, peaks.memory_mb, peaks.disk_mb)
-        rows.append((runs, activations, steps, *(f"{value:.6g}" for value in numbers), peaks.files))
-        store.write_table(output / "scale.csv", COLUMNS, rows)
-        print(dict(zip(COLUMNS, rows[-1], strict=True)), flush=True)
+            numbers = (seconds, 1e6 * seconds / steps, peaks.memory_mb, peaks.disk_mb)
+            rows.append((runs, activations, steps, *(f"{value:.6g}" for value in numbers), peaks.files))
+            store.write_table(output / "scale.csv", COLUMNS, rows)
+            print(dict(zip(COLUMNS, rows[-1], strict=True)), flush=True)  # before the many files are removed
     return DONE
