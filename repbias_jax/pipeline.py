@@ -132,7 +132,7 @@ def _check_discard(discard: bool, stages: Sequence[str]) -> None:
 
 
 def _restoring(folder: Path, plan: Plan) -> Callable[[str], contextlib.AbstractContextManager[None]]:
-    """Returns a context manager that recomputes the discarded activations of a chunk (by path) while a figure reads them."""
+    """Returns a context manager that recomputes a chunk's discarded activations while a figure reads them."""
     chunks = {chunk.path: chunk for chunk in plan.chunks}
 
     @contextlib.contextmanager

@@ -294,7 +294,7 @@ def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
     for what, before, now in pairs:
         if before != now:
             raise ConfigError(
-                f"{folder} was trained with {what} = {before}, but this command has {now}: use the same value, or "
+                f"{folder} was trained with {what} = {before}, but this command asks for {now}: use the same value, or "
                 f"another --workdir"
             )
 
