@@ -387,7 +387,7 @@ def check_memory(plan: Plan, cost: Mapping[str, float]) -> None:
     need, there = shared * cost["device_bytes"], devices.memory_bytes()
     if there and need > there:
         raise ConfigError(
-            f"training needs about {need / 1e9:.1f} GB of memory at once, but only {there / 1e9:.1f} GB are free: use a "
+            f"training needs about {need / 1e9:.1f} GB of memory at once, and {there / 1e9:.1f} GB are there: use a "
             f"smaller --lanes, --devices, config.task.num_train or config.task.num_probe"
         )
 
