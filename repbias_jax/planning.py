@@ -302,7 +302,7 @@ def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
     for what, before, now in pairs:
         if before != now:
             raise ConfigError(
-                f"{folder} was trained with {what} = {before}, but this command has {now}: use the same value, or "
+                f"{folder} was trained with {what} = {before}, but this command asks for {now}: use the same value, or "
                 f"another --workdir"
             )
 
@@ -397,7 +397,7 @@ def check_memory(plan: Plan, cost: Mapping[str, float]) -> None:
     need, there = shared * cost["device_bytes"], devices.memory_bytes()
     if there and need > there:
         raise ConfigError(
-            f"training needs about {need / 1e9:.1f} GB of memory at once, but only {there / 1e9:.1f} GB are free: use a "
+            f"training needs about {need / 1e9:.1f} GB of memory at once, and {there / 1e9:.1f} GB are there: use a "
             f"smaller --lanes, --devices, config.task.num_train or config.task.num_probe"
         )
 
