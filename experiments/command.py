@@ -91,15 +91,23 @@ def known() -> str:
 
 
 def assemble(
-    module: ModuleType, preset: str, num_seeds: int | None, seed: int, dotted: Sequence[str],
+    module: ModuleType, preset: str, num_seeds: int | None, seed: int | None, dotted: Sequence[str],
     settings: Sequence[str] = (), conditions: Sequence[str] = (),
 ) -> Experiment:  # fmt: skip
     """The experiment as the command line describes it.
 
     Raises:
-      ConfigError: unknown preset or name, bad value, or an override of a field that the settings sweep.
+      ConfigError: unknown preset or name, bad value, an override of a field that the settings sweep, or seeds that are kept
+        for confirmations.
     """
-    return select(module.EXPERIMENT, preset, num_seeds, seed, dict(map(_change, dotted)), settings, conditions)
+    chosen = select(module.EXPERIMENT, preset, num_seeds, seed, dict(map(_change, dotted)), settings, conditions)
+    last = chosen.seed + chosen.num_seeds - 1
+    if last >= confirmation.FIRST_SEED:
+        raise ConfigError(
+            f"--seed={chosen.seed}: the last seed is {last}; expected all below {confirmation.FIRST_SEED}, since the "
+            f"others are kept for --preset={CONFIRM}, which looks at them once"
+        )
+    return chosen
 
 
 def confirmations(entries: Sequence[Confirmed]) -> dict[str, tuple[ModuleType, list[Experiment]]]:

@@ -52,7 +52,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "num_seeds", None, "number of seeds per setting, except for settings with a cap; default: set by the preset"
 )
-flags.DEFINE_integer("seed", 0, "first seed", lower_bound=0)
+flags.DEFINE_integer("seed", None, "first seed; default: the experiment's, mostly 0", lower_bound=0)
 flags.DEFINE_list("settings", [], "names of the settings to run; default: set by the preset")
 flags.DEFINE_list("conditions", [], "names of the conditions to run, such as sgd; default: set by the preset")
 flags.DEFINE_integer("lanes", 0, "runs trained at once in each row of a new workdir; 0: chosen for the backend")
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
 
         if not _is_several():
             return _end_one(jobs[0], run_one(jobs[0]))
-        return _end_all(jobs, run_all(jobs, run_one, stop), stages)
+        return _end_all(jobs, *run_all(jobs, run_one, stop), stages)
     except ConfigError as error:
         return complain(str(error))
     except Interrupted as error:
@@ -267,7 +267,7 @@ def _end_one(job: Job, done: pipeline.Outcome) -> int:
     return DONE
 
 
-def _end_all(jobs: Sequence[Job], failed: Sequence[str], stages: Sequence[str]) -> int:
+def _end_all(jobs: Sequence[Job], failed: Sequence[str], waiting: Sequence[str], stages: Sequence[str]) -> int:
     """What several runs leave behind; returns the exit status."""
     entries, modules, family = jobs[0].plan.experiment.confirmed, {job.name: job.module for job in jobs}, None
     if entries:  # the card is over all that is confirmed, whichever experiments were asked for now
@@ -278,7 +278,7 @@ def _end_all(jobs: Sequence[Job], failed: Sequence[str], stages: Sequence[str]) 
         write_card(modules, failed, Path(FLAGS.workdir), family)
     if entries and FLAGS.reference and "report" in stages:
         for job in jobs:
-            if job.name not in failed:
+            if job.name not in (*failed, *waiting):
                 rows = tables.read_claims(job.folder)
                 tables.reference(Results(job.folder), rows, Path(FLAGS.reference) / job.name)
     if failed:

@@ -32,15 +32,17 @@ class Job(NamedTuple):
         return self.folder.name
 
 
-def run_all(jobs: Sequence[Job], run_one: Callable[[Job], Outcome], stop: Callable[[], bool]) -> list[str]:
-    """Runs all that is not done. Returns: names of those that failed.
+def run_all(
+    jobs: Sequence[Job], run_one: Callable[[Job], Outcome], stop: Callable[[], bool]
+) -> tuple[list[str], list[str]]:
+    """Runs all that is not done. Returns: names of those that failed, and of those that wait for other processes.
 
     Args:
       jobs: in order.
       run_one: runs what of an experiment is not done.
       stop: polled between experiments, and by `run_one`; when true, `Interrupted` is raised.
     """
-    failed = []
+    failed, waiting = [], []
     for i, job in enumerate(jobs):
         if stop():
             raise Interrupted(f"stopped before {job.name}")
@@ -59,8 +61,9 @@ def run_all(jobs: Sequence[Job], run_one: Callable[[Job], Outcome], stop: Callab
         else:
             if missing:
                 print(f"{job.name}: {missing}")
+                waiting.append(job.name)
     _progress(len(jobs), len(failed), len(jobs))
-    return failed
+    return failed, waiting
 
 
 def _progress(ended: int, failed: int, number: int, now: str = "") -> None:

@@ -229,15 +229,13 @@ def family(entries: Sequence[Confirmed]) -> tuple[str, ...]:
 def planned(entries: Sequence[Confirmed], claims: Sequence[Claim], block: tuple[int, int]) -> list[Claim]:
     """The claims that a block of seeds decides, checked, with exactly as many values as were planned.
 
-    Where a block has more seeds than a part was planned for, since another part needs them, the first ones count.
-
     Args:
       entries: of `confirm.json`.
       claims: of an experiment, from the networks of that block.
       block: first seed and number of seeds.
 
     Raises:
-      ConfigError: as in `check`, or a part has fewer values than were planned.
+      ConfigError: as in `check`, or a part has another number of values than was planned.
     """
     own = {entry.claim + entry.part: entry for entry in entries if (entry.first, entry.count) == block}
     chosen = [claim for claim in claims if claim.id in {entry.claim for entry in own.values()}]
@@ -256,11 +254,11 @@ def planned(entries: Sequence[Confirmed], claims: Sequence[Claim], block: tuple[
 
 
 def _exactly(id_: str, part: Part, n: int) -> Part:
-    """A part with its first n values."""
+    """The part, if it has n values: a value may depend on all seeds of a block, so none are left out here."""
     found = len(part.passed)
-    if found < n or (found > n and part.everyone is not None):
+    if found != n:
         raise ConfigError(f"{id_}{part.label}: {found} values, confirm.json plans n = {n}; expected exactly as many")
-    return dataclasses.replace(part, passed=part.passed.sort_index().iloc[:n])
+    return part
 
 
 def check(entries: Sequence[Confirmed], claims: Sequence[Claim]) -> None:

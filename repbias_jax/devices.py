@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# What programs are compiled with. On a GPU a process that resumes must choose the kernels of the one before it: none whose
-# sums depend on which thread comes first, and none chosen by timing.
+# Compiler options of training programs. On a GPU a process that resumes must compute the same bits as the process before
+# it. So sums may not depend on the order in which threads finish, and kernels may not be chosen by measuring their speed.
 OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}}
 AT_ONCE = 64  # lanes of what runs once a chunk that an accelerator does at the same time
 

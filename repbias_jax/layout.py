@@ -93,8 +93,7 @@ def lanes_of(static: Static, dials: Dials) -> int:
 
 def count_runs(groups: Sequence[Group], layout: Layout) -> int:
     """Runs of an experiment, by arithmetic: nothing is listed."""
-    count = layout.extents[-1]
-    return sum(min(count, layout.caps.get(name, count)) for group in groups for name in group.settings)
+    return sum(len(_seeds_of(name, layout, 0, layout.extents[-1])) for group in groups for name in group.settings)
 
 
 def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
@@ -103,11 +102,19 @@ def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
     for group in groups:
         pieces: list[tuple[int, tuple[tuple[str, int], ...]]] = []
         for low, high in itertools.pairwise((0, *layout.extents)):
-            seeds = ((k, name) for k in range(low, high) for name in group.settings if k < layout.caps.get(name, high))
-            runs = [(name, layout.first_seeds.get(name, layout.seed) + k) for k, name in seeds]
+            seeds = {name: _seeds_of(name, layout, low, high) for name in group.settings}
+            ordered = range(low, max(r.stop for r in seeds.values()))
+            runs = [(n, layout.first_seeds.get(n, layout.seed) + k) for k in ordered for n in seeds if k in seeds[n]]
             pieces += pieces_of(runs, layout, group.lanes)
         chunks += [Chunk(group, f"chunk_{i:03d}", runs, rows) for i, (rows, runs) in enumerate(pieces)]
     return chunks
+
+
+def _seeds_of(setting: str, layout: Layout, low: int, high: int) -> range:
+    """Which seeds of a setting, counted from its first, an extent adds: seeds of its own all belong to the first extent."""
+    if setting in layout.first_seeds:
+        return range(layout.caps[setting] if low == 0 else 0)
+    return range(low, min(high, layout.caps.get(setting, high)))
 
 
 def pieces_of(runs: Sequence[Any], layout: Layout, lanes: int) -> Iterator[tuple[int, tuple[Any, ...]]]:

@@ -88,6 +88,8 @@ def measure(
             store.write_table(path / "rows.csv", COLUMNS, sorted(rows, key=_order))
             sums = {"rows.csv": store.checksum(path / "rows.csv")}
             store.write_json(path / "measured.json", {"format": store.FORMAT, "fingerprint": own, "files": sums})
+            if gone:
+                discard(folder, chunk, probes)
 
 
 def _is_measured(path: Path, fingerprint: str) -> bool:
@@ -106,9 +108,9 @@ def _order(row: Sequence[Any]) -> tuple[Any, ...]:
 
 def discard(folder: Path, chunk: Chunk, probes: Sequence[str]) -> None:
     """Removes the activations of a measured chunk, but for those that probes of pairs will read."""
-    places, views = training.places_of(chunk.group.static), training.views_of(chunk.group.static)
-    pairwise = [place for name in probes if PROBES[name].kind == "pair" for place in PROBES[name].views]
-    store.discard(folder / chunk.path, [v for place in pairwise for v in resolve(place, places, views)])
+    static = chunk.group.static
+    kept = pairs.views_read(probes, training.places_of(static), training.views_of(static))
+    store.discard(folder / chunk.path, sorted(kept))
 
 
 def _check_restorable(path: Path, chunk: Chunk, probes: Sequence[str], gone: Sequence[str]) -> None:
@@ -167,7 +169,7 @@ def _blocks(folder: Path, chunk: Chunk) -> Iterator[Block]:
         steps = arrays.read(f"snapshot_{site}")
         for t, step in enumerate(steps):
             if site in gone and step not in (steps[0], steps[-1]):
-                continue  # of these no weights are kept
+                continue  # cannot be recomputed: weights are kept of the first and the last step alone
             for first in range(0, len(chunk.runs), lanes):
                 last = min(first + lanes, len(chunk.runs))
                 full = [*range(last - first), *[last - first - 1] * (lanes - last + first)]

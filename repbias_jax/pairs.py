@@ -17,9 +17,22 @@ import numpy as np
 
 from repbias_jax import store, training
 from repbias_jax.layout import Chunk
+from repbias_jax.models.family import resolve
 from repbias_jax.population import Interrupted
 from repbias_jax.probes import PROBES
 from repbias_jax.probes.moments import Measured
+
+
+def views_read(probes: Sequence[str], places: Mapping[str, tuple[str, ...]], views: Mapping[str, Any]) -> set[str]:
+    """Returns the views that probes of pairs read. They are never discarded, since pairs are measured at the very end.
+
+    Args:
+      probes: names in PROBES.
+      places: of the model, the views that each stands for.
+      views: of the model, by name.
+    """
+    pairwise = [place for name in probes if PROBES[name].kind == "pair" for place in PROBES[name].views]
+    return {view for place in pairwise for view in resolve(place, places, views)}
 
 
 class Model(NamedTuple):

@@ -97,7 +97,7 @@ def run(
         begun, mine = time.monotonic(), [chunk for chunk in own if _trained(folder, [chunk])]
         measure.measure(folder, plan.experiment.name, mine, plan.experiment.probes, stop, code)
         for chunk in mine:
-            if store.discarded(folder / chunk.path):  # made again for a probe that is new
+            if store.discarded(folder / chunk.path):  # recomputed by a process that was killed
                 measure.discard(folder, chunk, plan.experiment.probes)
         if waiting and _trained(folder, plan.chunks):
             # The others got done meanwhile, and may have left the merging to this process.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from repbias_jax import devices, layout, store, training
+from repbias_jax import devices, layout, pairs, store, training
 from repbias_jax.config import (
     Config,
     ConfigError,
@@ -375,14 +375,17 @@ def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:
         if not runs:
             continue
         sizes, kept = training.view_sizes(static, dials), layout.snapshots_by_view(static)
-        activations = sum(4 * len(kept[n]) * examples * units for n, (examples, units) in sizes.items())
+        by_view = {n: 4 * len(kept[n]) * examples * units for n, (examples, units) in sizes.items()}
+        activations = sum(by_view.values())
+        always = pairs.views_read(plan.experiment.probes, training.places_of(static), training.views_of(static))
         state_bytes, data_bytes = _bytes_of_run(static, dials)
         looking = sum(4 * examples * units for examples, units in sizes.values())
         total["compilations"] += 5 * len(rows[group.name])
         total["runs"] += runs
         total["run_steps"] += runs * config.num_steps
         total["flops"] += runs * config.num_steps * layout.step_flops(group)
-        total["disk_bytes"] += runs * 2 * state_bytes + (0 if discard else runs * activations)
+        stays = sum(size for name, size in by_view.items() if name in always or not discard)
+        total["disk_bytes"] += runs * (2 * state_bytes + stays)
         largest = max(largest, max(rows[group.name]) * group.lanes * activations)
         per_device = max(rows[group.name]) / min(max(rows[group.name]), jax.device_count()) * group.lanes
         total["device_bytes"] = max(total["device_bytes"], per_device * (4 * state_bytes + 2 * data_bytes + looking))

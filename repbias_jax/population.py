@@ -155,9 +155,18 @@ def restore(folder: Path, chunk: Chunk, stop: Callable[[], bool] = lambda: False
     """Makes the discarded activations of a finished chunk again, bit for bit, at its first and last step.
 
     Raises:
-      StoreError: the last weights are missing or damaged.
+      StoreError: the last weights are missing or damaged, or other code, versions or another backend trained them.
       Interrupted: `stop` said so while the data were drawn.
     """
+    backend, here = chunk.group.static.runtime.backend, jax.default_backend()
+    other = other_code(folder, [chunk])
+    if backend != here:
+        other = f"{chunk.path} was trained on {backend}, and this is {here}"
+    if other:
+        raise store.StoreError(
+            f"{folder}: discarded activations are made again only by what trained them: {other}; use that, or train again "
+            f"in another --workdir"
+        )
     programs = Programs(chunk.group.static, make_mesh(chunk.rows))
     _Trainer(folder / chunk.path, chunk, programs, Progress(0, 0, 0.0)).restore(stop)
 

@@ -82,7 +82,7 @@ def _source(name: str) -> str:
 
 @functools.cache
 def syntax(name: str) -> str:
-    """The syntax tree of a module as text, without docstrings: as it was when it was first asked for, not once a chunk."""
+    """Returns the syntax tree of a module as text, without docstrings. Each module is read once per process."""
     return syntax_of(_source(name))
 
 

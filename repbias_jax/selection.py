@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repbias_jax.config import ConfigError, Experiment, Overrides, Preset, override, override_all
-from repbias_jax.confirmation import FIRST_SEED
 
 FULL = "full"
 
@@ -28,17 +27,11 @@ def select(
       has_claims: whether claims name the features, which then cannot be overridden.
 
     Raises:
-      ConfigError: an unknown preset, setting, condition or dotted name, a bad value, an override of a field that the
-        settings sweep, or seeds of a confirmation in a smaller preset.
+      ConfigError: an unknown preset, setting, condition or dotted name, a bad value, or an override of a field that the
+        settings sweep.
     """
     size = _preset(experiment, preset)
     seed = experiment.seed if seed is None else seed
-    last = seed + (size.num_seeds if num_seeds is None else num_seeds) - 1
-    if preset != FULL and last >= FIRST_SEED:
-        raise ConfigError(
-            f"--seed={seed}: with --preset={preset} the last seed is {last}; expected all below {FIRST_SEED}, "
-            f"since confirmations have the others"
-        )
     chosen = _choose(experiment.settings, settings or size.settings, "setting")
     compared = _choose(experiment.columns, conditions or size.columns, "condition")
     own = {name: _check(experiment, size, chosen, name, value, has_claims) for name, value in (overrides or {}).items()}

@@ -136,7 +136,7 @@ def test_claims_have_to_be_what_was_written_down(tmp_path):
 
 PLAN = [
     entry("C90", 10_000, 13, statistic="r2(parity1) - r2(majority3), made", margin=0.02, n=13),
-    entry("C91a", 20_000, 16, statistic="total variance", margin=0.02, n=12),
+    entry("C91a", 20_000, 16, statistic="total variance", margin=0.02, n=16),
 ]
 
 
@@ -182,9 +182,9 @@ def test_a_confirmation_from_end_to_end(plan, call, tmp_path):
         assert (tmp_path / "ref" / folder / "claims.csv").read_bytes() == (workdir / folder / "claims.csv").read_bytes()
     (one,), (whole, total, _) = rows["tiny.C90"], rows["tiny.C91"]
     assert int(one["runs"]) + int(one["left_out"]) == 13
-    assert int(total["runs"]) + int(total["left_out"]) == 12  # of 16 seeds, the first twelve
+    assert int(total["runs"]) + int(total["left_out"]) == 16
     values = pd.read_csv(workdir / "tiny.C91" / "claim_values.csv")
-    assert list(values[values["id"] == "C91a"]["seed"]) == list(range(20_000, 20_012))
+    assert list(values[values["id"] == "C91a"]["seed"]) == list(range(20_000, 20_016))
     assert one["verdict"] != "not measured"
     assert whole["verdict"] == "reproduced"
     # Alone, a block takes what is not in it as p = 1; the card has both.
@@ -234,6 +234,11 @@ REFUSED = {
     "distributed": (("--distributed",), "--distributed with --preset=confirm"),
     "another experiment": (("--experiment=downstream",), "no claim of downstream; confirmed are C90, C91"),
     "a seed of a confirmation": (("--preset=smoke", "--seed=9999"), "the last seed is 10000; expected all below 10000"),
+    "the same, at full size": (("--preset=full", "--seed=10000"), "expected all below 10000"),
+    "the same, by an extension": (
+        ("--preset=full", "--num_seeds=10001"),
+        "the last seed is 10000; expected all below 10000",
+    ),
 }
 
 
@@ -298,6 +303,5 @@ def test_fewer_values_than_were_planned_are_no_confirmation(tmp_path):
     with pytest.raises(ConfigError, match=r"^C01: 15 values, confirm.json plans n = 16; expected exactly as many$"):
         confirmation.planned(entries, [dataclasses.replace(made, parts=(few,))], (10_000, 16))
     twelve = confirmation.load(written(tmp_path, [entry("C01", 10_000, 16, n=12)]))
-    jackknife = dataclasses.replace(made.parts[0], everyone=made.parts[0].values)
-    with pytest.raises(ConfigError, match=r"^C01: 16 values, confirm.json plans n = 12"):  # each depends on all seeds
-        confirmation.planned(twelve, [dataclasses.replace(made, parts=(jackknife,))], (10_000, 16))
+    with pytest.raises(ConfigError, match=r"^C01: 16 values, confirm.json plans n = 12"):  # a value may depend on all seeds
+        confirmation.planned(twelve, [made], (10_000, 16))

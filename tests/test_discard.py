@@ -4,10 +4,11 @@ import dataclasses
 import shutil
 import types
 
+import jax
 import pytest
 
-from repbias_jax import layout, measure, pipeline, planning, population, store
-from repbias_jax.config import ConfigError
+from repbias_jax import layout, measure, pipeline, planning, population, provenance, store
+from repbias_jax.config import ConfigError, override_all
 from repbias_jax.population import Interrupted
 from repbias_jax.report.figures import Drawn, grid, label
 from repbias_jax.results import Results
@@ -81,6 +82,42 @@ def test_a_new_probe_is_measured_on_what_is_made_again(both, tmp_path):
     assert not pieces(copies[1])
     with pytest.raises(store.StoreError, match="variance reads snapshots along training"):
         run(dataclasses.replace(MANY, probes=("variance", "walsh")), copies[1], stages=("measure",))
+
+
+def test_a_new_probe_has_a_chunk_on_disk_at_a_time(both, tmp_path, monkeypatch):
+    copy, real, there = shutil.copytree(both[1], tmp_path / "tiny"), population.restore, []
+
+    def counts(*arguments):
+        real(*arguments)
+        there.append(len(list(copy.glob("*/*/activations.zarr/hidden_0/c"))))
+
+    monkeypatch.setattr(population, "restore", counts)
+    run(dataclasses.replace(MANY, probes=("readout",)), copy, stages=("measure",))
+    assert there == [1] * len(planned(MANY, copy).chunks)
+
+
+def test_other_code_makes_nothing_again(both, tmp_path, monkeypatch):
+    """What it would draw and compute from the last weights would be other activations."""
+    copy = shutil.copytree(both[1], tmp_path / "tiny")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    [chunk, *_] = planned(MANY, copy).chunks
+    with monkeypatch.context() as changed:
+        changed.setattr(jax, "default_backend", lambda: "gpu")
+        with pytest.raises(store.StoreError, match="was trained on cpu, and this is gpu"):
+            population.restore(copy, chunk)
+    monkeypatch.setattr(provenance, "provenance_of", lambda static: {"code": "another", "jax": jax.__version__})
+    with pytest.raises(store.StoreError, match="made again only by what trained them"):
+        population.restore(copy, chunk)
+    with pytest.raises(store.StoreError, match="made again only by what trained them"):
+        run(dataclasses.replace(MANY, probes=("readout",)), copy, stages=("measure",))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_probes_of_pairs_read_is_estimated_to_stay(tmp_path):
+    shared = dataclasses.replace(MANY, config=override_all(tiny.CONFIG, {"keep.shared": True}))
+    pairs = dataclasses.replace(shared, probes=("variance", "similarity"))
+    one, other = (planning.estimate(planned(e, tmp_path / "tiny"), True)["disk_bytes"] for e in (shared, pairs))
+    assert other > one
 
 
 def test_a_library_user_is_told(both):

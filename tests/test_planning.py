@@ -283,6 +283,10 @@ def test_a_setting_may_have_seeds_of_its_own(tmp_path):
     assert select(blocks, "full").seed_blocks == blocks.seed_blocks
     smaller = dataclasses.replace(blocks, presets=(*blocks.presets, ("quick", Preset(2))))
     assert select(smaller, "quick").seed_blocks == ()
+    larger = dataclasses.replace(blocks, seed_blocks=(("fast", 10_000, 9),))
+    plan = planned(larger, tmp_path / "larger")
+    assert sorted(seed for c in plan.chunks for name, seed in c.runs if name == "base.fast") == list(range(10_000, 10_009))
+    assert layout.count_runs(plan.groups, plan.layout) == 9 + 4
     for bad in (("nobody", 0, 1), ("fast", 0, 0), ("fast", 2**31 - 1, 2)):
         with pytest.raises(ConfigError, match=f"seed_blocks: {bad[0]}"):
             planning.check(dataclasses.replace(blocks, seed_blocks=(bad,)), "cpu")

@@ -409,10 +409,14 @@ def test_no_collective_in_the_training_program():
 
 
 def test_a_head_of_units_gives_the_shares_of_an_independent_implementation(tmp_path):
-    """One hidden layer of 128, Adam 1e-3, 60 epochs, 8 seeds: another implementation found that easy explains .208."""
+    """One hidden layer of 128, Adam 1e-3, 60 epochs, 8 seeds.
+
+    An implementation that shares no code with this one measured 0.208 for easy, mean of its 8 seeds. With the standard
+    deviation over seeds of both (0.0106) two standard errors of the difference are 0.0106.
+    """
     changes = {"model.head": "unit", "model.widths": (128,), "optimizer.name": "adam", "optimizer.learning_rate": 1e-3}
     config = override_all(Config(BinaryOptions(), MLPOptions()), changes | {"training.epochs": 60})
     results = run(Experiment("shares", "shares", config, (("unit", ()),), num_seeds=8), tmp_path)
     easy = results.values("base.unit", "r2", "parity1")
     assert len(easy) == 8
-    assert abs(easy.mean() - 0.208) < 2 * easy.std(ddof=1) / 8**0.5
+    assert abs(easy.mean() - 0.208) < 0.0106

@@ -86,12 +86,12 @@ def sentence(rows: Sequence[Row]) -> str:
     def median(part: str, name: str, quantity: str = "wall") -> float:
         return float(find(rows, part, name, quantity)["median"])
 
+    loop, tuned, ensemble = (1 / median("ratio", f"ours / PyTorch {name}") for name in ("loop", "tuned", "ensemble"))
     return (
-        "An update of the base network with Adam, the training loop alone, takes "
-        f"{median('speed', 'ours'):.0f} us a run on two cores: "
-        f"{median('ratio', 'ours / PyTorch loop'):.2f} of the time of a plain PyTorch loop, "
-        f"{median('ratio', 'ours / PyTorch tuned'):.2f} of the same loop tuned and pinned, "
-        f"{median('ratio', 'ours / PyTorch ensemble'):.2f} of the fastest PyTorch ensemble we could make.\n"
+        f"One update of the base network with Adam takes {median('speed', 'ours'):.0f} us per network on two cores (the "
+        f"training loop alone). This is {loop:.1f} times as fast as a plain PyTorch loop, {tuned:.1f} times as fast as the "
+        f"same loop tuned and pinned to cores, and {ensemble:.1f} times as fast as the fastest PyTorch ensemble that we "
+        f"could make.\n"
     )
 
 

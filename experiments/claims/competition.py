@@ -150,7 +150,7 @@ def copy_of(target: str, other: str, number: int) -> str:
 
 
 def _over_unexplained(results: Results, setting: str, name: str) -> tuple[pd.Series, pd.Series]:
-    """r2 of a feature, at least the end of its null band, over the share that no feature explains; which were set to it."""
+    """Returns r2 (as in `above_null`) over the share that no feature explains, and which seeds were raised."""
     r2, low = contrasts.above_null(results, setting, name)
     ratio = r2 / (1 - results.values(setting, "joint_r2"))
     return ratio.where(ratio > 0), low

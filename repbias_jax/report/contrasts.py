@@ -58,10 +58,10 @@ def pair(results: Results, setting: str, metric: str, first: str, second: str, *
 def above_null(
     results: Results, setting: str, feature: str, metric: str = "r2", **more: Any
 ) -> tuple[pd.Series, pd.Series]:  # fmt: skip
-    """r2 of a feature as a logarithm may see it, by seed: what is below the upper end of its null band is set to that end.
+    """Returns r2 of a feature by seed, raised to the upper end of its null band where it is lower.
 
-    Where a band ends below zero, as it does in layers of very many dimensions, the size of the null level, (C - 1) / N_fit,
-    takes the place of its end.
+    Where the band ends below zero, as it does in layers of very many dimensions, r2 is raised to the size of the null
+    level, (C - 1) / N_fit.
 
     Args:
       results: of the experiment.
@@ -71,7 +71,7 @@ def above_null(
       more: as in `Results.values`.
 
     Returns:
-      r2, and which seeds were set to the band's end.
+      r2, and which seeds were raised.
     """
     r2, high = (results.values(setting, name, feature, **more) for name in (metric, BANDS[metric]))
     level = -results.values(setting, "null", feature)
