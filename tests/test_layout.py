@@ -82,8 +82,8 @@ def test_contract_every_experiment(name):
     assert module.EXPERIMENT.name == name
     assert {"smoke", "quick", "full"} <= set(dict(module.EXPERIMENT.presets))
     assert dict(module.EXPERIMENT.presets)["full"].num_seeds >= 16
-    for word in ("Claim:", "Paper:", f"--experiment={name}", "cost and outcome"):
-        assert word in module.__doc__
+    for word in ("Claim:", "Paper:", f"--experiment={name}", "cost"):
+        assert word.lower() in module.__doc__.lower()
     assert list(inspect.signature(module.claims).parameters) == ["results", "column"]
     assert list(inspect.signature(module.figures).parameters) == ["results"]
 
