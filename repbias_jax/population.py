@@ -167,8 +167,14 @@ def restore(folder: Path, chunk: Chunk, stop: Callable[[], bool] = lambda: False
             f"{folder}: discarded activations are made again only by what trained them: {other}; use that, or train again "
             f"in another --workdir"
         )
-    programs = Programs(chunk.group.static, make_mesh(chunk.rows))
+    programs = _programs_of(chunk.group.static, chunk.rows)
     _Trainer(folder / chunk.path, chunk, programs, Progress(0, 0, 0.0)).restore(stop)
+
+
+@functools.lru_cache(maxsize=1)
+def _programs_of(static: Static, rows: int) -> Programs:
+    """The programs of a group, compiled once for all its chunks."""
+    return Programs(static, make_mesh(rows))
 
 
 def other_code(folder: Path, chunks: Sequence[Chunk]) -> str:

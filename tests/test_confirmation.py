@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,10 @@ import tiny_claims
 
 from experiments import command, first_look, run
 from experiments.claims import EXPERIMENTS
+from experiments.run_all import run_all
 from repbias_jax import confirmation
 from repbias_jax.config import ConfigError
+from repbias_jax.pipeline import Outcome
 from repbias_jax.report import tables
 from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part, holm
@@ -305,3 +308,15 @@ def test_fewer_values_than_were_planned_are_no_confirmation(tmp_path):
     twelve = confirmation.load(written(tmp_path, [entry("C01", 10_000, 16, n=12)]))
     with pytest.raises(ConfigError, match=r"^C01: 16 values, confirm.json plans n = 12"):  # a value may depend on all seeds
         confirmation.planned(twelve, [made], (10_000, 16))
+
+
+def test_a_run_that_waits_for_other_processes_is_told_apart():
+    """It has not failed, and nothing of it is published."""
+    jobs = [types.SimpleNamespace(name=name) for name in ("done", "waits", "fails")]
+
+    def run_one(job):
+        if job.name == "fails":
+            raise ConfigError("bad")
+        return Outcome([], "2 of 5 chunks are there" if job.name == "waits" else "")
+
+    assert run_all(jobs, run_one, lambda: False) == (["fails"], ["waits"])
