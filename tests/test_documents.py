@@ -98,8 +98,13 @@ def test_readme_python_runs(tmp_path):
         "setting == 'base.adam' and metric == 'r2' and site == 'hidden_1' and step == 2"
     )
     means = stored.groupby("feature")["value"].mean()
-    assert found[1][::2] == ["parity1", "parity3"]
-    np.testing.assert_allclose([float(v) for v in found[1][1::2]], means[["parity1", "parity3"]], rtol=1e-5)
+    names, learned, shares = (found[1][i::3] for i in range(3))
+    assert names == ["parity1", "parity3"]
+    curves = pd.concat(pd.read_csv(path) for path in (tmp_path / "mine").glob("*/*/curves.csv"))
+    last = curves.query("setting == 'base.adam' and split == 'test' and step == 2")
+    worst = last.groupby("output")["worst_class"].min()
+    np.testing.assert_allclose([float(v) for v in learned], worst[names], rtol=1e-5)
+    np.testing.assert_allclose([float(v) for v in shares], means[names], rtol=1e-5)
 
 
 def test_readme_is_a_first_page():

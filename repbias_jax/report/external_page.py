@@ -243,7 +243,7 @@ def _components(axes: Axes, numbers: Numbers, site: str) -> None:
             axes.fill_between(known, found[1], found[2], color=style["color"], alpha=0.18, linewidth=0)
     axes.axhline(0, **FLOOR)
     axes.set_xticks(known)
-    draw.label(axes, _short(site), "principal component (rank)", "explained by feature, r2 (share)")
+    draw.label(axes, _short(site), "principal component (rank)", "r2 of the component (share)")
 
 
 def _units(numbers: Numbers) -> Figure:
