@@ -37,7 +37,7 @@ BAD = {
     "infinite rate": (("--config.optimizer.learning_rate=inf",), "learning_rate=inf: expected a finite number > 0"),
     "rate in words": (("--config.optimizer.learning_rate=fast",), "learning_rate=fast: expected float"),
     "dropout of one": (("--config.model.dropout=1.0",), "dropout=1.0: expected a finite number >= 0 and < 1"),
-    "seed out of range": (("--preset=full", "--seed=3000000000"), "--seed=3000000000: expected seeds below 2147483647"),
+    "seed out of range": (("--preset=full", "--seed=3000000000"), "the last seed is 3000000015; expected all below 10000"),
     "empty stage": (("--stage=",), "--stage is empty; known: train, measure, report"),
     "block before the input": (("--config.task.first_bits=-1,3",), "first_bits=-1: expected a finite number >= 0"),
     "zero seeds": (("--num_seeds=0",), "--num_seeds=0: expected at least 1"),

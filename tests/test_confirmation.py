@@ -1,6 +1,7 @@
 """What a confirmation may be: entries of `confirm.json`, their seeds, the family for Holm, and what is refused."""
 
 import dataclasses
+import itertools
 import json
 import types
 
@@ -218,9 +219,10 @@ def test_an_interrupted_confirmation_goes_on(plan, call, tmp_path, monkeypatch):
     """Stopped again and again, it ends with the tables of one that was never stopped."""
     plan([PLAN[0]])
     assert confirm(call, tmp_path / "whole")[0] == 0
-    polls = iter([False] * 4 + [True])
-    monkeypatch.setattr(run, "catch_signals", lambda: lambda: next(polls, False))
-    status, _, err = confirm(call, tmp_path / "cut")
+    with monkeypatch.context() as signalled:
+        polls = itertools.count()
+        signalled.setattr(run, "catch_signals", lambda: lambda: next(polls) >= 4)  # from then on, as a signal is
+        status, _, err = confirm(call, tmp_path / "cut")
     assert (status, "run the same command again" in err) == (75, True)
     assert not (tmp_path / "cut" / "tiny.C90" / "claims.csv").exists()
     assert confirm(call, tmp_path / "cut")[0] == 0
