@@ -69,7 +69,7 @@ def measure(
       Interrupted: `stop` said so; the chunks before are kept.
     """
     terminal = sys.stderr.isatty()
-    for i, chunk in enumerate(tqdm(chunks, desc="measure", unit="chunk", disable=not terminal)):
+    for i, chunk in enumerate(tqdm(chunks, desc="measure", unit="chunk", disable=not terminal or len(chunks) == 1)):
         if stop():
             raise Interrupted(f"{i} of {len(chunks)} chunks are measured")
         if not terminal and i:

@@ -14,7 +14,7 @@ from experiments import command, first_look, run
 from experiments.claims import EXPERIMENTS
 from experiments.run_all import run_all
 from repbias_jax import confirmation
-from repbias_jax.config import ConfigError
+from repbias_jax.config import ConfigError, flatten
 from repbias_jax.pipeline import Outcome
 from repbias_jax.report import tables
 from repbias_jax.results import Results
@@ -322,3 +322,15 @@ def test_a_run_that_waits_for_other_processes_is_told_apart():
         return Outcome([], "2 of 5 chunks are there" if job.name == "waits" else "")
 
     assert run_all(jobs, run_one, lambda: False) == (["fails"], ["waits"])
+
+
+def test_confirmations_train_the_base_setting_that_was_frozen(tmp_path):
+    """Frozen by accuracy alone: the base setting, and what the ladder of parities needs to be learned under it."""
+    ids = {"C01a": 10_000, "C01b": 10_000, "C02a": 20_000, "C02b": 20_000}
+    entries = confirmation.load(written(tmp_path, [entry(id_, first) for id_, first in ids.items()]))
+    _, runs = command.confirmations(entries)["complexity"]
+    configs = {name: config for run in runs for name, config in run.configs().items()}
+    frozen = json.loads((command.CONFIRMATION.parent / "base" / "frozen.json").read_text())["settings"]
+    assert {"joint", "ladder"} == set(frozen)
+    for setting, options in frozen.items():
+        assert json.loads(json.dumps(flatten(configs[f"sgd.{setting}"]))) == options

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 import repbias_jax
-from experiments.claims import EXPERIMENTS, base
+from experiments.claims import EXPERIMENTS
 from repbias_jax.config import fields_of, flatten
 
 PACKAGE = ROOT / "repbias_jax"
@@ -105,11 +105,6 @@ def test_settings_are_those_that_were_frozen(name):
         defaults = {k: plain(field.default) for k, (_, field) in fields_of(config).items()}
         assert then.keys() <= now.keys()
         assert now == defaults | then, setting
-
-
-def test_the_base_setting_of_confirmations_is_the_one_that_was_frozen():
-    frozen = json.loads((ROOT / "experiments" / "results" / "base" / "frozen.json").read_text())["settings"]
-    assert {n: {k: plain(v) for k, v in flatten(c).items()} for n, c in base.confirmed().items()} == frozen
 
 
 def plain(value):

@@ -1,8 +1,6 @@
 """What most experiments share: the two optimizers compared, the size of a smoke run, and presets of the base setting."""
 
-from repbias_jax.config import Config, Overrides, Preset, override_all
-from repbias_jax.data.binary import BinaryOptions
-from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.config import Overrides, Preset
 
 # SGD 0.1 is the base setting's and carries the verdicts; Adam is exploratory.
 COLUMNS: tuple[tuple[str, Overrides], ...] = (
@@ -28,10 +26,3 @@ PRESETS = (
 # and rate of a setting differ under it.
 CONFIRMATION: Overrides = (("model.head", "unit"),)
 LADDER: Overrides = (("optimizer.learning_rate", 0.02), ("training.epochs", 400))
-
-
-def confirmed() -> dict[str, Config]:
-    """The base setting of confirmations, and what the ladder of parities needs to be learned under it."""
-    base = override_all(Config(BinaryOptions(), MLPOptions()), dict(CONFIRMATION))
-    rungs = {"task.features": ("parity1", "parity2", "parity3", "parity4")}
-    return {"joint": base, "ladder": override_all(base, {**rungs, **dict(LADDER)})}
