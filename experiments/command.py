@@ -141,7 +141,7 @@ def _confirming(module: ModuleType, block: Sequence[Confirmed], entries: Sequenc
     """The run of one block: the settings that its claims read, under the base setting of a confirmation."""
     whole, ids = module.EXPERIMENT, list(dict.fromkeys(entry.claim for entry in block))
     settings = tuple(dict.fromkeys(setting for id_ in ids for setting in module.CLAIMS[id_][2]))
-    size = Preset(block[0].count, settings, (whole.columns[0][0],))
+    size = Preset(block[0].count, settings, (whole.conditions[0][0],))
     chosen = select(dataclasses.replace(whole, presets=((FULL, size),)), seed=block[0].first)
     apart = block[0].part if block[0].separate else ""
     return dataclasses.replace(
@@ -172,7 +172,7 @@ def experiment_help(experiment: Experiment) -> list[str]:
     different = [f"{name}={_text(own[name])}" for name in own if own[name] != base.get(name)]
     lines = ["", f"Experiment {experiment.name}: {experiment.title}"]
     for name, size in experiment.presets:
-        chosen = f"{', '.join(size.settings) or 'all settings'}; {', '.join(size.columns) or 'all conditions'}"
+        chosen = f"{', '.join(size.settings) or 'all settings'}; {', '.join(size.conditions) or 'all conditions'}"
         lines.append(f"  --preset={name}: {size.num_seeds} seeds; {chosen}")
         lines += [f"    changes {', '.join(f'{n}={_text(v)}' for n, v in size.overrides)}"] if size.overrides else []
     lines.append(f"  --preset={CONFIRM}: the claims of confirm.json, each block of seeds in a folder of its own")
@@ -180,7 +180,7 @@ def experiment_help(experiment: Experiment) -> list[str]:
         capped = [setting for setting, limit in experiment.seed_caps if limit == cap]
         lines.append(f"  at most {cap} seeds: {', '.join(capped)}")
     lines.append(f"  --settings: {', '.join(name for name, _ in experiment.settings)}")
-    lines.append(f"  --conditions: {', '.join(name for name, _ in experiment.columns)}")
+    lines.append(f"  --conditions: {', '.join(name for name, _ in experiment.conditions)}")
     lines.append(f"  defaults that differ from the library's: {'; '.join(different) or 'none'}")
     lines.append("  dotted names (type, unit, range; default here):")
     for name, (kind, field) in fields_of(experiment.config).items():

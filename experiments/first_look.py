@@ -60,11 +60,11 @@ class Committed(NamedTuple):
     """r2 of one condition of a reference run: one row per setting, feature and seed."""
 
     rows: pd.Series
-    column: str
+    condition: str
 
     def r2(self, setting: str, feature: str) -> pd.Series:
         """By seed."""
-        return self.rows.loc[f"{self.column}.{setting}", feature]
+        return self.rows.loc[f"{self.condition}.{setting}", feature]
 
     def gap(self, setting: str, first: str, second: str) -> pd.Series:
         """r2 of one feature minus r2 of another, by seed."""
@@ -113,22 +113,22 @@ READ_FROM_R2: dict[str, Callable[[Committed, Measure], pd.Series]] = {
 }
 
 
-def measured(folder: Path, column: str) -> Committed:
+def measured(folder: Path, condition: str) -> Committed:
     """Returns the r2 of a reference run in one condition."""
     rows = pd.read_csv(folder / "seeds.csv", dtype={"feature": str})
     rows = rows[(rows["metric"] == "r2") & (rows["probe"] == "variance")]
-    return Committed(rows.set_index(["setting", "feature", "seed"])["value"].sort_index(), column)
+    return Committed(rows.set_index(["setting", "feature", "seed"])["value"].sort_index(), condition)
 
 
-def second(folder: Path, id_: str, column: str) -> tuple[str, pd.Series | None]:
+def second(folder: Path, id_: str, condition: str) -> tuple[str, pd.Series | None]:
     """Name and values, by seed, of a part's second measure; no values where none can be read from what is committed."""
     if id_ == "C04b":
-        run = measured(folder, column)
+        run = measured(folder, condition)
         whole, *inner = (run.r2("composed", f"majority3_xor{of}") for of in ("", ".majority_a", ".majority_b"))
         return "mean of the two minus the whole", (inner[0] + inner[1]) / 2 - whole
     if id_ not in READ_FROM_R2:
         return "", None
-    return CONTRAST, READ_FROM_R2[id_](measured(folder, column), Committed.contrast)
+    return CONTRAST, READ_FROM_R2[id_](measured(folder, condition), Committed.contrast)
 
 
 def judged_again(folder: Path, module: ModuleType, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -154,9 +154,9 @@ def judged_again(folder: Path, module: ModuleType, rows: Sequence[Mapping[str, A
     for row in rows:
         if (row["id"], row["column"]) not in parents:
             again[row["id"], row["column"]] = _part(folder, row, values.loc[row["id"], row["column"]])
-    for id_, column in parents:
-        parts = {i.removeprefix(id_): r for (i, c), r in again.items() if c == column and tables.claim_of(i) == id_}
-        again[id_, column] = statistics.together(parts)
+    for id_, condition in parents:
+        parts = {i.removeprefix(id_): r for (i, c), r in again.items() if c == condition and tables.claim_of(i) == id_}
+        again[id_, condition] = statistics.together(parts)
     sources = {id_: claim.source for id_, claim in stated(module).items()}
     return [_beside(row, again[row["id"], row["column"]], sources[tables.claim_of(row["id"])]) for row in rows]
 

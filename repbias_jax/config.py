@@ -1,7 +1,7 @@
 """Experiments and their options as frozen dataclasses, and the numbers that are mapped over runs.
 
 A setting has two halves. The *static* half (`Config` with its dials reset, `static_half`) is hashable and decides
-shapes and code: one compilation each. The *dials* (`Dials`) are a pytree of arrays, mapped over runs.
+shapes and code; each distinct one is compiled once. The *dials* (`Dials`) are a pytree of arrays, mapped over runs.
 
 Axis letters used everywhere: S setting, K seed, T snapshot, N probe example, D unit, F feature, O output, C value of a
 feature, B batch, L sequence position, P training phase.
@@ -9,6 +9,7 @@ feature, B batch, L sequence position, P training phase.
 
 import ast
 import dataclasses
+import difflib
 import math
 import re
 import reprlib
@@ -33,15 +34,15 @@ def option(
     default: Any, doc: str, unit: str = "", dial: bool = False, fill: Fill | None = None, switch: bool = False,
     **bounds: Any,
 ) -> Any:  # fmt: skip
-    """A dataclass field with what `--help`, the checks and the dials need to know about it.
+    """Returns a dataclass field with the metadata that `--help`, the checks and the dials use.
 
     Args:
       default: the value of an unset option.
-      doc: what it means, for `--help`.
+      doc: its meaning, for `--help`.
       unit: unit of the value; empty where it has none.
-      dial: whether it is mapped over runs (an array) or static (decides shapes and code).
-      fill: of a dial, the number that enters the program, where that is not the option's own value.
-      switch: of a dial, whether being zero or not is static, so that a program without it has no trace of it.
+      dial: whether it is mapped over runs (an array) or static (it then determines shapes and code).
+      fill: for a dial, computes the number that enters the program, where that is not the option's own value.
+      switch: for a dial, whether the program is compiled without it where it has its default value.
       **bounds: the range, as `low`, `high`, `above`, `below`, or `choices`.
     """
     own = {"doc": doc, "unit": unit, "dial": dial, "fill": fill, "switch": switch}
@@ -49,7 +50,7 @@ def option(
 
 
 class Factor(NamedTuple):
-    """What a generator says about one of its factors. The name of a factor carries no meaning.
+    """The number of values and the role of a factor of a generator. The name of a factor carries no meaning.
 
     Attributes:
       values: C, the number of values, 0..C-1.
@@ -66,7 +67,7 @@ class Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What every family of data has: features, which of them are outputs, and how many examples there are.
+    """The options that every family of data has: features, which of them are outputs, and numbers of examples.
 
     A family is a subclass beside its generator; its default `name` is its key in `DATA`.
     """
@@ -98,7 +99,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Model:
-    """What every family of models has.
+    """The options that every family of models has.
 
     A family is a subclass beside its module; its default `name` is its key in `MODELS`.
     """
@@ -121,7 +122,9 @@ class Optimizer:
     name: str = option("sgd", "update rule", choices=("sgd", "momentum", "adam", "adamw", "rmsprop"))
     learning_rate: float = option(0.1, "step size", "", True, above=0.0)
     momentum: float = option(0.9, "decay of the momentum rule's trace", "", True, low=0.0, below=1.0)
-    weight_decay: float = option(0.0, "L2 penalty's gradient; decoupled for adamw", "", True, low=0.0)
+    weight_decay: float = option(
+        0.0, "coefficient of the L2 penalty; decoupled from the gradient for adamw", "", True, low=0.0
+    )
     reset_phase: int = option(
         0,
         "the optimizer state is re-initialised where this phase begins; phases count from 0; 0: never",
@@ -135,7 +138,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Training:
-    """What is minimised, for how long, and where it is looked at."""
+    """The loss, the length of training, and the points of the loss and accuracy curves."""
 
     loss: str = option("cross_entropy", "loss over [O, C] logits", choices=("cross_entropy", "squared"))
     batch_size: int = option(128, "batch", "examples", low=1)
@@ -159,9 +162,13 @@ class Training:
         high=1.0,
     )
     dense: tuple[float, ...] = option(
-        (), "from where to where points of the curves are `dense_every` apart", "share of training", low=0.0, high=1.0
+        (),
+        "start and end of a stretch in which points of the curves are `dense_every` apart",
+        "share of training",
+        low=0.0,
+        high=1.0,
     )
-    dense_every: int = option(10, "distance of those points", "steps", low=1)
+    dense_every: int = option(10, "distance of points of the curves within `dense`", "steps", low=1)
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides the numbers of one setting, but for its seed."""
+    """Everything that determines the numbers of one setting, except for its seed."""
 
     task: Task
     model: Model
@@ -212,7 +219,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What depends on the backend and could change bits; resolved once, stored in the manifest."""
+    """Choices that depend on the backend and could change bits. They are made once and stored in the manifest."""
 
     backend: str = "cpu"
     lanes: int = 4
@@ -221,7 +228,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Static:
-    """The half of a setting that decides shapes and code: one compilation each."""
+    """The half of a setting that determines shapes and code: each distinct one is compiled once."""
 
     config: Config
     switches: tuple[str, ...]  # dotted names of the dials that are on
@@ -229,7 +236,7 @@ class Static:
 
 
 class Dials(NamedTuple):
-    """The half of a setting that is mapped over: every option marked as a dial, by its name, float32 or int32.
+    """The half of a setting that is mapped over runs: every option marked as a dial, by its name, float32 or int32.
 
     Those of this module: task `exposure` [O], `output_order` [O]; model `dropout`, `init_scale` []; optimizer
     `learning_rate`, `momentum`, `weight_decay` [], `reset_phase` [] (the step before which the state is re-initialised,
@@ -262,30 +269,43 @@ class Preset:
 
     num_seeds: int
     settings: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
     overrides: Overrides = ()
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One claim family: a base configuration, named settings (overrides of it), and what is measured.
+    """Named settings of one base configuration, what is measured on them, and the sizes in which they can be run.
 
-    `columns` are whole-table variations (the optimizers compared); every setting is run in every column, and its full
-    name is `column.setting`. The first column carries the verdicts. `tuned` holds length and rate where a setting needs
-    its own to be learned, by full name; they were chosen by accuracy alone and give way to what a user asks for.
-    `seed_blocks` are settings with seeds of their own, in every column: name, first seed and number of seeds.
-    `seed_caps` are the numbers of seeds that settings have at most, in every column: a map needs few where no claim reads.
-    `overrides` are what a preset and a user ask for; they are applied last, to every setting.
-    `confirmed` are the entries of `confirm.json`, where this is the run of one of its blocks of seeds: the claims of that
-    block are decided, and no others.
-    `variant` says what differs from frozen reference settings, or that there are none yet: verdicts are then illustrations.
+    Every setting is run in every condition; its full name is `condition.setting`.
+
+    Attributes:
+      name: names the folder.
+      title: of the page.
+      config: the base configuration.
+      settings: name and changes of each setting.
+      conditions: name and changes of each variation of the whole table, such as the optimizer. The first one carries the
+        verdicts.
+      tuned: length and learning rate of settings that need their own in order to learn, by full name. They were chosen by
+        accuracy alone; what a user asks for replaces them.
+      probes: names in PROBES.
+      presets: sizes by name; `full` is the default.
+      num_seeds: seeds of each setting.
+      seed_caps: the most seeds that a setting has, in every condition, for settings that no claim reads.
+      seed_blocks: settings with seeds of their own, in every condition: name, first seed and number of seeds.
+      seed: the first seed of all other settings.
+      variant: how this differs from the frozen reference settings, or that there are none yet; the verdicts are then only
+        illustrations.
+      overrides: changes by a preset and by the user, applied last and to every setting.
+      confirmed: entries of `confirm.json`, where this is the run of one of its blocks of seeds. Only the claims of that
+        block are decided.
     """
 
     name: str
     title: str
     config: Config
     settings: tuple[tuple[str, Overrides], ...]
-    columns: tuple[tuple[str, Overrides], ...] = (("base", ()),)
+    conditions: tuple[tuple[str, Overrides], ...] = (("base", ()),)
     tuned: tuple[tuple[str, Overrides], ...] = ()
     probes: tuple[str, ...] = ("variance",)
     presets: tuple[tuple[str, Preset], ...] = ()
@@ -301,15 +321,15 @@ class Experiment:
         """Returns the configuration of every setting, by its full name `condition.setting`.
 
         Raises:
-          ConfigError: a setting and a column change the same field, so that one would silently undo the other.
+          ConfigError: a setting and a condition change the same field, so that one would silently undo the other.
         """
         tuned, configs = dict(self.tuned), {}
-        for column, changes in self.columns:
+        for condition, changes in self.conditions:
             for setting, own in self.settings:
-                name = f"{column}.{setting}"
+                name = f"{condition}.{setting}"
                 if clash := sorted(dict(own).keys() & dict(changes).keys()):
                     raise ConfigError(
-                        f"condition {column} and setting {setting} both change config.{clash[0]}: expected one"
+                        f"condition {condition} and setting {setting} both change config.{clash[0]}: expected one"
                     )
                 configs[name] = override_all(self.config, dict((*own, *changes, *tuned.get(name, ()), *self.overrides)))
         return configs
@@ -317,11 +337,13 @@ class Experiment:
     def caps(self) -> dict[str, int]:
         """The number of seeds that a setting has at most, by full name; a setting without one has `num_seeds`."""
         own = (*self.seed_caps, *((setting, count) for setting, _, count in self.seed_blocks))
-        return {f"{column}.{setting}": cap for column, _ in self.columns for setting, cap in own}
+        return {f"{condition}.{setting}": cap for condition, _ in self.conditions for setting, cap in own}
 
     def first_seeds(self) -> dict[str, int]:
         """The first seed of each setting that has seeds of its own, by full name."""
-        return {f"{column}.{setting}": first for column, _ in self.columns for setting, first, _ in self.seed_blocks}
+        return {
+            f"{condition}.{setting}": first for condition, _ in self.conditions for setting, first, _ in self.seed_blocks
+        }
 
 
 def num_outputs(task: Task) -> int:
@@ -415,7 +437,8 @@ def override(config: Config, name: str, value: Any) -> Config:
     """
     known = fields_of(config)
     if name not in known:
-        raise ConfigError(f"unknown name config.{name}; known: {', '.join(known)}")
+        near = "".join(f"did you mean config.{other}? " for other in difflib.get_close_matches(name, known, 1, 0.8))
+        raise ConfigError(f"unknown name config.{name}; {near}known: {', '.join(known)}")
     kind, field = known[name]
     if isinstance(value, str) and kind is not str:
         value = _read(name, kind, value)

@@ -121,7 +121,7 @@ def _check_restorable(path: Path, chunk: Chunk, probes: Sequence[str], gone: Seq
         if along:
             raise store.StoreError(
                 f"{path}: the probe {along[0]} reads snapshots along training, and these activations were discarded; "
-                f"delete {path} and rerun --stage=train,measure, or keep them with --activations=keep in another --workdir"
+                f"delete {path} and rerun --stage=train,measure, or keep them with --activations=keep in another workdir"
             )
 
 

@@ -1,11 +1,11 @@
 """Probes of pairs of models, which lie in different chunks: computed where the rows of all chunks are merged.
 
-Compared are, within one column of settings, all models at their last step and the untrained networks of the column's
+Compared are, within one condition, all models at their last step and the untrained networks of the condition's
 first setting, at the penultimate layer and on the score half of the probe set, which all seeds share. Two models of one
 seed share data, and often initial weights: they are never compared.
 
 Nothing is kept in between: a pair depends on its two models alone, so what is interrupted is computed again and ends in
-the same numbers. Held at a time are the activations of one column's models and what one measure makes of each: for 64
+the same numbers. Held at a time are the activations of one condition's models and what one measure makes of each: for 64
 models with 1,024 examples of 64 units 17 MB, and 134 MB of distances.
 """
 
@@ -65,9 +65,9 @@ def compare(folder: Path, chunks: Sequence[Chunk], probes: Sequence[str], stop: 
       Interrupted: `stop` said so.
     """
     names = [name for name in probes if PROBES[name].kind == "pair"]
-    for column, models in models_of(chunks).items() if names else ():
+    for condition, models in models_of(chunks).items() if names else ():
         if stop():
-            raise Interrupted(f"all chunks are measured, the pairs of {column} are not")
+            raise Interrupted(f"all chunks are measured, the pairs of {condition} are not")
         for name in names:
             for wanted in PROBES[name].views:
                 sites, phi = zip(*(_read(folder, model, wanted) for model in models), strict=True)
@@ -81,10 +81,10 @@ def models_of(chunks: Sequence[Chunk]) -> dict[str, list[Model]]:
     for chunk in chunks:
         last = chunk.group.static.config.num_steps
         for place, (setting, seed) in enumerate(chunk.runs):
-            column = setting.split(".")[0]
-            steps = (0, last) if first.setdefault(column, setting) == setting else (last,)
-            found.setdefault(column, []).extend(Model(setting, seed, step, last, chunk, place) for step in steps)
-    return {column: sorted(models, key=lambda m: (m.step != m.last, *m[:3])) for column, models in found.items()}
+            condition = setting.split(".")[0]
+            steps = (0, last) if first.setdefault(condition, setting) == setting else (last,)
+            found.setdefault(condition, []).extend(Model(setting, seed, step, last, chunk, place) for step in steps)
+    return {condition: sorted(models, key=lambda m: (m.step != m.last, *m[:3])) for condition, models in found.items()}
 
 
 def _read(folder: Path, model: Model, site: str) -> tuple[str, np.ndarray]:

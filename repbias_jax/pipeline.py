@@ -42,7 +42,7 @@ def run(
 
     Args:
       plan: from `check` and `place`.
-      module: module of the experiment, with `claims(results, column)` and `figures(results)`.
+      module: module of the experiment, with `claims(results, condition)` and `figures(results)`.
       folder: of the experiment.
       stages: names from STAGES. Without `train`, chunks that other processes have not trained yet are left out and named.
       stop: polled; when it returns true, everything is saved and `Interrupted` is raised.
@@ -76,7 +76,7 @@ def run(
         mixed = population.other_code(folder, plan.chunks)
         if mixed and not mix_code:
             raise store.StoreError(
-                f"{folder}: {mixed}, which may give other numbers: use that code, another --workdir, or --mix_code to go on"
+                f"{folder}: {mixed}, which may give other numbers: use that code, another workdir, or --mix_code to go on"
             )
         population.train(folder, own, stop, checkpoint_seconds, measured if discard else None)
     present = [chunk for chunk in plan.chunks if _trained(folder, [chunk])]

@@ -227,12 +227,12 @@ def place(experiment: Experiment, checked: tuple, folder: Path, num_devices: int
     if experiment.confirmed and extents != (experiment.num_seeds,):
         raise ConfigError(
             f"{folder} holds {extents[-1]} seeds, and confirm.json plans {experiment.num_seeds}, to be looked at once: "
-            f"expected another --workdir"
+            f"expected another workdir"
         )
     if experiment.num_seeds < extents[-1]:
         raise ConfigError(
             f"{folder} holds {extents[-1]} seeds, but the command has --num_seeds={experiment.num_seeds}: use at least "
-            f"{extents[-1]}, or another --workdir"
+            f"{extents[-1]}, or another workdir"
         )
     if experiment.num_seeds > extents[-1]:
         extents = (*extents, experiment.num_seeds)
@@ -302,8 +302,8 @@ def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
     for what, before, now in pairs:
         if before != now:
             raise ConfigError(
-                f"{folder} was trained with {what} = {before}, but this command asks for {now}: use the same value, or "
-                f"another --workdir"
+                f"{folder} was trained with {what} = {before}, but this run asks for {now}: use the same value, or "
+                f"another workdir"
             )
 
 

@@ -165,7 +165,7 @@ def restore(folder: Path, chunk: Chunk, stop: Callable[[], bool] = lambda: False
     if other:
         raise store.StoreError(
             f"{folder}: discarded activations are made again only by what trained them: {other}; use that, or train again "
-            f"in another --workdir"
+            f"in another workdir"
         )
     programs = _programs_of(chunk.group.static, chunk.rows)
     _Trainer(folder / chunk.path, chunk, programs, Progress(0, 0, 0.0)).restore(stop)

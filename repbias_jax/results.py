@@ -65,13 +65,33 @@ class Results:
           more: values of further columns: `step`, `at`.
 
         Returns:
-          Values by seed, sorted; NaN where missing.
+          Values by seed, sorted; NaN where a value is missing.
+
+        Raises:
+          ConfigError: there is no such setting, or it has no such metric, feature or site; the message lists those it has.
         """
         found = self.table(setting, metric, feature, site, **more)
+        if found.empty:
+            self._check_names(setting, metric, feature, self.site(setting, site))
         return found.set_index("seed")["value"].sort_index()
 
+    def _check_names(self, setting: str, metric: str, feature: str, site: str) -> None:
+        """Raises ConfigError for the first of these names that the rows before it do not have."""
+        rows = self.rows[self.rows["setting"] == setting]
+        for column, name in (("metric", metric), ("feature", feature), ("site", site)):
+            known = sorted(rows[column].unique())
+            if name and name not in known:
+                raise ConfigError(f"{setting} has no {column} {name}; known: {', '.join(filter(None, known))}")
+            rows = rows[rows[column] == name]
+
     def table(self, setting: str, metric: str, feature: str = "", site: str = "last_hidden", **more: Any) -> pd.DataFrame:
-        """Returns the matching rows of `rows`; `step="all"` selects all steps. Args: as for `values`."""
+        """Returns the matching rows of `rows`; `step="all"` selects all steps. Args: as for `values`.
+
+        Raises:
+          ConfigError: there is no such setting.
+        """
+        if not self.has(setting):
+            raise ConfigError(f"unknown setting {setting}; known: {', '.join(self.settings.index)}")
         site = self.site(setting, site)
         step = more.pop("step", None)
         if step is None:

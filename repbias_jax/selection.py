@@ -33,7 +33,7 @@ def select(
     size = _preset(experiment, preset)
     seed = experiment.seed if seed is None else seed
     chosen = _choose(experiment.settings, settings or size.settings, "setting")
-    compared = _choose(experiment.columns, conditions or size.columns, "condition")
+    compared = _choose(experiment.conditions, conditions or size.conditions, "condition")
     own = {name: _check(experiment, size, chosen, name, value, has_claims) for name, value in (overrides or {}).items()}
     if any(name in dict(changes) for name in own for _, changes in compared):
         if conditions:
@@ -48,13 +48,13 @@ def select(
     variant = [experiment.variant] if experiment.variant else []
     variant += [] if preset == FULL else [f"preset {preset}"]
     variant += [f"settings {' '.join(settings)}"] if settings and len(chosen) < len(experiment.settings) else []
-    variant += [f"conditions {' '.join(conditions)}"] if conditions and len(compared) < len(experiment.columns) else []
+    variant += [f"conditions {' '.join(conditions)}"] if conditions and len(compared) < len(experiment.conditions) else []
     variant += [f"config.{name}={value}" for name, value in own.items()]
     return dataclasses.replace(
         experiment,
         config=override_all(experiment.config, fixed),
         settings=chosen,
-        columns=tuple(compared),
+        conditions=tuple(compared),
         overrides=tuple(fixed.items()),
         num_seeds=size.num_seeds if num_seeds is None else num_seeds,
         seed_caps=tuple((name, cap) for name, cap in experiment.seed_caps if name in dict(chosen)),

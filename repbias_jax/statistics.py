@@ -289,14 +289,21 @@ def _holds(curve: pd.Series, step: Step) -> bool:
     return len(inside) > 0 and bool((inside > MASTERY).all())
 
 
-def values_of(claims: Sequence[Claim], column: str) -> list[tuple[str, str, int, float, bool, float]]:
-    """What the verdicts rest on, by seed: claim and part, column, seed, value, whether it passed in all cells, second."""
+def values_of(claims: Sequence[Claim], condition: str) -> list[tuple[str, str, int, float, bool, float]]:
+    """Returns rows of `claim_values.csv`: claim and part, condition, seed, value, passed in all cells, second measure."""
 
     def at(values: pd.Series | None, seed: object) -> float:
         return math.nan if values is None else float(values.get(seed, math.nan))
 
     return [
-        (claim.id + part.label, column, int(str(seed)), at(part.values, seed), bool(passed.all()), at(part.secondary, seed))
+        (
+            claim.id + part.label,
+            condition,
+            int(str(seed)),
+            at(part.values, seed),
+            bool(passed.all()),
+            at(part.secondary, seed),
+        )
         for claim in claims
         for part in claim.parts
         for seed, passed in part.passed.iterrows()
@@ -304,13 +311,13 @@ def values_of(claims: Sequence[Claim], column: str) -> list[tuple[str, str, int,
 
 
 def judge(
-    claims: Sequence[Claim], column: str, exploratory: bool, family: Sequence[str] = ()
+    claims: Sequence[Claim], condition: str, exploratory: bool, family: Sequence[str] = ()
 ) -> list[dict[str, object]]:  # fmt: skip
     """Rows of `claims.csv`: one a claim, and for claims with several parts one a part below it.
 
     Args:
       claims: of an experiment, in one condition.
-      column: name of the condition.
+      condition: name of the condition.
       exploratory: whether the condition is a comparison and not a test of the claims; the rows are marked accordingly.
       family: ids over which p is corrected, including ids that are not among the claims; empty: all claims.
     """
@@ -324,7 +331,7 @@ def judge(
     p = {str(r["id"]): float(str(r["p"])) for r in rows if r["id"] in tested}
     corrected = holm(dict.fromkeys(family, math.nan) | p)
     for row in rows:
-        row |= {"column": column, "exploratory": exploratory, "p_holm": corrected.get(str(row["id"]), math.nan)}
+        row |= {"column": condition, "exploratory": exploratory, "p_holm": corrected.get(str(row["id"]), math.nan)}
     return [{name: row.get(name, math.nan) for name in CLAIM_COLUMNS} for row in rows]
 
 

@@ -339,7 +339,7 @@ class Checkpoints:
         if found is not None and (differs := _difference(found, structure(like._asdict()))):
             raise StoreError(
                 f"{self.folder / str(step)}: undamaged, but of another structure ({differs}); go on with the code and the "
-                "versions of jax, flax and optax it was begun with, or use another --workdir"
+                "versions of jax, flax and optax it was begun with, or use another workdir"
             )
 
     def _read_by_orbax(self, step: int) -> dict[str, str] | None:

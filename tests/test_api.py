@@ -38,6 +38,15 @@ def test_a_plain_experiment_is_trained_and_measured_and_not_done_twice(tmp_path)
     assert list(results.settings.index) == ["base.joint"]
     assert results.values("base.joint", "r2", "parity1").between(-1, 1).all()
     assert list(results.values("base.joint", "r2", "parity1").index) == [0, 1]
+    wrong = {
+        ("base.jiont", "r2", "parity1"): "unknown setting base.jiont; known: base.joint",
+        ("base.joint", "rr2", "parity1"): "base.joint has no metric rr2; known: .*r2",
+        ("base.joint", "r2", "parity9"): "base.joint has no feature parity9; known: parity1, ",
+        ("base.joint", "r2", "parity1", "hidden_7"): "base.joint has no site hidden_7; known: hidden_0, ",
+    }
+    for names, words in wrong.items():
+        with pytest.raises(ConfigError, match=words):
+            results.values(*names)
     assert not (tmp_path / "plain" / "report.html").exists()
     before = times(tmp_path)
     again = repbias_jax.run(PLAIN, tmp_path, num_seeds=2, settings=["joint"], overrides=TINY)

@@ -31,6 +31,7 @@ BAD = {
     "flag of the wrong type": (("--num_seeds=many",), "num_seeds"),
     "loose argument": (("quick",), "unexpected argument quick"),
     "unknown name": (("--config.model.depth=3",), "unknown name config.model.depth; known: task.name"),
+    "misspelt name": (("--config.model.width=8",), "unknown name config.model.width; did you mean config.model.widths?"),
     "name without a value": (("--config.model.widths",), "expected --config.model.widths=VALUE"),
     "negative rate": (("--config.optimizer.learning_rate=-1",), "learning_rate=-1.0: expected a finite number > 0"),
     "NaN rate": (("--config.optimizer.learning_rate=nan",), "learning_rate=nan: expected a finite number > 0"),
@@ -105,7 +106,7 @@ def test_workdir_of_another_configuration(call, smoke, tmp_path):
     shutil.copytree(smoke, tmp_path / "complexity")
     before = (tmp_path / "complexity" / "manifest.json").read_bytes()
     for arguments, words in (
-        (("--config.training.epochs=9",), ("config.training.epochs", "= 8", "asks for 9", "another --workdir")),
+        (("--config.training.epochs=9",), ("config.training.epochs", "= 8", "asks for 9", "another workdir")),
         (("--seed=5",), ("the seed = 0", "asks for 5")),
         (("--num_seeds=1",), ("holds 2 seeds", "--num_seeds=1", "at least 2")),
     ):
@@ -216,7 +217,7 @@ def test_only_print_starts_nothing(call, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_own_optimizer_takes_the_place_of_the_columns(call, tmp_path):
+def test_own_optimizer_takes_the_place_of_the_conditions(call, tmp_path):
     status, out, _ = call(
         "--experiment=complexity", f"--workdir={tmp_path}", "--only_print", "--config.optimizer.name=adam",
         "--config.optimizer.learning_rate=1e-3", "--config.model.widths=256,128,64,64",
@@ -294,4 +295,4 @@ def test_names_that_try_paths_markup_formulas_or_tex_are_refused(name):
     with pytest.raises(ConfigError, match=r"experiment and settings: name .*: expected 1 to 128 of"):
         planning.check(dataclasses.replace(sound, name=name), "cpu")
     with pytest.raises(ConfigError, match=r"experiment and settings: name .*: expected 1 to 128 of"):
-        planning.check(dataclasses.replace(sound, columns=((f"{name}/", ()),)), "cpu")
+        planning.check(dataclasses.replace(sound, conditions=((f"{name}/", ()),)), "cpu")

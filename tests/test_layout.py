@@ -84,7 +84,7 @@ def test_contract_every_experiment(name):
     assert dict(module.EXPERIMENT.presets)["full"].num_seeds >= 16
     for word in ("Claim:", "Paper:", f"--experiment={name}", "cost"):
         assert word.lower() in module.__doc__.lower()
-    assert list(inspect.signature(module.claims).parameters) == ["results", "column"]
+    assert list(inspect.signature(module.claims).parameters) == ["results", "condition"]
     assert list(inspect.signature(module.figures).parameters) == ["results"]
 
 

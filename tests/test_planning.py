@@ -157,7 +157,7 @@ def test_an_option_that_came_later_had_its_default(tmp_path):
     store.write_json(path, manifest)
     planned(tiny.EXPERIMENT, folder)
     other = dataclasses.replace(tiny.EXPERIMENT, config=override_all(tiny.CONFIG, {"model.head": "unit"}))
-    with pytest.raises(ConfigError, match=r"model\.head .* = pair, but this command asks for unit"):
+    with pytest.raises(ConfigError, match=r"model\.head .* = pair, but this run asks for unit"):
         planned(other, folder)
 
 

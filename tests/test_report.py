@@ -121,7 +121,7 @@ def test_names_from_outside_do_no_harm(results, tmp_path):
     figures.dots(axes, [0], pd.DataFrame([[0.1, 0.2]]), NASTY, figures.STYLES[0])
     figures.label(axes, NASTY[:20], "$$x", "y (share)")
     saved = figures.save(tmp_path / "figures", [figures.Drawn("named", figures.finish(figure), NASTY)])
-    experiment = Experiment(NASTY, NASTY, complexity.EXPERIMENT.config, (), columns=(("sgd", ()),))
+    experiment = Experiment(NASTY, NASTY, complexity.EXPERIMENT.config, (), conditions=(("sgd", ()),))
     row = dict.fromkeys(tables.CLAIM_COLUMNS, NASTY) | {"column": "sgd", "exploratory": False, "effect": 1.0, "ci_low": 0.0}
     row |= {"ci_high": 2.0, "second_effect": 1.0, "second_low": 0.0, "second_high": 2.0}
     page.write(tmp_path, experiment, [row], saved, results)

@@ -193,7 +193,7 @@ def stand_in(name, claims):
     more = {"settings": tiny.EXPERIMENT.settings[:1], "probes": ("readout",), "presets": presets}
     experiment = dataclasses.replace(tiny.EXPERIMENT, name=name, **more)
     return SimpleNamespace(
-        EXPERIMENT=experiment, claims=lambda results, column: claims(), figures=lambda results: [],
+        EXPERIMENT=experiment, claims=lambda results, condition: claims(), figures=lambda results: [],
         CAPTIONS=tiny.CAPTIONS, __file__=tiny.__file__,
     )  # fmt: skip
 

@@ -233,7 +233,7 @@ def test_a_checkpoint_of_another_structure_is_not_damaged(tmp_path, other, descr
     with pytest.raises(StoreError, match=message) as error:
         checkpoints.restore(unlike, sound, True)
     assert "undamaged" in str(error.value)
-    assert "use another --workdir" in str(error.value)
+    assert "use another workdir" in str(error.value)
     assert "\n" not in str(error.value)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert checkpoints.restore(like, is_sound, True)[0] == 16

@@ -18,15 +18,15 @@ EXPERIMENT = Experiment(
     ),
     settings=(("joint", ()), ("unread", ())),
     seed_caps=(("joint", 2),),
-    columns=(("sgd", ()), ("slow", (("optimizer.learning_rate", 0.1),))),
-    presets=(("full", Preset(16)), ("smoke", Preset(2, columns=("sgd",)))),
+    conditions=(("sgd", ()), ("slow", (("optimizer.learning_rate", 0.1),))),
+    presets=(("full", Preset(16)), ("smoke", Preset(2, conditions=("sgd",)))),
     variant="not frozen",
 )
 
 
-def claims(results, column):
+def claims(results, condition):
     """C90 and C91, and C92, which nobody confirms."""
-    return contrasts.claims_of(CLAIMS, results, column)
+    return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def _gap(results, joint):

@@ -1,6 +1,6 @@
-"""The experiments, by name: each a module with `EXPERIMENT`, `claims(results, column)` and `figures(results)`.
+"""The experiments, by name: each a module with `EXPERIMENT`, `claims(results, condition)` and `figures(results)`.
 
-`column` is the name of a condition. To add an experiment, add a module to this folder and a line here.
+`condition` is the name of a condition. To add an experiment, add a module to this folder and a line here.
 """
 
 from types import ModuleType

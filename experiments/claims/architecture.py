@@ -27,7 +27,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from experiments.claims.base import COLUMNS, SEEDS_OF_MAP
+from experiments.claims.base import CONDITIONS, SEEDS_OF_MAP
 from repbias_jax.config import Config, Experiment, Preset
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
@@ -54,7 +54,7 @@ EXPERIMENT = Experiment(
         *((name, (("model.activation", kind),)) for name, kind in ACTIVATIONS.items() if name not in DEPTHS),
     ),
     seed_caps=tuple((name, SEEDS_OF_MAP) for name in ("depth1", "width256", "leaky", "tanh", "gelu")),
-    columns=COLUMNS,
+    conditions=CONDITIONS,
     probes=("variance",),
     presets=(
         ("full", Preset(16)),
@@ -63,7 +63,7 @@ EXPERIMENT = Experiment(
             Preset(
                 8,
                 settings=("depth2", "depth4", "width64", "gelu"),
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(("training.epochs", 64),),
             ),
         ),
@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
             Preset(
                 2,
                 settings=("depth2", "depth3", "depth4", "gelu"),
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(
                     ("task.num_train", 256),
                     ("task.num_test", 128),
@@ -86,9 +86,9 @@ EXPERIMENT = Experiment(
 )
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C10 and C11; a claim whose settings were not run has no parts and is not measured."""
-    return contrasts.claims_of(CLAIMS, results, column)
+    return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def _grows(results: Results, *deep: str) -> tuple[Part, ...]:
@@ -126,11 +126,11 @@ CLAIMS = {
 
 def figures(results: Results) -> list[Drawn]:
     """Returns all figures, for the conditions and settings that were run."""
-    columns = contrasts.columns(results)
+    conditions = contrasts.conditions(results)
     drawn = [
-        ("factors", _draw_factors(results, columns)),
-        ("gaps", _draw_gaps(results, columns)),
-        ("every_layer", _draw_every_layer(results, columns[0])),
+        ("factors", _draw_factors(results, conditions)),
+        ("gaps", _draw_gaps(results, conditions)),
+        ("every_layer", _draw_every_layer(results, conditions[0])),
     ]
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
@@ -147,16 +147,16 @@ CAPTIONS = {
 }
 
 
-def _draw_factors(results: Results, columns: list[str]) -> Figure:
-    def panel(axes: Axes, column: str, name: str, own: dict[object, str]) -> None:
+def _draw_factors(results: Results, conditions: list[str]) -> Figure:
+    def panel(axes: Axes, condition: str, name: str, own: dict[object, str]) -> None:
         contrasts.levels(axes, results, own, EASY, HARD)
-        draw.label(axes, f"{column} ({contrasts.passing(results, list(own.values()))})", name, draw.VARIANCE)
+        draw.label(axes, f"{condition} ({contrasts.passing(results, list(own.values()))})", name, draw.VARIANCE)
 
-    return _by_factor(results, columns, panel)
+    return _by_factor(results, conditions, panel)
 
 
-def _draw_gaps(results: Results, columns: list[str]) -> Figure:
-    def panel(axes: Axes, column: str, name: str, own: dict[object, str]) -> None:
+def _draw_gaps(results: Results, conditions: list[str]) -> Figure:
+    def panel(axes: Axes, condition: str, name: str, own: dict[object, str]) -> None:
         for (level, setting), style in zip(own.items(), STYLES, strict=False):
             draw.band(axes, _gap(results, setting), f"{name}: {level}", style)
         untrained, unused = (
@@ -168,9 +168,9 @@ def _draw_gaps(results: Results, columns: list[str]) -> Figure:
         axes.axhline(0, linestyle=(0, (1, 2)), label="no gap", **draw.FLOOR)
         axes.set_xticks(untrained.index)
         learned = contrasts.passing(results, list(own.values()))
-        draw.label(axes, f"{column} ({learned})", "hidden layer, from the input on", "gap (share of variance)")
+        draw.label(axes, f"{condition} ({learned})", "hidden layer, from the input on", "gap (share of variance)")
 
-    return _by_factor(results, columns, panel)
+    return _by_factor(results, conditions, panel)
 
 
 def _gap(results: Results, setting: str, prefix: str = "", **more: int) -> pd.DataFrame:
@@ -180,21 +180,23 @@ def _gap(results: Results, setting: str, prefix: str = "", **more: int) -> pd.Da
     return (easy - hard).set_axis(range(1, len(hidden) + 1))
 
 
-def _by_factor(results: Results, columns: list[str], panel: Callable[[Axes, str, str, dict[object, str]], None]) -> Figure:
+def _by_factor(
+    results: Results, conditions: list[str], panel: Callable[[Axes, str, str, dict[object, str]], None]
+) -> Figure:
     """Returns a figure with one panel per condition and factor that has levels."""
-    figure, panels = draw.grid(len(columns), len(FACTORS), 3.6, 3.0, one_scale=True)
-    for row, column in zip(panels, columns, strict=True):
+    figure, panels = draw.grid(len(conditions), len(FACTORS), 3.6, 3.0, one_scale=True)
+    for row, condition in zip(panels, conditions, strict=True):
         for axes, (name, levels) in zip(row, FACTORS, strict=True):
-            own = {level: f"{column}.{s}" for s, level in levels.items() if results.has(f"{column}.{s}")}
+            own = {level: f"{condition}.{s}" for s, level in levels.items() if results.has(f"{condition}.{s}")}
             if own:
-                panel(axes, column, name, own)
+                panel(axes, condition, name, own)
             else:
                 axes.set_axis_off()
     return draw.finish(figure)
 
 
-def _draw_every_layer(results: Results, column: str) -> Figure | None:
-    deep = [f"{column}.{name}" for name in DEPTHS if results.has(f"{column}.{name}")]
+def _draw_every_layer(results: Results, condition: str) -> Figure | None:
+    deep = [f"{condition}.{name}" for name in DEPTHS if results.has(f"{condition}.{name}")]
     if not deep:
         return None
     rows = -(-len(deep) // 3)

@@ -3,7 +3,7 @@
 from repbias_jax.config import Overrides, Preset
 
 # SGD 0.1 is the base setting's and carries the verdicts; Adam is exploratory.
-COLUMNS: tuple[tuple[str, Overrides], ...] = (
+CONDITIONS: tuple[tuple[str, Overrides], ...] = (
     ("sgd", ()),
     ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4))),
 )
@@ -16,8 +16,8 @@ SMOKE: Overrides = (
 # Of experiments that train the base setting: quick is shorter, and long enough for both features.
 PRESETS = (
     ("full", Preset(16)),
-    ("quick", Preset(12, columns=("sgd",), overrides=(("training.epochs", 64),))),
-    ("smoke", Preset(2, columns=("sgd",), overrides=SMOKE)),
+    ("quick", Preset(12, conditions=("sgd",), overrides=(("training.epochs", 64),))),
+    ("smoke", Preset(2, conditions=("sgd",), overrides=SMOKE)),
 )
 
 # The base setting of confirmations: one sigmoid unit for each feature, as the source describes separate output units.

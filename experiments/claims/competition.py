@@ -26,7 +26,7 @@ Expected from the paper: the target has less variance among other features.
 import numpy as np
 import pandas as pd
 
-from experiments.claims.base import COLUMNS, SEEDS_OF_MAP, SMOKE
+from experiments.claims.base import CONDITIONS, SEEDS_OF_MAP, SMOKE
 from repbias_jax.config import Config, Experiment, Overrides, Preset
 from repbias_jax.data.binary import BinaryOptions, feature_names
 from repbias_jax.models.mlp import MLPOptions
@@ -70,12 +70,12 @@ EXPERIMENT = Experiment(
     # Of 8,192 examples few networks learn parity-4 among four xor features, at any rate or length tried; of twice as many,
     # with which all cells of that target are trained, most do: results/competition/tried.csv.
     tuned=tuple(
-        (f"{column}.{name}", (("task.num_train", 16384),))
-        for column, _ in COLUMNS
+        (f"{condition}.{name}", (("task.num_train", 16384),))
+        for condition, _ in CONDITIONS
         for name in (*cells(), "hard_same")
         if name.startswith("hard")
     ),
-    columns=COLUMNS,
+    conditions=CONDITIONS,
     probes=("variance", "partition"),
     presets=(
         ("full", Preset(16)),
@@ -84,7 +84,7 @@ EXPERIMENT = Experiment(
             Preset(
                 8,
                 settings=("easy_alone", "easy_xor4", "easy_same"),
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(("training.epochs", 32),),
             ),
         ),
@@ -93,7 +93,7 @@ EXPERIMENT = Experiment(
             Preset(
                 2,
                 settings=("easy_alone", "easy_xor4"),
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(*SMOKE, ("task.num_probe", 256)),
             ),
         ),
@@ -101,9 +101,9 @@ EXPERIMENT = Experiment(
 )
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C09, for both targets; where the settings of one were not run it has no parts, and is not measured."""
-    return contrasts.claims_of(CLAIMS, results, column)
+    return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def _lose(results: Results, *names: str) -> tuple[Part, ...]:
@@ -158,9 +158,9 @@ def _over_unexplained(results: Results, setting: str, name: str) -> tuple[pd.Ser
 
 def figures(results: Results) -> list[Drawn]:
     """Returns all figures, for the conditions and settings that were run."""
-    columns = contrasts.columns(results)
+    conditions = contrasts.conditions(results)
     drawn = [
-        (name, _draw_numbers(results, columns, metric, label))
+        (name, _draw_numbers(results, conditions, metric, label))
         for name, metric, label in (
             ("share", "r2", draw.VARIANCE),
             ("absolute", "variance", "variance explained\n(squared activation units)"),
@@ -182,23 +182,23 @@ CAPTIONS = {
 FIGURES = {"C09": "absolute"}
 
 
-def _draw_numbers(results: Results, columns: list[str], metric: str, y_label: str) -> Figure | None:
-    shown = [(c, t) for c in columns for t in TARGETS if results.has(f"{c}.{t}_alone")]
+def _draw_numbers(results: Results, conditions: list[str], metric: str, y_label: str) -> Figure | None:
+    shown = [(c, t) for c in conditions for t in TARGETS if results.has(f"{c}.{t}_alone")]
     if not shown:
         return None
     figure, panels = draw.grid(len(shown) // len(TARGETS) or 1, min(len(shown), len(TARGETS)), 4.4, 3.4)
-    for axes, (column, target) in zip(panels.flat, shown, strict=True):
-        _draw_target(axes, results, column, target, metric, y_label)
+    for axes, (condition, target) in zip(panels.flat, shown, strict=True):
+        _draw_target(axes, results, condition, target, metric, y_label)
     return draw.finish(figure)
 
 
-def _draw_target(axes: Axes, results: Results, column: str, target: str, metric: str, y_label: str) -> None:
+def _draw_target(axes: Axes, results: Results, condition: str, target: str, metric: str, y_label: str) -> None:
     places, settings = {0: 0.0, 1: 1.0, 2: 2.0, 4: 3.0, 8: 4.0}, []
     for i, (other, (feature, _)) in enumerate(OTHERS.items()):
         own = [
-            (n, f"{column}.{name}")
+            (n, f"{condition}.{name}")
             for name, (t, o, n) in cells().items()
-            if t == target and o in ("", other) and results.has(f"{column}.{name}")
+            if t == target and o in ("", other) and results.has(f"{condition}.{name}")
         ]
         settings += [s for _, s in own]
         values = pd.DataFrame({n: results.values(s, metric, target_of(results, s)) for n, s in own}).T
@@ -209,7 +209,7 @@ def _draw_target(axes: Axes, results: Results, column: str, target: str, metric:
         unused = [results.values(s, metric, copy_of(target, other if n else "", n)).mean() for n, s in own]
         draw.floor(axes, np.add(x, shift), untrained, "target, untrained network", "x")
         draw.floor(axes, np.add(x, shift), unused, "unused copy of the target", "d")
-    alone, same = f"{column}.{target}_alone", f"{column}.{target}_same"
+    alone, same = f"{condition}.{target}_alone", f"{condition}.{target}_same"
     if results.has(same):
         control = pd.DataFrame({0: results.values(same, metric, target_of(results, same))}).T
         draw.dots(axes, [places[4]], control, "control: target five times", STYLES[3] | {"linestyle": "none"}, shift=0.3)
@@ -217,5 +217,5 @@ def _draw_target(axes: Axes, results: Results, column: str, target: str, metric:
         contrasts.null_band(axes, results, alone, target_of(results, alone))
     axes.set_xlim(-0.5, max(places.values()) + 0.5)
     axes.set_xticks(list(places.values()), [str(n) for n in places])
-    title = f"{target} target, {column} ({contrasts.passing(results, list(dict.fromkeys(settings)))})"
+    title = f"{target} target, {condition} ({contrasts.passing(results, list(dict.fromkeys(settings)))})"
     draw.label(axes, title, "number of other trained features", y_label)

@@ -25,7 +25,7 @@ For cost and outcome of the reference run see `manifest.json` and `claims.csv` i
 import numpy as np
 import pandas as pd
 
-from experiments.claims.base import COLUMNS, LADDER, SMOKE
+from experiments.claims.base import CONDITIONS, LADDER, SMOKE
 from repbias_jax.config import Config, Experiment, Preset
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
@@ -60,7 +60,7 @@ EXPERIMENT = Experiment(
         ("equal", (("task.features", EQUAL),)),
         ("composed", (("task.features", (EASY, COMPOSED)),)),
     ),
-    columns=COLUMNS,
+    conditions=CONDITIONS,
     # Chosen by pass rate on seeds 1000 to 1015; what was tried is in results/complexity/tried.csv.
     tuned=(("sgd.ladder", (("optimizer.learning_rate", 0.02), ("training.epochs", 320))),),
     probes=("variance", "walsh", "partition", "readout"),
@@ -71,7 +71,7 @@ EXPERIMENT = Experiment(
             Preset(
                 16,
                 settings=("joint", "squared", "equal", "composed"),
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(("training.epochs", 64), ("keep.every", 256)),
             ),
         ),
@@ -79,7 +79,7 @@ EXPERIMENT = Experiment(
             "smoke",
             Preset(
                 2,
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(*SMOKE, ("task.num_probe", 2048), ("keep.every", 16), ("keep.until", 0), ("keep.every_late", 0)),
             ),
         ),
@@ -91,9 +91,9 @@ EXPERIMENT = Experiment(
 CONFIRMATION_TUNED = {"sgd.ladder": LADDER}
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C01 to C04 and C36; a claim whose settings were not run has no parts and is not measured."""
-    return contrasts.claims_of(CLAIMS, results, column)
+    return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def _gap(results: Results, joint: str, squared: str) -> tuple[Part, ...]:
@@ -209,10 +209,10 @@ def figures(results: Results) -> list[Drawn]:
     drawn = [
         ("gap", _draw_gap(results, run("joint") + run("squared"))),
         ("along", _draw_along(results, along)),
-        ("layers", contrasts.by_column(results, run("joint"), _draw_layers)),
-        ("rungs", contrasts.by_column(results, run("ladder"), _draw_rungs)),
-        ("walsh", contrasts.by_column(results, run("joint"), _draw_walsh)),
-        ("parts", contrasts.by_column(results, run("composed"), _draw_parts)),
+        ("layers", contrasts.by_condition(results, run("joint"), _draw_layers)),
+        ("rungs", contrasts.by_condition(results, run("ladder"), _draw_rungs)),
+        ("walsh", contrasts.by_condition(results, run("joint"), _draw_walsh)),
+        ("parts", contrasts.by_condition(results, run("composed"), _draw_parts)),
     ]
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 

@@ -30,7 +30,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from experiments.claims.base import COLUMNS, PRESETS
+from experiments.claims.base import CONDITIONS, PRESETS
 from repbias_jax.config import Config, Experiment
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
@@ -48,15 +48,15 @@ EXPERIMENT = Experiment(
     title="Principal components and single units: where the easy and the hard feature are",
     config=Config(BinaryOptions(), MLPOptions()),
     settings=(("joint", ()),),
-    columns=COLUMNS,
+    conditions=CONDITIONS,
     probes=("variance", "components", "truncation", "units"),
     presets=PRESETS,
 )
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C19 to C21."""
-    return contrasts.claims_of(CLAIMS, results, column)
+    return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def _dominates(results: Results, joint: str) -> tuple[Part, ...]:
@@ -108,8 +108,8 @@ def figures(results: Results) -> list[Drawn]:
     settings = contrasts.run_in(results, "joint")
     drawn = (
         ("plane", _draw_plane(results, settings)),
-        ("shares", contrasts.by_column(results, settings, _draw_shares)),
-        ("truncation", contrasts.by_column(results, settings, _draw_truncation)),
+        ("shares", contrasts.by_condition(results, settings, _draw_shares)),
+        ("truncation", contrasts.by_condition(results, settings, _draw_truncation)),
         ("units", _draw_units(results, settings)),
     )
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]

@@ -28,7 +28,7 @@ Expected from the paper: the readout follows easy in most conflicts.
 import numpy as np
 import pandas as pd
 
-from experiments.claims.base import COLUMNS, PRESETS
+from experiments.claims.base import CONDITIONS, PRESETS
 from repbias_jax.config import Config, Experiment
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
@@ -49,15 +49,15 @@ EXPERIMENT = Experiment(
     title="A classifier on top: which of two equally predictive features does it rely on?",
     config=Config(BinaryOptions(), MLPOptions()),
     settings=(("joint", ()),),
-    columns=COLUMNS,
+    conditions=CONDITIONS,
     probes=("variance", "transfer"),
     presets=PRESETS,
 )
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C25."""
-    return contrasts.claims_of(CLAIMS, results, column)
+    return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def _relies(results: Results, joint: str) -> tuple[Part, ...]:
@@ -89,9 +89,9 @@ def figures(results: Results) -> list[Drawn]:
     """Returns all figures, for the conditions that were run."""
     joint = contrasts.run_in(results, "joint")
     drawn = [
-        ("sizes", contrasts.by_column(results, joint, _draw_sizes)),
-        ("layers", contrasts.by_column(results, joint, _draw_layers)),
-        ("gap", contrasts.by_column(results, joint, _draw_gap)),
+        ("sizes", contrasts.by_condition(results, joint, _draw_sizes)),
+        ("layers", contrasts.by_condition(results, joint, _draw_layers)),
+        ("gap", contrasts.by_condition(results, joint, _draw_gap)),
     ]
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 

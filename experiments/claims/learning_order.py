@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
     # Two equally complex features are trained at a lower rate, at which the first one stays learned while the second is
     # switched on: chosen by pass rate on seeds 1000 to 1015 (results/learning_order/tried.csv).
     tuned=tuple((f"sgd.{name}", (("optimizer.learning_rate", 0.03),)) for name in ("first_a", "first_b", "both_at_once")),
-    columns=(
+    conditions=(
         ("sgd", ()),
         ("adam", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4))),
         ("adam_reset", (("optimizer.name", "adam"), ("optimizer.learning_rate", 3e-4), ("optimizer.reset_phase", 1))),
@@ -96,7 +96,7 @@ EXPERIMENT = Experiment(
             Preset(
                 12,
                 settings=("joint", "hard_first", "first_a", "first_b"),
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(("task.num_train", 4096), ("training.epochs", 296), ("keep.every", 256)),
             ),
         ),
@@ -104,7 +104,7 @@ EXPERIMENT = Experiment(
             "smoke",
             Preset(
                 2,
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(
                     ("model.widths", (32, 16)),
                     ("task.num_train", 256),
@@ -120,9 +120,9 @@ EXPERIMENT = Experiment(
 )
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C05 to C07; a claim whose settings were not run has no parts and is not measured."""
-    return contrasts.claims_of(CLAIMS, results, column)
+    return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def _steps(results: Results, setting: str) -> tuple[int, int, int]:
@@ -244,13 +244,13 @@ FIGURES = {"C07b": "mastery"}
 
 
 def _draw_order(results: Results) -> Figure | None:
-    columns = contrasts.columns(results, "joint", "first_a")
-    if not columns:
+    conditions = contrasts.conditions(results, "joint", "first_a")
+    if not conditions:
         return None
-    figure, panels = draw.grid(len(columns), 2, 4.4, 3.4)
-    for row, column in zip(panels, columns, strict=True):
+    figure, panels = draw.grid(len(conditions), 2, 4.4, 3.4)
+    for row, condition in zip(panels, conditions, strict=True):
         for axes, (names, features) in zip(row, ORDERS, strict=True):
-            _draw_bars(axes, results, column, names, features)
+            _draw_bars(axes, results, condition, names, features)
     return draw.finish(figure)
 
 
@@ -260,12 +260,12 @@ def _read_at(results: Results, setting: str) -> int:
 
 
 def _draw_mastery(results: Results) -> Figure | None:
-    columns = contrasts.columns(results, "joint", "first_a")
-    if not columns:
+    conditions = contrasts.conditions(results, "joint", "first_a")
+    if not conditions:
         return None
-    figure, panels = draw.grid(len(columns), 2, 5.2, 3.4)
-    for (left, right), column in zip(panels, columns, strict=True):
-        orders = {f"{column}.{n}": pair for names, pair in ORDERS for n in names if results.has(f"{column}.{n}")}
+    figure, panels = draw.grid(len(conditions), 2, 5.2, 3.4)
+    for (left, right), condition in zip(panels, conditions, strict=True):
+        orders = {f"{condition}.{n}": pair for names, pair in ORDERS for n in names if results.has(f"{condition}.{n}")}
         _draw_times(left, results, orders)
         _draw_gaps(right, results, orders)
         for axes, y in (
@@ -274,7 +274,7 @@ def _draw_mastery(results: Results) -> Figure | None:
         ):
             axes.set_xticks(range(len(orders)), [s.split(".")[1].replace("_", "\n", 1).replace("_", " ") for s in orders])
             axes.set_xlim(-0.5, len(orders) - 0.5)
-            draw.label(axes, f"{column} ({contrasts.passing(results, list(orders))})", "order of training", y)
+            draw.label(axes, f"{condition} ({contrasts.passing(results, list(orders))})", "order of training", y)
     return draw.finish(figure)
 
 
@@ -302,9 +302,9 @@ def _draw_gaps(axes: Axes, results: Results, orders: dict[str, tuple[str, str]])
     axes.axhline(0, linestyle=(0, (1, 2)), label="no gap", **draw.FLOOR)
 
 
-def _draw_bars(axes: Axes, results: Results, column: str, names: tuple[str, ...], features: tuple[str, str]) -> None:
-    names = tuple(name for name in names if results.has(f"{column}.{name}"))
-    settings = [f"{column}.{name}" for name in names]
+def _draw_bars(axes: Axes, results: Results, condition: str, names: tuple[str, ...], features: tuple[str, str]) -> None:
+    names = tuple(name for name in names if results.has(f"{condition}.{name}"))
+    settings = [f"{condition}.{name}" for name in names]
     x = np.arange(len(settings))
     steps = {s: _read_at(results, s) for s in settings}
     for feature, side, style in zip(features, (-1, +1), STYLES, strict=False):
@@ -317,11 +317,11 @@ def _draw_bars(axes: Axes, results: Results, column: str, names: tuple[str, ...]
     contrasts.null_band(axes, results, settings[0], features[1])
     axes.set_xticks(x, [name.replace("_", " ") for name in names])
     axes.set_xlim(-0.6, len(settings) - 0.4)
-    draw.label(axes, f"{column} ({contrasts.passing(results, settings)})", "order of training", draw.VARIANCE)
+    draw.label(axes, f"{condition} ({contrasts.passing(results, settings)})", "order of training", draw.VARIANCE)
 
 
 def _draw_along(results: Results, names: tuple[str, ...], features: tuple[str, str]) -> Figure | None:
-    settings = [found[0] for name in names if (found := contrasts.run_in(results, name))]  # in the first column
+    settings = [found[0] for name in names if (found := contrasts.run_in(results, name))]  # in the first condition
     if not settings:
         return None
     figure, panels = draw.grid(2, len(settings), 3.6, 2.7)

@@ -101,7 +101,7 @@ EXPERIMENT = Experiment(
     config=Config(BinaryOptions(), MLPOptions()),
     settings=SETTINGS,
     seed_caps=tuple((name, SEEDS_ELSEWHERE) for name, _ in SETTINGS if name not in (*SHRINKS, *REVERSES)),
-    columns=(("all", ()),),
+    conditions=(("all", ()),),
     probes=("variance",),
     presets=(
         ("full", Preset(SEEDS)),
@@ -119,16 +119,16 @@ EXPERIMENT = Experiment(
 )
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C12; a part whose settings were not run has no seeds, and is not measured."""
-    run = [name for name in (*SHRINKS, *REVERSES) if results.has(f"{column}.{name}")]
+    run = [name for name in (*SHRINKS, *REVERSES) if results.has(f"{condition}.{name}")]
     text, paper, _, parts, source = CLAIMS["C12"]
-    return [Claim("C12", text, paper, parts(results, column, run) if set(SHRINKS) <= set(run) else (), source)]
+    return [Claim("C12", text, paper, parts(results, condition, run) if set(SHRINKS) <= set(run) else (), source)]
 
 
-def _shrinks_and_reverses(results: Results, column: str, run: Sequence[str]) -> tuple[Part, ...]:
+def _shrinks_and_reverses(results: Results, condition: str, run: Sequence[str]) -> tuple[Part, ...]:
     """Both parts, of the settings that were run."""
-    shrinks, reverses = ([f"{column}.{name}" for name in family] for family in (SHRINKS, REVERSES))
+    shrinks, reverses = ([f"{condition}.{name}" for name in family] for family in (SHRINKS, REVERSES))
     return _shrinks(results, *shrinks), _reverses(results, reverses if set(REVERSES) <= set(run) else [])
 
 
@@ -193,11 +193,11 @@ CLAIMS = {
 
 def figures(results: Results) -> list[Drawn]:
     """Returns all figures, for the settings that were run."""
-    column = str(results.settings["column"].iloc[0])
+    condition = str(results.settings["column"].iloc[0])
     drawn = [
-        ("map", _draw_map(results, column)),
-        ("dropout", _draw_dropout(results, column)),
-        ("init_scale", _draw_init_scale(results, column)),
+        ("map", _draw_map(results, condition)),
+        ("dropout", _draw_dropout(results, condition)),
+        ("init_scale", _draw_init_scale(results, condition)),
     ]
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
@@ -217,9 +217,9 @@ CAPTIONS = {
 }
 
 
-def _draw_map(results: Results, column: str) -> Figure | None:
+def _draw_map(results: Results, condition: str) -> Figure | None:
     """A panel a rule, cells at learning rate x dropout, colored by the gap on a scale that is centred on zero."""
-    run = {c: f"{column}.{c.setting}" for c in CELLS if results.has(f"{column}.{c.setting}")}
+    run = {c: f"{condition}.{c.setting}" for c in CELLS if results.has(f"{condition}.{c.setting}")}
     if not run:
         return None
     passed = {c: contrasts.all_at_end(results, [s]).all(axis=1) for c, s in run.items()}
@@ -240,23 +240,23 @@ def _draw_map(results: Results, column: str) -> Figure | None:
     return draw.key_of_tiles(figure, widest, GAP)
 
 
-def _draw_dropout(results: Results, column: str) -> Figure | None:
+def _draw_dropout(results: Results, condition: str) -> Figure | None:
     """Easy and hard by dropout under Adam: a panel a learning rate."""
-    run = [c for c in CELLS if c.rule == "adam" and results.has(f"{column}.{c.setting}")]
+    run = [c for c in CELLS if c.rule == "adam" and results.has(f"{condition}.{c.setting}")]
     if not run:
         return None
     rates = list(dict.fromkeys(c.rate for c in run))
     figure, panels = draw.grid(1, len(rates), 3.6, 3.4, one_scale=True)
     for axes, rate in zip(panels[0], rates, strict=True):
-        own = {f"{DROPOUTS[c.dropout]:g}": f"{column}.{c.setting}" for c in run if c.rate == rate}
+        own = {f"{DROPOUTS[c.dropout]:g}": f"{condition}.{c.setting}" for c in run if c.rate == rate}
         contrasts.levels(axes, results, own, EASY, HARD)
         title = f"Adam {rate} ({contrasts.passing(results, list(own.values()))})"
         draw.label(axes, title, "dropout (probability)", draw.VARIANCE)
     return draw.finish(figure)
 
 
-def _draw_init_scale(results: Results, column: str) -> Figure | None:
-    own = {f"{scale:g}": f"{column}.{name}" for name, scale in SCALES.items() if results.has(f"{column}.{name}")}
+def _draw_init_scale(results: Results, condition: str) -> Figure | None:
+    own = {f"{scale:g}": f"{condition}.{name}" for name, scale in SCALES.items() if results.has(f"{condition}.{name}")}
     if not own:
         return None
     settings = list(own.values())

@@ -36,7 +36,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from experiments.claims.base import COLUMNS, SEEDS_OF_MAP, SMOKE
+from experiments.claims.base import CONDITIONS, SEEDS_OF_MAP, SMOKE
 from repbias_jax.config import Config, Experiment, Preset, Training
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
@@ -64,7 +64,7 @@ EXPERIMENT = Experiment(
         *((name, (("task.prevalence", (0.5, p)), ("keep.probe_set", "natural"))) for name, p in NATURAL.items()),
     ),
     seed_caps=tuple((name, SEEDS_OF_MAP) for name in (*EXPOSURES, *NATURAL)),
-    columns=COLUMNS,
+    conditions=CONDITIONS,
     probes=("variance", "partition"),
     presets=(
         ("full", Preset(16)),
@@ -73,7 +73,7 @@ EXPERIMENT = Experiment(
             Preset(
                 12,
                 settings=("p50", "p25", "p10", "e25"),
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(("training.epochs", 24),),
             ),
         ),
@@ -81,7 +81,7 @@ EXPERIMENT = Experiment(
             "smoke",
             Preset(
                 2,
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(*SMOKE, ("task.num_probe", 128)),
             ),
         ),
@@ -89,9 +89,9 @@ EXPERIMENT = Experiment(
 )
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C08, over the rungs that were run; with fewer than two it has no parts, and is not measured."""
-    run = {f"{column}.{name}": p for name, p in PREVALENCES.items() if results.has(f"{column}.{name}")}
+    run = {f"{condition}.{name}": p for name, p in PREVALENCES.items() if results.has(f"{condition}.{name}")}
     text, paper, _, parts, source = CLAIMS["C08"]
     return [Claim("C08", text, paper, parts(results, run) if len(run) > 1 else (), source)]
 
@@ -120,11 +120,11 @@ CLAIMS = {
 
 def figures(results: Results) -> list[Drawn]:
     """Returns all figures, for the conditions and settings that were run."""
-    columns = contrasts.columns(results, "p50")
+    conditions = contrasts.conditions(results, "p50")
     drawn = [
-        ("ladder", contrasts.by_column(results, columns, _draw_ladder)),
-        ("exposure", contrasts.by_column(results, columns, _draw_exposure)),
-        ("natural", contrasts.by_column(results, [c for c in columns if _natural(results, c)], _draw_natural)),
+        ("ladder", contrasts.by_condition(results, conditions, _draw_ladder)),
+        ("exposure", contrasts.by_condition(results, conditions, _draw_exposure)),
+        ("natural", contrasts.by_condition(results, [c for c in conditions if _natural(results, c)], _draw_natural)),
     ]
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if isinstance(figure, Figure)]
 
@@ -142,24 +142,24 @@ CAPTIONS = {
 }
 
 
-def _draw_pair(axes: Axes, results: Results, column: str, rungs: dict[str, float], title: str, x_label: str) -> None:
+def _draw_pair(axes: Axes, results: Results, condition: str, rungs: dict[str, float], title: str, x_label: str) -> None:
     """Frequent and rare over a ladder, in even steps."""
-    own = {f"{value:g}": f"{column}.{name}" for name, value in rungs.items() if results.has(f"{column}.{name}")}
+    own = {f"{value:g}": f"{condition}.{name}" for name, value in rungs.items() if results.has(f"{condition}.{name}")}
     contrasts.levels(axes, results, own, FREQUENT, RARE, ("the frequent feature", "its equal"))
-    draw.label(axes, f"{title}, {column} ({contrasts.passing(results, list(own.values()))})", x_label, draw.VARIANCE)
+    draw.label(axes, f"{title}, {condition} ({contrasts.passing(results, list(own.values()))})", x_label, draw.VARIANCE)
 
 
-def _draw_ladder(axes: Axes, results: Results, column: str) -> None:
-    _draw_pair(axes, results, column, PREVALENCES, "Prevalence", "share of training examples with its equal present")
+def _draw_ladder(axes: Axes, results: Results, condition: str) -> None:
+    _draw_pair(axes, results, condition, PREVALENCES, "Prevalence", "share of training examples with its equal present")
 
 
-def _draw_exposure(axes: Axes, results: Results, column: str) -> None:
+def _draw_exposure(axes: Axes, results: Results, condition: str) -> None:
     rungs = {"p50": 1.0, **EXPOSURES}
-    _draw_pair(axes, results, column, rungs, "Exposure", "share of training examples in which its label is seen")
+    _draw_pair(axes, results, condition, rungs, "Exposure", "share of training examples in which its label is seen")
 
 
-def _natural(results: Results, column: str) -> dict[str, float]:
-    return {name: p for name, p in NATURAL.items() if results.has(f"{column}.{name}", f"{column}.{_crossed(name)}")}
+def _natural(results: Results, condition: str) -> dict[str, float]:
+    return {name: p for name, p in NATURAL.items() if results.has(f"{condition}.{name}", f"{condition}.{_crossed(name)}")}
 
 
 def _crossed(name: str) -> str:
@@ -167,21 +167,21 @@ def _crossed(name: str) -> str:
     return name.replace("n", "p")
 
 
-def _draw_natural(axes: Axes, results: Results, column: str) -> None:
-    rungs = _natural(results, column)
+def _draw_natural(axes: Axes, results: Results, condition: str) -> None:
+    rungs = _natural(results, condition)
     x = np.arange(len(rungs))
-    crossed = pd.DataFrame({name: results.values(f"{column}.{_crossed(name)}", "r2", RARE) for name in rungs}).T
-    natural = pd.DataFrame({name: results.values(f"{column}.{name}", "r2", RARE) for name in rungs}).T
+    crossed = pd.DataFrame({name: results.values(f"{condition}.{_crossed(name)}", "r2", RARE) for name in rungs}).T
+    natural = pd.DataFrame({name: results.values(f"{condition}.{name}", "r2", RARE) for name in rungs}).T
     draw.dots(axes, list(x), crossed, "crossed set", STYLES[1] | {"linestyle": "none"}, shift=-0.15)
     draw.dots(axes, list(x), natural, "natural set", STYLES[2] | {"linestyle": "none"}, shift=0.15)
     same = crossed[natural.columns.intersection(crossed.columns)]  # predicted from the same networks
     predicted = natural_r2(same.mean(axis=1).to_numpy(), np.array(list(rungs.values())))
     draw.floor(axes, x + 0.3, predicted, "natural set, predicted", "o")
-    start = [results.values(f"{column}.{name}", "r2", RARE, step=0).mean() for name in rungs]
+    start = [results.values(f"{condition}.{name}", "r2", RARE, step=0).mean() for name in rungs]
     draw.floor(axes, x + 0.35, start, "untrained network", "x")
-    unused = [results.values(f"{column}.{name}", "r2", f"twin_{RARE}").mean() for name in rungs]
+    unused = [results.values(f"{condition}.{name}", "r2", f"twin_{RARE}").mean() for name in rungs]
     draw.floor(axes, x + 0.4, unused, "unused twin", "d")
-    contrasts.null_band(axes, results, f"{column}.{next(iter(rungs))}", RARE)
+    contrasts.null_band(axes, results, f"{condition}.{next(iter(rungs))}", RARE)
     axes.set_xlim(-0.6, len(rungs) - 0.4)
     axes.set_xticks(x, [f"{p:g}" for p in rungs.values()])
-    draw.label(axes, f"Crossed and natural, {column}", "share of training examples with it present", draw.VARIANCE)
+    draw.label(axes, f"Crossed and natural, {condition}", "share of training examples with it present", draw.VARIANCE)

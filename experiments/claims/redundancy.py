@@ -46,7 +46,7 @@ Expected from the paper: easy above hard; the target up, others down but not to 
 import numpy as np
 import pandas as pd
 
-from experiments.claims.base import COLUMNS, SMOKE
+from experiments.claims.base import CONDITIONS, SMOKE
 from repbias_jax.config import Config, Experiment, Overrides, Preset
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
@@ -80,11 +80,11 @@ EXPERIMENT = Experiment(
     ),
     # As many updates as the others, and new examples enough that noisy labels are not learned by heart.
     tuned=tuple(
-        (f"{column}.{name}", (("task.num_train", 32768), ("training.epochs", 40)))
-        for column, _ in COLUMNS
+        (f"{condition}.{name}", (("task.num_train", 32768), ("training.epochs", 40)))
+        for condition, _ in CONDITIONS
         for name in LADDER
     ),
-    columns=COLUMNS,
+    conditions=CONDITIONS,
     probes=("decode", "decode_nonlinear", "reliance"),
     presets=(
         ("full", Preset(16)),
@@ -93,7 +93,7 @@ EXPERIMENT = Experiment(
             Preset(
                 12,
                 settings=("target_easy", "target_hard", "p80"),
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(
                     ("task.num_train", 8192),
                     ("training.epochs", 64),
@@ -108,7 +108,7 @@ EXPERIMENT = Experiment(
             Preset(
                 2,
                 settings=("target_easy", "target_hard", "shortcut", "p50", "p80"),
-                columns=("sgd",),
+                conditions=("sgd",),
                 overrides=(
                     *SMOKE,
                     ("task.num_probe", 512),
@@ -122,9 +122,9 @@ EXPERIMENT = Experiment(
 )
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C28 to C30, C33 and C34; a claim whose settings were not run has no parts and is not measured."""
-    return contrasts.claims_of(CLAIMS, results, column)
+    return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def _untrained(results: Results, setting: str) -> tuple[Part, ...]:
@@ -263,13 +263,13 @@ CLAIMS = {
 
 def figures(results: Results) -> list[Drawn]:
     """Returns all figures, for the conditions and settings that were run."""
-    columns = contrasts.columns(results)
-    ladders = [c for c in columns if _run(results, c, LADDER)]
+    conditions = contrasts.conditions(results)
+    ladders = [c for c in conditions if _run(results, c, LADDER)]
     single = [s for name in ("target_easy", "target_hard") for s in contrasts.run_in(results, name)]
     along = [s for name in ("target_hard", "shortcut") for s in contrasts.run_in(results, name)]
     drawn = [
-        ("layers", contrasts.by_column(results, single, _draw_layers)),
-        ("decoders", contrasts.by_column(results, single, _draw_decoders)),
+        ("layers", contrasts.by_condition(results, single, _draw_layers)),
+        ("decoders", contrasts.by_condition(results, single, _draw_decoders)),
         ("reliance", _draw_reliance(results, ladders)),
         ("along", _draw_along(results, along)),
     ]
@@ -297,8 +297,8 @@ CAPTIONS = {
 FIGURES = {"C30": "reliance", "C33": "along", "C34": "decoders"}
 
 
-def _run(results: Results, column: str, names: dict[str, float]) -> dict[str, float]:
-    return {f"{column}.{name}": p for name, p in names.items() if results.has(f"{column}.{name}")}
+def _run(results: Results, condition: str, names: dict[str, float]) -> dict[str, float]:
+    return {f"{condition}.{name}": p for name, p in names.items() if results.has(f"{condition}.{name}")}
 
 
 def _title(results: Results, setting: str) -> str:
@@ -339,12 +339,12 @@ def _draw_decoders(axes: Axes, results: Results, setting: str) -> None:
     draw.label(axes, _title(results, setting), "feature, before and after training", DECODED)
 
 
-def _draw_reliance(results: Results, columns: list[str]) -> Figure | None:
-    if not columns:
+def _draw_reliance(results: Results, conditions: list[str]) -> Figure | None:
+    if not conditions:
         return None
-    figure, panels = draw.grid(len(columns), 2, 4.4, 3.4)
-    for (left, right), column in zip(panels, columns, strict=True):
-        settings = _run(results, column, LADDER)
+    figure, panels = draw.grid(len(conditions), 2, 4.4, 3.4)
+    for (left, right), condition in zip(panels, conditions, strict=True):
+        settings = _run(results, condition, LADDER)
         x = list(settings.values())
         shares = {f: pd.DataFrame({s: results.values(s, "agreement", f) for s in settings}).T for f in (EASY, HARD)}
         for (feature, values), style in zip(shares.items(), STYLES, strict=False):
@@ -366,7 +366,7 @@ def _draw_reliance(results: Results, columns: list[str]) -> Figure | None:
             axes.set_xticks(x)
             axes.set_xlim(min(x) - 0.08, max(x) + 0.08)
             axes.set_ylim(top=1.03)
-            draw.label(axes, column, "P(easy = target), with P(hard = target) = 0.9", y)
+            draw.label(axes, condition, "P(easy = target), with P(hard = target) = 0.9", y)
     return draw.finish(figure)
 
 

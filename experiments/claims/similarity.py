@@ -39,7 +39,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.claims.base import COLUMNS, PRESETS
+from experiments.claims.base import CONDITIONS, PRESETS
 from repbias_jax.config import Config, Experiment, Keep
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
@@ -65,7 +65,7 @@ EXPERIMENT = Experiment(
         (EASY_ONLY, (("task.outputs", (EASY,)),)),
         (HARD_ONLY, (("task.outputs", (HARD,)),)),
     ),
-    columns=COLUMNS,
+    conditions=CONDITIONS,
     probes=("variance", "similarity"),
     presets=PRESETS,
 )
@@ -96,15 +96,15 @@ class Similarities(NamedTuple):
 Contrast = Callable[[Similarities, Sequence[int]], float]
 
 
-def similarities(results: Results, column: str, metric: str) -> Similarities:
+def similarities(results: Results, condition: str, metric: str) -> Similarities:
     """Returns the similarities of the models of one condition. Args: metric: a key of MEASURES."""
-    kinds = {kind: (f"{column}.{kind}", results.last_step(f"{column}.{kind}")) for kind in KINDS[:-1]}
-    return Similarities(contrasts.similarities(results, column, metric), kinds | {UNTRAINED: (f"{column}.{BOTH}", 0)})
+    kinds = {kind: (f"{condition}.{kind}", results.last_step(f"{condition}.{kind}")) for kind in KINDS[:-1]}
+    return Similarities(contrasts.similarities(results, condition, metric), kinds | {UNTRAINED: (f"{condition}.{BOTH}", 0)})
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C26, C27, C32 and C35; a claim whose settings were not run has no parts and is not measured."""
-    return contrasts.claims_of(CLAIMS, results, column)
+    return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def like_easy(own: Similarities, seeds: Sequence[int]) -> float:
@@ -143,11 +143,11 @@ def _part(
       side: expected sign.
       equal: two of the settings that are to be learned equally well.
     """
-    column = models[0].split(".")[0]
-    kinds = [name.removeprefix(f"{column}.") for name in models]
+    condition = models[0].split(".")[0]
+    kinds = [name.removeprefix(f"{condition}.") for name in models]
     passed = contrasts.all_at_end(results, [name for name in models if not name.endswith(f".{UNTRAINED}")])
     passing, seeds = list(passed.index[passed.all(axis=1)]), list(passed.index)
-    first, second = (similarities(results, column, metric) for metric in (PRIMARY, SECONDARY))
+    first, second = (similarities(results, condition, metric) for metric in (PRIMARY, SECONDARY))
 
     def values(own: Similarities, among: Sequence[int]) -> pd.Series:
         return pseudo_values(lambda chosen: contrast(own, chosen), own.defined(kinds, among)).reindex(seeds)
@@ -231,13 +231,13 @@ CLAIMS = {
 
 def figures(results: Results) -> list[Drawn]:
     """Returns all figures, for the conditions and settings that were run."""
-    run = contrasts.columns(results, *_ALL)
-    columns = [c for c in run if len(contrasts.similarities(results, c, PRIMARY))]  # one seed has no pairs
+    run = contrasts.conditions(results, *_ALL)
+    conditions = [c for c in run if len(contrasts.similarities(results, c, PRIMARY))]  # one seed has no pairs
     drawn = [
-        ("matrix", _draw_matrices(results, columns)),
-        ("types", _draw_types(results, columns)),
-        ("ceilings", _draw_ceilings(results, columns)),
-        ("spread", contrasts.by_column(results, contrasts.run_in(results, BOTH), _draw_spread)),
+        ("matrix", _draw_matrices(results, conditions)),
+        ("types", _draw_types(results, conditions)),
+        ("ceilings", _draw_ceilings(results, conditions)),
+        ("spread", contrasts.by_condition(results, contrasts.run_in(results, BOTH), _draw_spread)),
     ]
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
@@ -269,13 +269,13 @@ TYPES = (
 RELATIONS = ("same task", "different tasks", "one or both untrained")
 
 
-def _draw_matrices(results: Results, columns: list[str]) -> Figure | None:
-    if not columns:
+def _draw_matrices(results: Results, conditions: list[str]) -> Figure | None:
+    if not conditions:
         return None
-    figure, panels = draw.grid(len(columns), 2, 4.6, 4.0)
-    for row, column in zip(panels, columns, strict=True):
+    figure, panels = draw.grid(len(conditions), 2, 4.6, 4.0)
+    for row, condition in zip(panels, conditions, strict=True):
         for axes, metric in zip(row, (PRIMARY, SECONDARY), strict=True):
-            own = similarities(results, column, metric)
+            own = similarities(results, condition, metric)
             by_kind = [[key for key in own.matrix.index if key[:2] == own.kinds[kind]] for kind in KINDS]
             models, edges = [key for keys in by_kind for key in keys], np.cumsum([0, *map(len, by_kind)])
             image = axes.imshow(own.matrix.loc[models, models], cmap="viridis", interpolation="nearest")
@@ -285,7 +285,7 @@ def _draw_matrices(results: Results, columns: list[str]) -> Figure | None:
             for edge in edges[1:-1] - 0.5:
                 axes.axhline(edge, color="white", linewidth=1)
                 axes.axvline(edge, color="white", linewidth=1)
-            draw.label(axes, f"{column}, {metric}", "models, by setting and seed", "models")
+            draw.label(axes, f"{condition}, {metric}", "models, by setting and seed", "models")
             figure.colorbar(image, ax=axes, label="similarity (1: alike)", shrink=0.85)
     return figure
 
@@ -308,13 +308,13 @@ def estimate(own: Similarities, one: str, other: str) -> Estimate:
     return Estimate(dots, own.mean(one, other, seeds), float(np.nan_to_num(found.ci_high - found.effect)))
 
 
-def _draw_types(results: Results, columns: list[str]) -> Figure | None:
-    if not columns:
+def _draw_types(results: Results, conditions: list[str]) -> Figure | None:
+    if not conditions:
         return None
-    figure, panels = draw.grid(2 * len(columns), 4, 2.9, 3.1)
-    wanted = [(column, metric) for column in columns for metric in MEASURES]
-    for axes, (column, metric) in zip(panels.flat, wanted, strict=True):
-        own = similarities(results, column, metric)
+    figure, panels = draw.grid(2 * len(conditions), 4, 2.9, 3.1)
+    wanted = [(condition, metric) for condition in conditions for metric in MEASURES]
+    for axes, (condition, metric) in zip(panels.flat, wanted, strict=True):
+        own = similarities(results, condition, metric)
         for y, (one, other) in enumerate(TYPES):
             relation = 2 if other == UNTRAINED else int(one != other)
             found, style = estimate(own, one, other), STYLES[relation] | {"linestyle": "none"}
@@ -325,16 +325,16 @@ def _draw_types(results: Results, columns: list[str]) -> Figure | None:
         names = [f"{NAMES[a]} - {NAMES[b]}" for a, b in TYPES]
         axes.set_yticks(range(len(TYPES)), names if first else [""] * len(names))
         axes.invert_yaxis()
-        draw.label(axes, f"{metric}, {column}", "similarity (1: alike)", "pairs of models" if first else "")
+        draw.label(axes, f"{metric}, {condition}", "similarity (1: alike)", "pairs of models" if first else "")
     return draw.finish(figure)
 
 
-def _draw_ceilings(results: Results, columns: list[str]) -> Figure | None:
-    if not columns:
+def _draw_ceilings(results: Results, conditions: list[str]) -> Figure | None:
+    if not conditions:
         return None
-    figure, panels = draw.grid(len(columns), len(_ALL), 3.3, 3.1)
-    for row, column in zip(panels, columns, strict=True):
-        own = similarities(results, column, PRIMARY)
+    figure, panels = draw.grid(len(conditions), len(_ALL), 3.3, 3.1)
+    for row, condition in zip(panels, conditions, strict=True):
+        own = similarities(results, condition, PRIMARY)
         for axes, target in zip(row, _ALL, strict=True):
             for x, kind in enumerate(KINDS):
                 found, style = estimate(own, kind, target), STYLES[x] | {"linestyle": "none"}
@@ -345,7 +345,9 @@ def _draw_ceilings(results: Results, columns: list[str]) -> Figure | None:
             axes.axhspan(low, high, color="0.75", alpha=0.6, linewidth=2, zorder=0, label="noise ceiling")
             axes.set_xlim(-0.5, len(KINDS) - 0.5)
             axes.set_xticks(range(len(KINDS)), [NAMES[kind] for kind in KINDS])
-            draw.label(axes, f"RDMs of {NAMES[target]} models, {column}", "predicted by models of", "correlation of RDMs")
+            draw.label(
+                axes, f"RDMs of {NAMES[target]} models, {condition}", "predicted by models of", "correlation of RDMs"
+            )
     return draw.finish(figure)
 
 
@@ -358,9 +360,9 @@ def ceiling(own: Similarities, kind: str) -> tuple[float, float]:
 
 
 def _draw_spread(axes: Axes, results: Results, setting: str) -> None:
-    column = setting.split(".")[0]
+    condition = setting.split(".")[0]
     shown = [(setting, EASY), (setting, HARD)]
-    alone = {f"{column}.{EASY_ONLY}": EASY, f"{column}.{HARD_ONLY}": HARD}
+    alone = {f"{condition}.{EASY_ONLY}": EASY, f"{condition}.{HARD_ONLY}": HARD}
     shown += [(s, feature) for s, feature in alone.items() if results.has(s)]
     ticks = []
     for x, (own, feature) in enumerate(shown):
@@ -373,5 +375,5 @@ def _draw_spread(axes: Axes, results: Results, setting: str) -> None:
     contrasts.null_band(axes, results, setting, HARD)
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_xticks(range(len(shown)), ticks)
-    title = f"{column} ({contrasts.passing(results, list(dict.fromkeys(s for s, _ in shown)))})"
+    title = f"{condition} ({contrasts.passing(results, list(dict.fromkeys(s for s, _ in shown)))})"
     draw.label(axes, title, "setting, and sd / mean over seeds", draw.VARIANCE)

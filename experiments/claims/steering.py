@@ -36,7 +36,7 @@ Expected from the paper: both features flip, the other output stays, and hard fl
 import numpy as np
 import pandas as pd
 
-from experiments.claims.base import COLUMNS, PRESETS
+from experiments.claims.base import CONDITIONS, PRESETS
 from repbias_jax.config import Config, Experiment
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
@@ -57,15 +57,15 @@ EXPERIMENT = Experiment(
     title="Steering: what a push along a feature's vector does to each output",
     config=Config(BinaryOptions(), MLPOptions()),
     settings=(("joint", ()),),
-    columns=COLUMNS,
+    conditions=CONDITIONS,
     probes=("variance", "steering"),
     presets=PRESETS,
 )
 
 
-def claims(results: Results, column: str) -> list[Claim]:
+def claims(results: Results, condition: str) -> list[Claim]:
     """C22 to C24."""
-    return contrasts.claims_of(CLAIMS, results, column)
+    return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def flips(results: Results, setting: str, metric: str, feature: str, output: str, site: str = SITE) -> pd.DataFrame:
@@ -143,7 +143,7 @@ def figures(results: Results) -> list[Drawn]:
     drawn = (
         ("doses", _draw_doses(results, settings)),
         ("matrix", _draw_matrix(results, settings)),
-        ("half", contrasts.by_column(results, settings, _draw_half)),
+        ("half", contrasts.by_condition(results, settings, _draw_half)),
     )
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 

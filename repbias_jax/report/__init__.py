@@ -22,12 +22,12 @@ def write(folder: Path, experiment: Experiment, module: ModuleType, restoring: R
     results, family = Results(folder, restoring), confirmation.family(experiment.confirmed)
     rows: list[dict[str, Any]] = []
     values: list[tuple[Any, ...]] = []
-    for i, (column, _) in enumerate(experiment.columns):
-        claims = module.claims(results, column)
+    for i, (condition, _) in enumerate(experiment.conditions):
+        claims = module.claims(results, condition)
         if experiment.confirmed:
             claims = confirmation.planned(experiment.confirmed, claims, (experiment.seed, experiment.num_seeds))
-        rows += statistics.judge(claims, column, exploratory=i > 0, family=family)
-        values += statistics.values_of(claims, column)
+        rows += statistics.judge(claims, condition, exploratory=i > 0, family=family)
+        values += statistics.values_of(claims, condition)
     tables.write_claims(folder, rows)
     tables.write_values(folder, values)
     drawn = figures.save(folder / "figures", module.figures(results))

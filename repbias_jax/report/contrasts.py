@@ -24,18 +24,18 @@ LOG_RATIO = "log(first / second)"  # of r2, as `log_ratio` computes it
 BANDS = {"r2": "null_high", "top_r2": "top_null_high"}  # the upper end of the null band of a form of r2
 
 
-def claims_of(table: Mapping[str, tuple], results: Results, column: str) -> list[Claim]:
+def claims_of(table: Mapping[str, tuple], results: Results, condition: str) -> list[Claim]:
     """Returns the claims in one condition; a claim whose settings were not run has no parts and is not measured.
 
     Args:
       table: for each id: the text of the claim, what its source says, the settings that it reads, a function
         `(results, *full names) -> parts`, and optionally the source, as in `Claim`.
       results: of the experiment.
-      column: name of the condition.
+      condition: name of the condition.
     """
     made = []
     for id_, (text, paper, settings, parts, *source) in table.items():
-        names = [f"{column}.{s}" for s in settings]
+        names = [f"{condition}.{s}" for s in settings]
         made.append(Claim(id_, text, paper, parts(results, *names) if results.has(*names) else (), *source))
     return made
 
@@ -165,13 +165,13 @@ def by_layer(results: Results, setting: str, metric: str, feature: str, sites: S
     return pd.DataFrame({s: results.values(setting, metric, feature, site=s, **more) for s in sites}).T
 
 
-def similarities(results: Results, column: str, metric: str) -> pd.DataFrame:
+def similarities(results: Results, condition: str, metric: str) -> pd.DataFrame:
     """Returns the similarities of the models of one condition, `[M, M]`, ordered by (setting, step), then seed.
 
     Symmetric; NaN for two models of one seed, which are never compared, and where a similarity is missing.
     """
     rows = results.rows
-    rows = rows[(rows["metric"] == metric) & (rows["other"] != "") & rows["setting"].str.startswith(f"{column}.")]
+    rows = rows[(rows["metric"] == metric) & (rows["other"] != "") & rows["setting"].str.startswith(f"{condition}.")]
     one = list(zip(rows["setting"], rows["step"], rows["seed"], strict=True))
     parts = [(*name.split("/"), "")[:3] for name in rows["other"]]
     other = [(s, int(step) if step else results.last_step(s), int(seed)) for s, seed, step in parts]
@@ -248,7 +248,7 @@ def at_levels(axes: Axes, names: Sequence[Any]) -> None:
     axes.set_xticks(range(len(names)), [str(name) for name in names])
 
 
-def by_column(results: Results, settings: list[str], panel: Callable[[Axes, Results, str], None]) -> Figure | None:
+def by_condition(results: Results, settings: list[str], panel: Callable[[Axes, Results, str], None]) -> Figure | None:
     """Returns a figure with one panel per condition; None if none was run."""
     if not settings:
         return None
@@ -260,10 +260,10 @@ def by_column(results: Results, settings: list[str], panel: Callable[[Axes, Resu
 
 def run_in(results: Results, setting: str) -> list[str]:
     """Returns the full names of a setting in every condition in which it was run."""
-    return [f"{c}.{setting}" for c in columns(results, setting)]
+    return [f"{c}.{setting}" for c in conditions(results, setting)]
 
 
-def columns(results: Results, *settings: str) -> list[str]:
+def conditions(results: Results, *settings: str) -> list[str]:
     """Returns the conditions in which all the given settings were run, in order."""
     return [c for c in dict.fromkeys(results.settings["column"]) if results.has(*(f"{c}.{s}" for s in settings))]
 

@@ -35,7 +35,7 @@ def write(
         variant=experiment.variant,
         readouts=readouts(results),
         unconverged=unconverged(results),
-        columns=[_column(name, rows) for name, _ in experiment.columns],
+        conditions=[_condition(name, rows) for name, _ in experiment.conditions],
         figures=[figure(folder, item) for item in drawn],
         left_out=left_out(results),
         varying=varying,
@@ -59,7 +59,7 @@ def _seeds(results: Results) -> str:
     return " to ".join(str(n) for n in np.unique([counts.min(), counts.max()]))
 
 
-def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _condition(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     own = []
     for row in tables.with_parts([row for row in rows if row["column"] == name]):
         repeated = {"claim": "", "paper": ""} if row["part"] else {}

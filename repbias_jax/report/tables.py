@@ -78,7 +78,7 @@ def note_text(row: Mapping[str, Any]) -> str:
 
 def claims_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the claims as lines of plain text; on a score card each line names its experiment."""
-    table = [("claim", "column", "effect [95 % interval]", "runs", "left out", "verdict", "experiment")]
+    table = [("claim", "condition", "effect [95 % interval]", "runs", "left out", "verdict", "experiment")]
     for row in rows:
         verdict = verdict_text(row) + (" (exploratory)" if str(row["exploratory"]) == "True" else "")
         cells = (row["id"], row["column"], effect_text(row), row["runs"], row["left_out"], verdict)
