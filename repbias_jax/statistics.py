@@ -430,7 +430,7 @@ def judged(
     overall = summarise(everyone[np.isfinite(everyone)].to_numpy())
     x = values[passed].to_numpy()
     p = math.nan if not measured else sign_flips(x, side) if side else equivalence_p(x, sesoi)
-    short = f"{used.runs} seeds, pass rate {pass_rate:.2f}: needs {MIN_SEEDS} and {MIN_PASS_RATE}"
+    short = f"{used.runs} seeds, pass rate {pass_rate:.2f}: expected at least {MIN_SEEDS} seeds and {MIN_PASS_RATE}"
     return {
         "effect": used.effect,
         "ci_low": used.ci_low,

@@ -226,7 +226,7 @@ def test_a_capped_workdir_is_extended(tmp_path):
     assert planning.estimate(plan)["runs"] == 3 + 6
     found = Results(folder).rows.groupby("setting")["seed"].unique()
     assert {name: sorted(seeds) for name, seeds in found.items()} == {"base.fast": [*range(6)], "base.slow": [0, 1, 2]}
-    assert "9 runs: 2 settings, 3 to 6 seeds" in (folder / "report.html").read_text()
+    assert "Runs: 9. Settings: 2. Seeds per setting: 3 to 6." in (folder / "report.html").read_text()
     with pytest.raises(ConfigError, match=r"seed_caps = \{'base.slow': 3\}, but this run asks for \{'base.slow': 4\}"):
         planned(dataclasses.replace(CAPPED, num_seeds=6, seed_caps=(("slow", 4),)), folder)
 
