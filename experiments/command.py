@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, signals, and the reading of arguments. Flags stay in `run`."""
+"""Code that the commands share: exit codes, signals and the reading of arguments. Flags are defined in `run`."""
 
 import dataclasses
 import os
@@ -20,25 +20,31 @@ from repbias_jax.selection import FULL, select
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
 ALL = "ALL"  # the name that stands for every experiment
-CONFIRM = "confirm"  # the preset that is no size: the blocks of seeds of CONFIRMATION
+CONFIRM = "confirm"  # this preset is not a size: it runs the blocks of seeds that CONFIRMATION plans
 CONFIRMATION = Path(__file__).parent / "results" / "confirm.json"
 
 
 def quieten() -> None:
-    """Keeps what libraries say of themselves from what the command says."""
-    logging.set_verbosity(logging.FATAL)  # orbax tells of every file it writes, and logs what it raises, too
+    """Keeps messages of libraries out of the output of the command."""
+    logging.set_verbosity(logging.FATAL)  # orbax logs every file that it writes, and also what it raises
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _print_unraisable
 
 
 def _print_unraisable(found: Any) -> None:
-    """As Python does, but for one: when orbax gives up, tensorstore's other readers and writers still call its loop."""
+    """Prints an unraisable exception as Python does, except that it ignores calls of a closed event loop.
+
+    When orbax gives up, tensorstore's other readers and writers still call its loop.
+    """
     if not (found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(found)
 
 
 def catch_signals() -> Callable[[], bool]:
-    """The first SIGTERM, SIGINT or SIGUSR1 is noted, to be polled; a second one exits at once."""
+    """Catches SIGTERM, SIGINT and SIGUSR1; returns a function that says whether one has arrived.
+
+    The first signal only sets this flag, for the caller to poll; a second one exits at once.
+    """
     caught: list[int] = []
 
     def note(number, _frame):
@@ -52,14 +58,14 @@ def catch_signals() -> Callable[[], bool]:
 
 
 def prompt(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
-    """`main` of a process of its own, which ends as soon as it is interrupted.
+    """Returns `main` for a process of its own, which ends as soon as `main` is interrupted.
 
-    Python would wait at its end for whatever XLA is computing, such as a large data set that nobody wants any more.
+    Python would wait at exit for whatever XLA is computing, such as a large data set that is no longer needed.
     """
 
     def run(arguments: Sequence[str]) -> int:
         status = main(arguments)
-        if status == INTERRUPTED and jax.process_count() == 1:  # a distributed job ends together
+        if status == INTERRUPTED and jax.process_count() == 1:  # the processes of a distributed job end together
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
@@ -69,16 +75,16 @@ def prompt(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], in
 
 
 def complain(message: str, status: int = BAD_INPUT) -> int:
-    """One line on standard error; returns the exit status."""
+    """Prints one line on standard error; returns the exit status."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     return status
 
 
 def names_of(asked: str) -> list[str]:
-    """Names of the experiments that `--experiment` stands for.
+    """Returns the names of the experiments that `--experiment` stands for.
 
     Raises:
-      ConfigError: there is none of that name.
+      ConfigError: no experiment has that name.
     """
     if asked != ALL and asked not in EXPERIMENTS:
         raise ConfigError(f"unknown --experiment={asked}; known: {known()}")
@@ -86,7 +92,7 @@ def names_of(asked: str) -> list[str]:
 
 
 def known() -> str:
-    """Every value of `--experiment`."""
+    """Returns all values that `--experiment` accepts, as text."""
     return ", ".join([*EXPERIMENTS, ALL])
 
 
@@ -94,11 +100,11 @@ def assemble(
     module: ModuleType, preset: str, num_seeds: int | None, seed: int | None, dotted: Sequence[str],
     settings: Sequence[str] = (), conditions: Sequence[str] = (),
 ) -> Experiment:  # fmt: skip
-    """The experiment as the command line describes it.
+    """Returns the experiment that the command line describes.
 
     Raises:
-      ConfigError: unknown preset or name, bad value, an override of a field that the settings sweep, or seeds that are kept
-        for confirmations.
+      ConfigError: an unknown preset or name, a bad value, an override of a field that the settings sweep, or seeds that are
+        reserved for confirmations.
     """
     chosen = select(module.EXPERIMENT, preset, num_seeds, seed, dict(map(_change, dotted)), settings, conditions)
     last = chosen.seed + chosen.num_seeds - 1
@@ -111,10 +117,10 @@ def assemble(
 
 
 def confirmations(entries: Sequence[Confirmed]) -> dict[str, tuple[ModuleType, list[Experiment]]]:
-    """By name of every experiment its module and the runs that confirm its claims: one for each block of seeds.
+    """Returns for every experiment its module and the runs that confirm its claims: one for each block of seeds.
 
     Raises:
-      ConfigError: an entry is of a claim that no experiment has, or parts with one verdict have different seeds.
+      ConfigError: an entry names a claim that no experiment has, or parts with a joint verdict have different seeds.
     """
     claims = {name: getattr(module, "CLAIMS", {}) for name, module in EXPERIMENTS.items()}
     for entry in entries:
@@ -129,7 +135,7 @@ def confirmations(entries: Sequence[Confirmed]) -> dict[str, tuple[ModuleType, l
 
 
 def _blocks(entries: Sequence[Confirmed], claims: Mapping[str, Any]) -> list[list[Confirmed]]:
-    """The entries of some claims, by block of seeds."""
+    """Returns the entries of some claims, grouped by block of seeds."""
     blocks: dict[tuple[int, int], list[Confirmed]] = {}
     for entry in sorted(entries, key=lambda entry: (entry.claim, entry.part)):
         if entry.claim in claims:
@@ -138,7 +144,7 @@ def _blocks(entries: Sequence[Confirmed], claims: Mapping[str, Any]) -> list[lis
 
 
 def _confirming(module: ModuleType, block: Sequence[Confirmed], entries: Sequence[Confirmed]) -> Experiment:
-    """The run of one block: the settings that its claims read, under the base setting of a confirmation."""
+    """Returns the run of one block: the settings that its claims read, under the base setting of confirmations."""
     whole, ids = module.EXPERIMENT, list(dict.fromkeys(entry.claim for entry in block))
     settings = tuple(dict.fromkeys(setting for id_ in ids for setting in module.CLAIMS[id_][2]))
     size = Preset(block[0].count, settings, (whole.conditions[0][0],))
@@ -150,7 +156,7 @@ def _confirming(module: ModuleType, block: Sequence[Confirmed], entries: Sequenc
         title=f"{whole.title} (confirmation of {', '.join(ids)})",
         config=override_all(whole.config, dict(getattr(module, "CONFIRMATION", base.CONFIRMATION))),
         tuned=tuple({**dict(whole.tuned), **getattr(module, "CONFIRMATION_TUNED", {})}.items()),
-        seed_caps=(),  # no fewer seeds than were planned
+        seed_caps=(),  # every setting has as many seeds as were planned
         seed_blocks=(),
         variant="",
         confirmed=tuple(entries),
@@ -158,7 +164,7 @@ def _confirming(module: ModuleType, block: Sequence[Confirmed], entries: Sequenc
 
 
 def _change(argument: str) -> tuple[str, str]:
-    """`--config.NAME=VALUE` as name and text."""
+    """Returns the name and the text of `--config.NAME=VALUE`; raises ConfigError if the value is missing."""
     name, sign, text = argument.removeprefix("--config.").partition("=")
     if not sign:
         raise ConfigError(f"{argument}: expected {argument}=VALUE")
@@ -166,7 +172,7 @@ def _change(argument: str) -> tuple[str, str]:
 
 
 def experiment_help(experiment: Experiment) -> list[str]:
-    """The presets of an experiment, its settings and conditions, and every dotted name that it can set."""
+    """Returns the help of an experiment in lines: presets, settings, conditions and every dotted name that it can set."""
     defaults = Config(type(experiment.config.task)(), type(experiment.config.model)())
     base, own = flatten(defaults), flatten(experiment.config)
     different = [f"{name}={_text(own[name])}" for name in own if own[name] != base.get(name)]
@@ -191,12 +197,12 @@ def experiment_help(experiment: Experiment) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A value as it is written on a command line."""
+    """Returns a value as it is written on a command line."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _range(bounds: Mapping[str, Any]) -> str:
-    """`>= 0 and < 1`, or the choices there are; empty where any value will do."""
+    """Returns a range, `>= 0 and < 1`, or the possible choices; empty if any value is allowed."""
     if "choices" in bounds:
         return "one of " + " ".join(bounds["choices"])
     signs = (("low", ">="), ("above", ">"), ("high", "<="), ("below", "<"))
@@ -204,7 +210,7 @@ def _range(bounds: Mapping[str, Any]) -> str:
 
 
 def stages_of(asked: Sequence[str]) -> list[str]:
-    """The stages asked for. Raises ConfigError where there is none, or none of that name."""
+    """Returns the requested stages; raises ConfigError if there are none or one is unknown."""
     if not asked:
         raise ConfigError(f"--stage is empty; known: {', '.join(pipeline.STAGES)}")
     for name in asked:
@@ -214,10 +220,10 @@ def stages_of(asked: Sequence[str]) -> list[str]:
 
 
 def share_of(asked: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Which of how many independent processes this is: `--shard`, else what the scheduler says, else 0 of 1.
+    """Returns (i, N) for shard i of N independent processes: from `--shard`, else from the scheduler, else (0, 1).
 
     Raises:
-      ConfigError: no such share, or an array of tasks with gaps, which does not say how many there are.
+      ConfigError: there is no such shard, or a SLURM array has gaps, so that the index of a task is unknown.
     """
     if asked is not None:
         index, _, count = asked.partition("/")
@@ -241,7 +247,7 @@ def share_of(asked: str | None, environment: Mapping[str, str]) -> tuple[int, in
 
 
 def cost_lines(plans: Sequence[planning.Plan], discard: bool = False) -> list[str]:
-    """What would be run and what it would cost, by experiment, and of several the sum."""
+    """Returns what would be run and what it would cost, by experiment, and the total of several, as lines."""
     lines, costs = [], []
     for plan in plans:
         cost = planning.estimate(plan, discard)

@@ -1,9 +1,9 @@
-"""The first look, 16 seeds in each committed reference run, judged by the rules of verdicts as they are now.
+"""The first look: the committed reference runs (up to 16 seeds a setting, 32 in `optimizer`), judged by the present rules.
 
-Those runs were judged by rules that have changed since. What was committed of them stays as it was; here their verdicts are
-computed again from the committed values, one a seed, of the statistics that were used then: nothing is trained. All parts
-decide, as they did. A second measure is read where the committed `seeds.csv` has what it is made of, the r2 of the features
-at the penultimate layer at the end of training; for the rest the card says that none was recorded.
+These runs were first judged by rules that have changed since. Their committed files stay as they were. Here their verdicts
+are computed again from the committed values, one per seed, of the statistics that were used then; nothing is trained. All
+parts decide, as they did then. A second measure is computed if it depends only on what the committed `seeds.csv` contains:
+the r2 of the features at the penultimate layer at the end of training. For the others the card says that none was recorded.
 """
 
 # pyright: reportArgumentType=false
@@ -26,7 +26,7 @@ NOT_RECORDED = "second measure not recorded"
 CONTRAST = "(first - second) / (first + second)"  # of r2: the second measure of a difference in the first look
 EASY_HARD, XORS = ("parity1", "parity4"), ("parity2_1", "parity2_2")
 
-# The expected sign of each part; zero is an equivalence.
+# The expected sign of each part; zero stands for an equivalence.
 SIDES = {
     "C01a": +1, "C01b": +1, "C02a": -1, "C02b": +1, "C03a": +1, "C03b": +1, "C04a": +1, "C04b": +1, "C05": +1, "C06": +1,
     "C07a": +1, "C07b": +1, "C08": +1, "C09a": +1, "C09b": +1, "C10": +1, "C11": 0, "C12a": -1, "C12b": -1, "C19": +1,
@@ -35,8 +35,8 @@ SIDES = {
     "C33b": +1, "C34": 0, "C35": -1, "C36": +1,
 }  # fmt: skip
 
-# Those parts that had a second measure then. C05's is read during training, and those of C09, C19, C20, C21b, C25 to C27,
-# C32 and C35 are made of measures that `seeds.csv` does not hold.
+# These parts had a second measure then. That of C05 is read during training, and those of C09, C19, C20, C21b, C25 to C27,
+# C32 and C35 are computed from measures that `seeds.csv` does not contain.
 HAD_SECOND = {
     "C01a", "C01b", "C02b", "C04b", "C05", "C06", "C07a", "C08", "C09a", "C09b", "C10", "C11", "C12a", "C12b", "C19", "C20",
     "C21b", "C25", "C26", "C27a", "C27b", "C32", "C35",
@@ -44,15 +44,15 @@ HAD_SECOND = {
 
 
 class NothingRun:
-    """Stands for results in which no setting was run: a module's claims have no parts then, and say what they claim."""
+    """Results in which no setting was run. With them the claims of a module have texts and sources but no parts."""
 
     def has(self, *settings: str) -> bool:
-        """Whether these settings were run."""
+        """Returns whether these settings were run, which is never the case."""
         return False
 
 
 def stated(module: ModuleType) -> dict[str, Claim]:
-    """The claims of an experiment by id, without parts."""
+    """Returns the claims of an experiment by id, without parts."""
     return {claim.id: claim for claim in module.claims(NothingRun(), "")}
 
 
@@ -63,15 +63,15 @@ class Committed(NamedTuple):
     condition: str
 
     def r2(self, setting: str, feature: str) -> pd.Series:
-        """By seed."""
+        """Returns r2 of a feature, by seed."""
         return self.rows.loc[f"{self.condition}.{setting}", feature]
 
     def gap(self, setting: str, first: str, second: str) -> pd.Series:
-        """r2 of one feature minus r2 of another, by seed."""
+        """Returns r2 of one feature minus r2 of another, by seed."""
         return self.r2(setting, first) - self.r2(setting, second)
 
     def contrast(self, setting: str, first: str, second: str) -> pd.Series:
-        """The same over their sum."""
+        """Returns the gap divided by the sum of the two r2, by seed."""
         return self.gap(setting, first, second) / (self.r2(setting, first) + self.r2(setting, second))
 
 
@@ -97,8 +97,8 @@ def _swapped(run: Committed, measure: Measure) -> pd.Series:
 
 PREVALENCES = {"p50": 0.5, "p25": 0.25, "p10": 0.1, "p05": 0.05, "p02": 0.02}
 
-# By part: its effect from a measure of two features. Of the difference it is the part's primary statistic, as a test
-# shows, and of the contrast its second one.
+# For each part, a function that computes its effect from a measure of two features. With the difference it gives the
+# primary statistic of the part, which a test verifies; with the contrast it gives the second measure.
 READ_FROM_R2: dict[str, Callable[[Committed, Measure], pd.Series]] = {
     "C01a": _single("joint", *EASY_HARD),
     "C01b": _single("squared", *EASY_HARD),
@@ -109,7 +109,7 @@ READ_FROM_R2: dict[str, Callable[[Committed, Measure], pd.Series]] = {
     "C10": _slope({f"depth{n}": n for n in range(2, 7)}, EASY_HARD),
     "C11": _minus("width512", "width64"),
     "C12a": _minus("adam_3e-4_d25", "adam_3e-4_d0"),
-    "C12b": _single("adam_1e-3_d25", *EASY_HARD),  # the cell that the even seeds chose, as its statistic says
+    "C12b": _single("adam_1e-3_d25", *EASY_HARD),  # the cell that was chosen on the even seeds, as its statistic says
 }
 
 
@@ -121,7 +121,7 @@ def measured(folder: Path, condition: str) -> Committed:
 
 
 def second(folder: Path, id_: str, condition: str) -> tuple[str, pd.Series | None]:
-    """Name and values, by seed, of a part's second measure; no values where none can be read from what is committed."""
+    """Returns the name and the values, by seed, of a part's second measure; None if the committed files do not give any."""
     if id_ == "C04b":
         run = measured(folder, condition)
         whole, *inner = (run.r2("composed", f"majority3_xor{of}") for of in ("", ".majority_a", ".majority_b"))
@@ -132,18 +132,18 @@ def second(folder: Path, id_: str, condition: str) -> tuple[str, pd.Series | Non
 
 
 def judged_again(folder: Path, module: ModuleType, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a reference run's `claims.csv`, with verdict, p, note and second measure by the rules as they are now.
+    """Returns the rows of a reference run's `claims.csv`, with verdict, p, note and second measure by the present rules.
 
-    The verdict and p that were committed go to `verdict_first_look` and `p_first_look`. Rows that were written under the
-    present rules, which have a side or are of a claim that has parts with one, are returned as they are.
+    The committed verdict and p go to `verdict_first_look` and `p_first_look`. If any row has a side, all rows were written
+    under the present rules and are returned unchanged.
 
     Args:
       folder: with `claim_values.csv` and `seeds.csv`.
-      module: the experiment's, which says where its claims come from.
-      rows: as `tables.read_claims` reads them.
+      module: of the experiment, whose claims name their sources.
+      rows: as returned by `tables.read_claims`.
 
     Raises:
-      StoreError: a part is not among those of the first look.
+      StoreError: a part does not belong to the first look.
     """
     if any(row.get("side", "") != "" for row in rows):
         return [dict(row) for row in rows]
@@ -175,12 +175,12 @@ def _part(folder: Path, row: Mapping[str, Any], values: pd.DataFrame) -> dict[st
 
 
 def _notes(row: Mapping[str, Any]) -> list[str]:
-    """The notes of a committed row, but for what is a verdict now."""
+    """Returns the notes of a committed row, except the one that is a verdict now."""
     return [text for text in str(row["note"]).split("; ") if text and text != statistics.DEPENDS]
 
 
 def _beside(row: Mapping[str, Any], again: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """A committed row with its new verdict; the old one, and what was committed of effects, stays."""
+    """Returns a committed row with its new verdict; the old verdict and the committed effects are kept."""
     new = ("p", "verdict", "verdict_all_seeds", "note", "side", "kind", "partial", *SECOND)
     told = {name: tables.cell(again.get(name)) for name in new}
     told["note"] = "; ".join(dict.fromkeys([*_notes(row), *(text for text in str(again["note"]).split("; ") if text)]))

@@ -31,7 +31,7 @@ from repbias_jax.provenance import record
 from repbias_jax.report import tables
 from repbias_jax.results import Results
 
-HEARTBEAT = 30  # seconds of silence after which the processes of a distributed job give one of them up
+HEARTBEAT = 30  # seconds without a sign of life after which the processes of a distributed job give one of them up
 
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 COMMANDS = (
@@ -83,7 +83,10 @@ flags.DEFINE_string("compilation_cache", None, "private folder for JAX's persist
 
 
 def parse(arguments: Sequence[str]) -> list[str]:
-    """Flags by absl; `--config.NAME=VALUE` is kept for `assemble`. Bad flags are one line and status 2."""
+    """Parses the flags with absl. Returns: the other arguments, including `--config.NAME=VALUE`, which `assemble` reads.
+
+    A request for help prints it and exits; bad flags print one line and exit with status 2.
+    """
     asks_help = any(a in HELP for a in arguments)
     dotted = [a for a in arguments if a.startswith("--config.")]
     try:
@@ -98,7 +101,7 @@ def parse(arguments: Sequence[str]) -> list[str]:
 
 
 def help_text(name: str = "") -> str:
-    """The commands, flags and experiments, one line each; with `name`, also what that experiment can set."""
+    """Returns the commands, flags and experiments, one line each; with `name`, also what that experiment can set."""
     lines = ["Commands:", *(f"  {line:<38} {what}" for line, what in COMMANDS), "", "Flags of experiments.run:"]
     for flag in FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("experiment"))]:
         lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default_as_str or 'none'})")
@@ -139,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, int]]:
-    """The experiments that were asked for, the stages and the share: all of it checked, and nothing written."""
+    """Returns the chosen experiments, the stages and the shard, all checked; starts JAX, and writes nothing."""
     dotted = [a for a in arguments if a.startswith("--config.")]
     if extra := [a for a in arguments if a not in dotted]:
         raise ConfigError(f"unexpected argument {extra[0]}; flags are written --name=value")
@@ -160,7 +163,7 @@ def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, in
 
 
 def _assembled(names: Sequence[str], dotted: Sequence[str]) -> list[tuple[ModuleType, Experiment]]:
-    """Experiments by name, each with its module, as the flags change them."""
+    """Returns the named experiments with the changes that the flags make, each with its module."""
     found = []
     for name in names:
         how = (FLAGS.preset, FLAGS.num_seeds, FLAGS.seed, dotted, FLAGS.settings, FLAGS.conditions)
@@ -170,7 +173,10 @@ def _assembled(names: Sequence[str], dotted: Sequence[str]) -> list[tuple[Module
 
 
 def _confirming(names: Sequence[str], dotted: Sequence[str]) -> list[tuple[ModuleType, Experiment]]:
-    """The blocks of seeds that `confirm.json` plans for experiments, each with its module; no flag changes them."""
+    """Returns the runs that `confirm.json` plans for the named experiments, one per block of seeds, each with its module.
+
+    Raises ConfigError if flags would change them, or if none is planned.
+    """
     given = [f"--{flag}" for flag in ("seed", "num_seeds", "settings", "conditions") if FLAGS[flag].present]
     if given := [*given, *(argument.split("=")[0] for argument in dotted)]:
         raise ConfigError(f"{given[0]} with --preset=confirm: expected none, since confirm.json says what is run")
@@ -194,7 +200,7 @@ def _required(name: str) -> str:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Says which of several experiments cannot work."""
+    """Adds the name of an experiment to a ConfigError, if the command may be several runs."""
     try:
         yield
     except ConfigError as error:
@@ -202,15 +208,15 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _is_several() -> bool:
-    """Whether the command may be several runs, with one card over them."""
+    """Returns whether the command may be several runs, with one score card over them."""
     return FLAGS.experiment == command.ALL or FLAGS.preset == command.CONFIRM
 
 
 def _start_jax(folders: Sequence[Path], stages: Sequence[str], share: tuple[int, int]) -> None:
-    """Devices and compilation cache, which are chosen once a process."""
-    # At least two: XLA compiles for one device in another way, which would change bits.
-    # A distributed job's rows are those of all its processes. Of several folders the one with the most rows decides:
-    # the others use as many of the devices as they have rows, so that none of their programs changes.
+    """Sets the devices and the compilation cache, which a process can choose only once."""
+    # There are at least two, because XLA compiles differently for one device, which would change bits.
+    # The rows of a distributed job are those of all its processes. If there are several folders, the one with the most rows
+    # decides: the others use only as many devices as they have rows, so that none of their programs changes.
     recorded_rows = 0 if FLAGS.distributed else max(planning.recorded_rows(folder) for folder in folders)
     jax.config.update("jax_num_cpu_devices", recorded_rows or FLAGS.devices or max(2, os.cpu_count() or 1))
     if FLAGS.distributed:
@@ -237,7 +243,7 @@ def _join(stages: Sequence[str], share: tuple[int, int]) -> None:
 
 
 def _plan(experiment: Experiment, folder: Path, stages: Sequence[str]) -> planning.Plan:
-    """One experiment, checked and laid out."""
+    """Returns the plan of one experiment, checked and laid out."""
     recorded = "" if "train" in stages else planning.recorded_backend(folder)
     checked = planning.check(experiment, recorded or jax.default_backend(), lanes=FLAGS.lanes)
     plan = planning.place(experiment, checked, folder, jax.device_count())
@@ -250,7 +256,7 @@ def _plan(experiment: Experiment, folder: Path, stages: Sequence[str]) -> planni
 
 
 def _end_one(job: Job, done: pipeline.Outcome) -> int:
-    """What one experiment leaves behind, printed; returns the exit status."""
+    """Prints the results of one experiment and writes its reference files; returns the exit status."""
     complete = bool(done.claims and not done.missing)
     if FLAGS.reference and complete:
         tables.reference(Results(job.folder), done.claims, Path(FLAGS.reference))
@@ -268,9 +274,9 @@ def _end_one(job: Job, done: pipeline.Outcome) -> int:
 
 
 def _end_all(jobs: Sequence[Job], failed: Sequence[str], waiting: Sequence[str], stages: Sequence[str]) -> int:
-    """What several runs leave behind; returns the exit status."""
+    """Writes the score card over several runs, and the reference files of confirmations; returns the exit status."""
     entries, modules, family = jobs[0].plan.experiment.confirmed, {job.name: job.module for job in jobs}, None
-    if entries:  # the card is over all that is confirmed, whichever experiments were asked for now
+    if entries:  # the card covers all that is confirmed, whichever experiments run now
         planned = command.confirmations(entries).values()
         modules = {experiment.name: module for module, blocks in planned for experiment in blocks}
         family = confirmation.family(entries)

@@ -1,6 +1,6 @@
-"""Every experiment, one after the other, and the score card over all of them.
+"""Runs experiments one after the other, and writes the score card over all of them.
 
-One that fails does not keep the others from running: its error is printed where it happens, and named again at the end.
+An experiment that fails does not stop the others: its error is printed when it happens, and its name again at the end.
 """
 
 import sys
@@ -28,18 +28,18 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder: the experiment's, or that of one block of a confirmation."""
+        """Name of the folder: that of the experiment, or of one block of a confirmation."""
         return self.folder.name
 
 
 def run_all(
     jobs: Sequence[Job], run_one: Callable[[Job], Outcome], stop: Callable[[], bool]
 ) -> tuple[list[str], list[str]]:
-    """Runs all that is not done. Returns: names of those that failed, and of those that wait for other processes.
+    """Runs all unfinished work. Returns: names of the jobs that failed, and of those that wait for other processes.
 
     Args:
       jobs: in order.
-      run_one: runs what of an experiment is not done.
+      run_one: runs the unfinished part of an experiment.
       stop: polled between experiments, and by `run_one`; when true, `Interrupted` is raised.
     """
     failed, waiting = [], []
@@ -54,7 +54,7 @@ def run_all(
         except (ConfigError, store.StoreError, OSError) as error:
             complain(f"{job.name}: {error}")
             failed.append(job.name)
-        except Exception:  # whatever it is, it is this experiment's: it is shown, the others run, and the status says so
+        except Exception:  # any error of one experiment is printed and sets the exit status, but the others run
             traceback.print_exc()
             complain(f"{job.name}: stopped by the error above")
             failed.append(job.name)
@@ -67,7 +67,7 @@ def run_all(
 
 
 def _progress(ended: int, failed: int, number: int, now: str = "") -> None:
-    """One line; those of the experiment that runs now follow it."""
+    """Prints one line of progress; those of the experiment that runs now follow it."""
     bad = f", {failed} failed" if failed else ""
     print(f"experiments: {ended - failed}/{number} done{bad}{now}", file=sys.stderr, flush=True)
 
@@ -75,14 +75,14 @@ def _progress(ended: int, failed: int, number: int, now: str = "") -> None:
 def write_card(
     modules: Mapping[str, ModuleType], failed: Sequence[str], workdir: Path, family: Sequence[str] | None = None
 ) -> None:
-    """Writes the score card over what was reported, by this or other processes, and prints it.
+    """Writes the score card over everything that this and other processes have reported, and prints it.
 
-    Of several processes the one that ends last writes the card that has everything: each reads and writes under one lock.
+    Each process reads and writes under one lock, so that the last of several processes writes the complete card.
 
     Args:
       modules: of the experiments that belong to the card, by the name of their folder.
-      failed: names of those that failed just now.
-      workdir: with a folder for each.
+      failed: names of those that failed in this process.
+      workdir: has a folder for each of them.
       family: ids of the claims over which p is corrected; None: all of the card.
     """
     with store.lock(workdir / "scorecard.lock", wait=True):

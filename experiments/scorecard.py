@@ -1,6 +1,6 @@
 """The score card of the reference runs: `experiments/results/scorecard.csv`, and the tables of three documents.
 
-python -m experiments.scorecard          after a reference run; a test fails where one of them is not up to date
+python -m experiments.scorecard          run it after a reference run; a test fails if one of them is not up to date
 
 Runs that were judged by earlier rules are judged again by the present ones from their committed values
 (`experiments/first_look.py`); the card has both verdicts.
@@ -19,13 +19,13 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path("experiments/results")
 BLOCK = re.compile(r"(?<=<!-- claims -->\n).*?(?=<!-- /claims -->)", re.S)
 
-# What README shows: the factors that the paper's title and abstract name, and what they do to analyses, whatever came of
-# them; all others are on the full card.
+# README shows the claims about the factors that the paper's title and abstract name, and about what these do to analyses,
+# whatever their verdicts; the full card has all claims.
 HEADLINES = ("C01", "C02", "C04", "C05", "C07", "C08", "C09", "C10", "C12", "C19", "C25", "C26")
 
 
 def sources() -> list[card.Source]:
-    """What the experiments with a reference run bring to the card, judged by the present rules."""
+    """Returns the contributions to the card of all experiments with a reference run, judged by the present rules."""
     found = {name: card.read(ROOT / RESULTS / name, module) for name, module in EXPERIMENTS.items()}
     return [
         source._replace(rows=first_look.judged_again(ROOT / RESULTS / name, EXPERIMENTS[name], source.rows))
@@ -35,7 +35,10 @@ def sources() -> list[card.Source]:
 
 
 def sections() -> dict[Path, str]:
-    """What stands between the markers: headline claims in README; beside the results the whole card, and what changed."""
+    """Returns the text between the markers of each document.
+
+    README has the headline claims; in the folder of results, README has the whole card and DECISIONS the changed verdicts.
+    """
     rows = card.rows_of(sources())
     whole, explored = (card.markdown(rows, ".", exploratory) for exploratory in (False, True))
     return {
@@ -46,19 +49,19 @@ def sections() -> dict[Path, str]:
 
 
 def changed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the card whose verdict is another word than that of the first look."""
+    """Returns the rows of the card whose verdict differs from that of the first look."""
     return [row for row in rows if row["verdict_first_look"] not in ("", row["verdict"])]
 
 
 def _changes(rows: list[dict[str, Any]]) -> str:
-    """A table of verdicts that changed."""
+    """Returns a table of the verdicts that changed."""
     lines = ["| claim | first look, old rules | the same values, new rules |", "|---|---|---|"]
     lines += [f"| {row['id']} {row['column']} | {row['verdict_first_look']} | {row['verdict']} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def write() -> None:
-    """Writes `scorecard.csv` and what stands between the markers."""
+    """Writes `scorecard.csv` and the text between the markers."""
     card.write_table(ROOT / RESULTS, sources())
     for path, section in sections().items():
         written = BLOCK.sub(lambda _, new=section: new, path.read_text(encoding="utf-8"))

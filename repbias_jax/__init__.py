@@ -19,12 +19,12 @@ A map of the code. Data flows down this list; nothing imports upwards.
   measure.py      probes over runs, snapshots and views; pairs.py: over pairs of models
   results.py      tidy frames of a measured experiment
   statistics.py   seeds to effect, interval and verdict; confirmation.py: what is decided on fresh seeds
-  external/       activations made elsewhere: loaders, the same measures, intervals over examples
+  external/       activations computed elsewhere: loaders, the same measures, intervals over examples
   report/         contrasts that claims are made of, figures, tables, pages, the score card
   planning.py     what will be run, checked, and what it will cost
   selection.py    which part of an experiment is run
   pipeline.py     train, measure, report: the table of contents
-  api.py          `run` from Python
+  api.py          `run`: the same from Python
   probe.py        the command over external/
 """
 
@@ -75,11 +75,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the module that defines it."""
+    """Returns a public name, imported from the module that defines it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value  # so that it is looked up once
+    globals()[name] = value  # so that it is looked up only once
     return value
 
 

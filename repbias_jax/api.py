@@ -64,7 +64,7 @@ def run(
 
 
 def _known(stages: Sequence[str]) -> list[str]:
-    """The stages, checked."""
+    """Returns the stages as a list; raises ConfigError if one is unknown or there are none."""
     names = [stages] if isinstance(stages, str) else list(stages)
     if not names:
         raise ConfigError(f"--stage is empty; known: {', '.join(pipeline.STAGES)}")
@@ -75,7 +75,10 @@ def _known(stages: Sequence[str]) -> list[str]:
 
 
 def _start_jax(folder: Path) -> None:
-    """Two CPU devices, or as many as the workdir was begun on, unless JAX has devices already or was told their number."""
+    """Sets the number of CPU devices to that of the workdir, or to two.
+
+    Nothing changes if JAX has already started or if the number was configured.
+    """
     if jax.config.jax_num_cpu_devices == -1:  # pyright: ignore[reportAttributeAccessIssue]
-        with contextlib.suppress(RuntimeError):  # JAX has started: its devices stay, and the manifest records them
+        with contextlib.suppress(RuntimeError):  # JAX has started; the manifest records its devices
             jax.config.update("jax_num_cpu_devices", planning.recorded_rows(folder) or 2)

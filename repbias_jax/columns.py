@@ -1,4 +1,4 @@
-"""The columns of `results.csv`: one row for each number, whoever measured it."""
+"""The columns of `results.csv`, which has one row per measured number."""
 
 COLUMNS = (
     "experiment", "group", "setting", "seed", "step", "site", "probe", "metric", "feature", "other", "at", "split",

@@ -24,7 +24,7 @@ from jax import Array
 
 
 class ConfigError(ValueError):
-    """The input is invalid; the message is one line: what was wrong, what was expected, and where."""
+    """An error in the input; the message is one line: what was wrong, what was expected, and where."""
 
 
 Fill = Callable[["Config"], Any]
@@ -39,10 +39,10 @@ def option(
     Args:
       default: the value of an unset option.
       doc: its meaning, for `--help`.
-      unit: unit of the value; empty where it has none.
+      unit: unit of the value; empty if it has none.
       dial: whether it is mapped over runs (an array) or static (it then determines shapes and code).
-      fill: for a dial, computes the number that enters the program, where that is not the option's own value.
-      switch: for a dial, whether the program is compiled without it where it has its default value.
+      fill: for a dial, computes the number that enters the program, if this is not the option's own value.
+      switch: for a dial, whether the program is compiled without it if it has its default value.
       **bounds: the range, as `low`, `high`, `above`, `below`, or `choices`.
     """
     own = {"doc": doc, "unit": unit, "dial": dial, "fill": fill, "switch": switch}
@@ -56,7 +56,7 @@ class Factor(NamedTuple):
       values: C, the number of values, 0..C-1.
       role: `feature` (an output can be trained on it), `part` (an intermediate function of a feature's input), `twin`
         (the same function as a feature, of input that no output needs), `bit` (of a crossed design), `latent` (a cause
-        of features that is no function of the input) or `nuisance`.
+        of features that is not a function of the input) or `nuisance`.
       of: the feature that a part, a bit or a twin belongs to; empty for the others.
     """
 
@@ -117,7 +117,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How weights are updated."""
+    """The update rule of the weights and its hyper-parameters."""
 
     name: str = option("sgd", "update rule", choices=("sgd", "momentum", "adam", "adamw", "rmsprop"))
     learning_rate: float = option(0.1, "step size", "", True, above=0.0)
@@ -173,7 +173,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Keep:
-    """Which activations are stored. Every stored view is kept at the first and the last step."""
+    """The choice of activations to store. Every stored view is kept at the first and the last step."""
 
     probe_set: str = option(
         "balanced", "examples whose activations are kept", choices=("balanced", "natural", "decorrelated")
@@ -253,7 +253,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 def safe_name(name: str, what: str) -> str:
-    """`name` if it can stand in a table, a page and a file name; else ConfigError, opening with `what`."""
+    """Returns `name` if it is valid in tables, pages and file names; else raises ConfigError, which begins with `what`."""
     if not NAME.fullmatch(name):
         limits = "1 to 128 of A-Z a-z 0-9 _ . - and not to start with . or -"
         raise ConfigError(f"{what}: name {reprlib.repr(name)}: expected {limits}")
@@ -275,7 +275,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Named settings of one base configuration, what is measured on them, and the sizes in which they can be run.
+    """Named settings of one base configuration, the probes that measure them, and the sizes in which they can be run.
 
     Every setting is run in every condition; its full name is `condition.setting`.
 
@@ -284,21 +284,21 @@ class Experiment:
       title: of the page.
       config: the base configuration.
       settings: name and changes of each setting.
-      conditions: name and changes of each variation of the whole table, such as the optimizer. The first one carries the
-        verdicts.
-      tuned: length and learning rate of settings that need their own in order to learn, by full name. They were chosen by
-        accuracy alone; what a user asks for replaces them.
+      conditions: name and changes of each variation of the whole table, such as the optimizer. The verdicts are those of
+        the first condition.
+      tuned: length and learning rate of settings that need other values in order to learn, by full name. They were chosen
+        by accuracy alone; `overrides` replace them.
       probes: names in PROBES.
       presets: sizes by name; `full` is the default.
       num_seeds: seeds of each setting.
-      seed_caps: the most seeds that a setting has, in every condition, for settings that no claim reads.
+      seed_caps: maximum number of seeds of a setting, in every condition, for settings that no claim reads.
       seed_blocks: settings with seeds of their own, in every condition: name, first seed and number of seeds.
       seed: the first seed of all other settings.
-      variant: how this differs from the frozen reference settings, or that there are none yet; the verdicts are then only
-        illustrations.
+      variant: how this differs from the frozen reference settings, or that there are none yet; if it is not empty, the
+        verdicts are only illustrations.
       overrides: changes by a preset and by the user, applied last and to every setting.
-      confirmed: entries of `confirm.json`, where this is the run of one of its blocks of seeds. Only the claims of that
-        block are decided.
+      confirmed: entries of `confirm.json`, if this is the run of one of its blocks of seeds. Only the claims of that block
+        are decided.
     """
 
     name: str
@@ -335,24 +335,24 @@ class Experiment:
         return configs
 
     def caps(self) -> dict[str, int]:
-        """The number of seeds that a setting has at most, by full name; a setting without one has `num_seeds`."""
+        """Returns the maximum number of seeds of each setting that has one, by full name; others have `num_seeds`."""
         own = (*self.seed_caps, *((setting, count) for setting, _, count in self.seed_blocks))
         return {f"{condition}.{setting}": cap for condition, _ in self.conditions for setting, cap in own}
 
     def first_seeds(self) -> dict[str, int]:
-        """The first seed of each setting that has seeds of its own, by full name."""
+        """Returns the first seed of each setting that has its own seeds, by full name."""
         return {
             f"{condition}.{setting}": first for condition, _ in self.conditions for setting, first, _ in self.seed_blocks
         }
 
 
 def num_outputs(task: Task) -> int:
-    """Outputs of the model, O."""
+    """Returns the number of outputs of the model, O."""
     return len(task.outputs or task.features)
 
 
 def static_half(config: Config, runtime: Runtime) -> Static:
-    """`config` with its dials reset to their defaults; the number of phases stays, as a shape."""
+    """Returns `config` with its dials reset to their defaults; the number of phases is kept, since it is a shape."""
     reset: dict[str, Any] = {}
     for part in dataclasses.fields(config):
         value = getattr(config, part.name)
@@ -366,7 +366,7 @@ def static_half(config: Config, runtime: Runtime) -> Static:
 
 
 def dials_of(config: Config) -> Dials:
-    """The dials of one setting, from every option marked as one. Args: a checked configuration."""
+    """Returns the dials of one setting: all options marked as dials. Args: a checked configuration."""
     parts: dict[str, dict[str, Array]] = {part: {} for part in Dials._fields}
     for name, (_, field) in fields_of(config).items():
         part, leaf = name.split(".")
@@ -377,15 +377,15 @@ def dials_of(config: Config) -> Dials:
 
 
 def _array(value: Any) -> Array:
-    """Whole numbers as int32, all others as float32."""
+    """Returns whole numbers as int32 and all others as float32."""
     found = np.asarray(value)
     return jnp.asarray(found, jnp.int32 if found.dtype.kind == "i" else jnp.float32)
 
 
 def sparse(config: Config) -> dict[str, Any]:
-    """What differs from the default, by dotted name, and always the names of the families.
+    """Returns the options that differ from their defaults, by dotted name, and always the names of the families.
 
-    An option that is added later, with the old behaviour as its default, changes no digest of this.
+    Digests of the result do not change when an option is added whose default is the old behaviour.
     """
     values = {n: (getattr(getattr(config, n.split(".")[0]), n.split(".")[1]), f) for n, (_, f) in fields_of(config).items()}
     always = ("task.name", "model.name")
@@ -393,7 +393,7 @@ def sparse(config: Config) -> dict[str, Any]:
 
 
 def fields_of(config: Config) -> dict[str, tuple[Any, dataclasses.Field]]:
-    """Every dotted name of a configuration with its type and its field."""
+    """Returns the type and the field of every option, by dotted name."""
     names = {}
     for part in dataclasses.fields(config):
         hints = typing.get_type_hints(type(getattr(config, part.name)))
@@ -403,14 +403,14 @@ def fields_of(config: Config) -> dict[str, tuple[Any, dataclasses.Field]]:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Every dotted name of a configuration with its value."""
+    """Returns the value of every option, by dotted name."""
     return {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in fields_of(config)}
 
 
 def override_all(config: Config, changes: Mapping[str, Any]) -> Config:
-    """`config` with dotted names replaced, each checked for type and range.
+    """Returns `config` with the values of dotted names replaced, each checked for type and range.
 
-    A name without a dot replaces a whole part (`model`); whole parts come first, so that no leaf is lost.
+    A name without a dot replaces a whole part (`model`); whole parts are replaced first, so that no change is lost.
     """
     for name in sorted(changes, key=lambda name: "." in name):  # stable
         config = override(config, name, changes[name]) if "." in name else _replace_part(config, name, changes[name])
@@ -425,12 +425,12 @@ def _replace_part(config: Config, name: str, value: Any) -> Config:
 
 
 def override(config: Config, name: str, value: Any) -> Config:
-    """`config` with one dotted name replaced.
+    """Returns `config` with the value of one dotted name replaced.
 
     Args:
-      config: where to start.
+      config: the configuration to change.
       name: a dotted name such as `model.widths`.
-      value: the value, or text to be read as one (`256,128`).
+      value: the value, or text that is parsed (`256,128`).
 
     Raises:
       ConfigError: unknown name, wrong type or value out of range.
@@ -455,7 +455,7 @@ def check_types(config: Config) -> None:
 
 
 def describe_type(kind: Any) -> str:
-    """`tuple[int, ...]` as `int,int,...`, and so on: how a value is written on a command line."""
+    """Returns how a value of a type is written on a command line, such as `int,int,...` for `tuple[int, ...]`."""
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]
         return "(row),(row),..." if typing.get_origin(inner) is tuple else f"{inner.__name__},{inner.__name__},..."
@@ -481,7 +481,7 @@ def _read(name: str, kind: Any, text: str) -> Any:
 
 
 def _typed(name: str, kind: Any, value: Any) -> Any:
-    """`value` as `kind`: whole numbers serve as floats, lists and single values as tuples; nothing is rounded."""
+    """Returns `value` as `kind`; converts whole numbers to floats, lists and single values to tuples; rounds nothing."""
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]
         items = value if isinstance(value, tuple | list) else (value,)

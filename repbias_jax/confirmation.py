@@ -1,15 +1,15 @@
-"""`confirm.json`: what a confirmation tests, written down and committed before anything of it runs.
+"""`confirm.json`: the plan of a confirmation, written and committed before any of its networks is trained.
 
-A list of entries, one for each deciding part of each confirmed claim:
+It is a list of entries, one for each deciding part of each confirmed claim:
 
   {"claim": "C01a", "statistic": "r2(easy) - r2(hard), cross-entropy", "side": 1, "margin": 0.05, "n": 256,
    "seeds": {"first": 10000, "count": 256}, "date": "2026-12-01"}
 
 `claim` is the id of a claim, or of a part of one; `side` is 1, -1, or 0 for an equivalence; `date` is the day on which the
-entry was written. Seeds begin at 10,000, so that none of the first look (0 to 15), of calibrations (1000 to 1999) or of
-smaller presets is used. Parts of one claim read the same block of seeds, or blocks of their own. Claims have blocks of
-their own, unless they read the same networks and say so: `"with": "C05"` names the claim whose block an entry shares. One
-more key: `"separate": true` for parts that count each in Holm's correction, with no verdict over them.
+entry was written. Seeds begin at 10,000, so that no seed of the first look (0 to 15), of calibrations (1000 to 1999) or of
+smaller presets is reused. Parts of one claim read the same block of seeds or disjoint blocks. Different claims have
+disjoint blocks, unless they read the same networks: `"with": "C05"` names the claim whose block an entry shares. The
+optional `"separate": true` marks parts that each count in Holm's correction, without a joint verdict.
 """
 
 import calendar
@@ -33,7 +33,7 @@ ID = re.compile(r"(C\d\d)([a-z]?)")
 
 @dataclasses.dataclass(frozen=True)
 class Confirmed:
-    """One entry.
+    """One entry of `confirm.json`.
 
     Attributes:
       claim: id of the claim, `C01`.
@@ -41,12 +41,12 @@ class Confirmed:
       statistic: its primary statistic, in words and symbols.
       side: +1, -1, or 0 for an equivalence.
       margin: the smallest effect that matters.
-      n: seeds that were planned for; no more and no fewer are looked at, once.
+      n: number of values that were planned; exactly this many are analysed, once.
       first: the first seed of its block.
-      count: seeds of the block, n or more where a value takes several runs.
-      date: on which the entry was written.
+      count: number of seeds of the block: n, or more if a value takes several runs.
+      date: day on which the entry was written.
       shares: id of the claim whose networks it reads, or empty.
-      separate: whether the part counts for itself in Holm's correction.
+      separate: whether the part counts separately in Holm's correction.
     """
 
     claim: str
@@ -63,10 +63,11 @@ class Confirmed:
 
 
 def load(path: Path) -> tuple[Confirmed, ...]:
-    """The entries of `confirm.json`, checked.
+    """Returns the entries of `confirm.json`, checked.
 
     Raises:
-      ConfigError: there is no such file, it is no JSON, an entry is not as above, or blocks of seeds overlap.
+      ConfigError: there is no such file, it is not valid JSON, an entry does not have the form above, or blocks of seeds
+        overlap.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; a confirmation needs it, committed before anything of it runs")
@@ -83,7 +84,7 @@ def load(path: Path) -> tuple[Confirmed, ...]:
 
 
 class _Twice(ValueError):
-    """A key that an object has twice."""
+    """Raised for a JSON object that has the same key twice."""
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def _short(value: object) -> str:
 
 
 def _entry(where: str, item: Any) -> Confirmed:
-    """One entry, each of its values checked."""
+    """Returns one entry, after checking each of its values."""
     if not isinstance(item, dict):
         raise ConfigError(f"{where}: expected an object with {', '.join(REQUIRED)}, got {_short(item)}")
     if wrong := [name for name in item if name not in REQUIRED + OPTIONAL]:
@@ -140,7 +141,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _block(where: str, seeds: Any, n: int) -> tuple[int, int]:
-    """First seed and number of seeds."""
+    """Returns the first seed and the number of seeds of a block."""
     if not isinstance(seeds, dict) or set(seeds) != {"first", "count"}:
         raise _wrong(where, "seeds", seeds, '{"first": ..., "count": ...}')
     first, count = seeds["first"], seeds["count"]
@@ -162,7 +163,11 @@ def _date(where: str, text: Any) -> str:
 
 
 def _check_ids(path: Path, entries: Sequence[Confirmed]) -> None:
-    """No id twice, no claim both whole and in parts, parts alike separate, and shared claims that there are."""
+    """Raises ConfigError if ids are inconsistent.
+
+    An id must not occur twice, a claim not both as a whole and in parts; the parts of a claim must agree on `separate`;
+    and a claim named by `with` must have an entry.
+    """
     seen: dict[str, Confirmed] = {}
     for entry in entries:
         id_ = entry.claim + entry.part
@@ -180,7 +185,10 @@ def _check_ids(path: Path, entries: Sequence[Confirmed]) -> None:
 
 
 def _check_blocks(path: Path, entries: Sequence[Confirmed]) -> None:
-    """Blocks of seeds are disjoint, or the same where parts of one claim, or claims that say so, read the same networks."""
+    """Raises ConfigError if blocks of seeds overlap.
+
+    Only parts of one claim, and claims linked by `with`, may have the same block; and `with` requires a shared block.
+    """
     ordered = sorted(entries, key=lambda entry: (entry.first, entry.count))
     for i, entry in enumerate(ordered):
         for other in ordered[i + 1 :]:
@@ -203,12 +211,12 @@ def _check_blocks(path: Path, entries: Sequence[Confirmed]) -> None:
 
 
 def root(entry: Confirmed) -> str:
-    """The claim whose networks an entry reads: its own, or the one that it is with."""
+    """Returns the id of the claim whose networks an entry reads: its own claim, or the one named by `with`."""
     return entry.shares or entry.claim
 
 
 def seeds_of(entries: Sequence[Confirmed], id_: str) -> tuple[int, int]:
-    """First seed and number of seeds of a claim, or of a part of one.
+    """Returns the first seed and the number of seeds of a claim, or of a part of one.
 
     Raises:
       ConfigError: it has no entry, or its parts have different seeds.
@@ -222,12 +230,12 @@ def seeds_of(entries: Sequence[Confirmed], id_: str) -> tuple[int, int]:
 
 
 def family(entries: Sequence[Confirmed]) -> tuple[str, ...]:
-    """Ids over which Holm's correction is made: claims, and each of the parts that are separate; sorted."""
+    """Returns the sorted ids of Holm's correction: claims, or each of their parts if these are separate."""
     return tuple(sorted({entry.claim + (entry.part if entry.separate else "") for entry in entries}))
 
 
 def planned(entries: Sequence[Confirmed], claims: Sequence[Claim], block: tuple[int, int]) -> list[Claim]:
-    """The claims that a block of seeds decides, checked, with exactly as many values as were planned.
+    """Returns the claims that a block of seeds decides, checked, with exactly as many values as were planned.
 
     Args:
       entries: of `confirm.json`.
@@ -235,7 +243,7 @@ def planned(entries: Sequence[Confirmed], claims: Sequence[Claim], block: tuple[
       block: first seed and number of seeds.
 
     Raises:
-      ConfigError: as in `check`, or a part has another number of values than was planned.
+      ConfigError: as in `check`, or the number of values of a part is not the planned one.
     """
     own = {entry.claim + entry.part: entry for entry in entries if (entry.first, entry.count) == block}
     chosen = [claim for claim in claims if claim.id in {entry.claim for entry in own.values()}]
@@ -254,7 +262,10 @@ def planned(entries: Sequence[Confirmed], claims: Sequence[Claim], block: tuple[
 
 
 def _exactly(id_: str, part: Part, n: int) -> Part:
-    """The part, if it has n values: a value may depend on all seeds of a block, so none are left out here."""
+    """Returns the part if it has n values, else raises ConfigError.
+
+    A value may depend on all seeds of a block, so surplus values are not dropped.
+    """
     found = len(part.passed)
     if found != n:
         raise ConfigError(f"{id_}{part.label}: {found} values, confirm.json plans n = {n}; expected exactly as many")
@@ -262,14 +273,14 @@ def _exactly(id_: str, part: Part, n: int) -> Part:
 
 
 def check(entries: Sequence[Confirmed], claims: Sequence[Claim]) -> None:
-    """Refuses claims whose deciding parts are not what was written down for them.
+    """Checks that the deciding parts of claims agree with their entries.
 
     Args:
       entries: of `confirm.json`.
-      claims: of an experiment; those that are not confirmed, and parts that do not decide, are passed over.
+      claims: of an experiment; claims that are not confirmed, and parts that do not decide, are ignored.
 
     Raises:
-      ConfigError: a part has no entry or an entry no part, or statistic, side, margin or separate differ.
+      ConfigError: a part has no entry, an entry has no part, or statistic, side, margin or separate differ.
     """
     confirmed = {entry.claim for entry in entries}
     for claim in claims:

@@ -1,7 +1,7 @@
-"""Laying runs over devices and, where asked for, over the processes of one `jax.distributed` job.
+"""Distributes runs over devices and, if requested, over the processes of one `jax.distributed` job.
 
-Arrays of runs are `[rows, lanes, ...]`: rows are sharded over devices, a row a device, lanes are the innermost `vmap`.
-Compiled programs have no collective; processes speak to each other only between segments, here, in `agree` and `gather`.
+Arrays of runs are `[rows, lanes, ...]`: rows are sharded over devices, one row per device; lanes are the innermost `vmap`.
+Compiled programs contain no collective operation; processes communicate only between segments, in `agree` and `gather`.
 """
 
 import resource
@@ -17,35 +17,35 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 # Compiler options of training programs. On a GPU a process that resumes must compute the same bits as the process before
-# it. So sums may not depend on the order in which threads finish, and kernels may not be chosen by measuring their speed.
+# it, so sums must not depend on the order in which threads finish, and kernels must not be chosen by measuring their speed.
 OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0}}
-AT_ONCE = 64  # lanes of what runs once a chunk that an accelerator does at the same time
+AT_ONCE = 64  # lanes that an accelerator computes at the same time, in programs that run once per chunk
 
 
 def make_mesh(rows: int) -> Mesh:
-    """A mesh over as many devices, of all processes, as divide the rows evenly."""
+    """Returns a mesh over the largest number of devices, of all processes, that divides the number of rows."""
     devices = jax.devices()
     size = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
     return jax.make_mesh((size,), ("runs",), axis_types=(AxisType.Auto,), devices=devices[:size])
 
 
 class Spread:
-    """A function of one run, for runs `[rows, lanes]`: a row a device, lanes at once.
+    """A function of one run, applied to runs `[rows, lanes]`: one row per device, lanes at once.
 
-    The program on a device is always that of ONE row, so that bits do not depend on the number of devices. Where there
-    are more rows than devices (a workdir begun on a larger machine), as many rows as devices are done at a time.
+    The program on a device is always that of ONE row, so that bits do not depend on the number of devices. If there are
+    more rows than devices (a workdir begun on a larger machine), as many rows as devices are computed at a time.
     """
 
     def __init__(self, mesh: Mesh, function: Callable, mapped: int, shared: int = 0, once: bool = False):
-        """Compiles nothing yet.
+        """Builds the program without compiling it.
 
         Args:
-          mesh: one axis, `runs`.
+          mesh: with one axis, `runs`.
           function: of `mapped` arguments of one run and then `shared` ones.
-          mapped: arguments with leading axes `[rows, lanes]`.
-          shared: arguments that are the same for all.
-          once: for what runs once a chunk, and needs memory or compiles slowly: lanes in turn on CPU, with less
-            optimization; a number of lanes at a time elsewhere.
+          mapped: number of arguments with leading axes `[rows, lanes]`.
+          shared: number of arguments that are the same for all runs.
+          once: for functions that run once per chunk and need much memory or compile slowly. Their lanes are computed in
+            turn on CPU, with less compiler optimization; elsewhere, AT_ONCE lanes at a time.
         """
         platform = mesh.devices.flat[0].platform
 
@@ -68,7 +68,7 @@ class Spread:
         self.mapped, self.devices, self.sharding = mapped, mesh.size, NamedSharding(mesh, P("runs"))
 
     def __call__(self, *arguments):
-        """The function's values, `[rows, lanes, ...]`. Args: the mapped ones `[rows, lanes, ...]`, then the shared ones."""
+        """Returns the function's values, `[rows, lanes, ...]`. Args: mapped ones `[rows, lanes, ...]`, then shared ones."""
         own, common = arguments[: self.mapped], arguments[self.mapped :]
         rows = jax.tree.leaves(own)[0].shape[0]
         if rows == self.devices:
@@ -81,13 +81,13 @@ class Spread:
 
 
 def host() -> Any:
-    """The CPU as a device of JAX; None where JAX_PLATFORMS leaves it out."""
+    """Returns the CPU as a device of JAX; None if JAX_PLATFORMS excludes it."""
     platforms = (jax.config.jax_platforms or "").split(",")  # pyright: ignore[reportAttributeAccessIssue]
     return None if any(platforms) and "cpu" not in platforms else jax.local_devices(backend="cpu")[0]
 
 
 def memory_bytes() -> int:
-    """Memory of a local device; of a CPU what is available to this process; 0: unknown."""
+    """Returns the memory of a local device in bytes; for a CPU, what is available to this process; 0 if unknown."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return int((device.memory_stats() or {}).get("bytes_limit", 0))
@@ -103,12 +103,12 @@ def memory_bytes() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that holds locks and writes what is written once."""
+    """Returns whether this process is the one that holds locks and writes what is written once."""
     return jax.process_index() == 0
 
 
 def rows_here(rows: int, mesh: Mesh) -> range:
-    """The rows that live on this process's devices; with one process, all."""
+    """Returns the rows that live on this process's devices; with one process, all rows."""
     if jax.process_count() == 1:
         return range(rows)
     mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
@@ -116,7 +116,7 @@ def rows_here(rows: int, mesh: Mesh) -> range:
 
 
 def place(values: np.ndarray, rows: int, here: range, sharding: NamedSharding) -> jax.Array:
-    """Rows of this process `[rows here, ...]` as their part of an array `[rows, ...]` over all devices."""
+    """Returns an array `[rows, ...]` over all devices, whose rows on this process are `values` `[rows here, ...]`."""
 
     def part(index: Any) -> np.ndarray:
         first, last, _ = index[0].indices(rows)
@@ -126,7 +126,7 @@ def place(values: np.ndarray, rows: int, here: range, sharding: NamedSharding) -
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """The rows of this process, on the host."""
+    """Returns the rows of this process, on the host."""
     if array.is_fully_addressable:
         return np.asarray(array)
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start)
@@ -134,12 +134,12 @@ def fetch(array: jax.Array) -> np.ndarray:
 
 
 def gather(array: jax.Array) -> np.ndarray:
-    """All rows, on every host."""
+    """Returns all rows, on every host."""
     return np.asarray(array) if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
 
 
 def agree(*numbers: float) -> Sequence[Any]:
-    """The largest of each number over all processes: what they decide together. With one process, the numbers."""
+    """Returns the largest of each number over all processes, so that all decide alike; with one process, the numbers."""
     if jax.process_count() == 1:
         return numbers
     return multihost_utils.process_allgather(np.asarray(numbers, np.float64)).max(axis=0)

@@ -1,8 +1,8 @@
 """Features of bits as truth tables, from easy to hard.
 
-A feature of arity `k` maps `k` bits to one of `C` values (here two). Its complexity is what the experiments manipulate;
-its role, rate and number of bits read elsewhere are matched. Majority-of-3 is linearly separable but not linear: it
-correlates 1/2 with each of its bits and -1/2 with their parity.
+A feature of arity `k` maps `k` bits to one of `C` values (here two). The experiments manipulate its complexity; its role
+and base rate, and the number of bits that other features read, are matched. Majority-of-3 is linearly separable but not
+linear: it correlates 1/2 with each of its bits and -1/2 with their parity.
 
 Source: easy and hard features after Lampinen et al. 2024; parities and truth tables are ours.
 """
@@ -22,9 +22,9 @@ class Feature:
     """A function of `arity` bits, as its truth table.
 
     Attributes:
-      arity: bits read, k.
+      arity: number of bits that the feature reads, k.
       table: the value for each of the 2^k rows, first bit most significant.
-      parts: intermediate functions of the same bits, by name, for looking at what the network computes on the way.
+      parts: truth tables of intermediate functions of the same bits, by name, which a network may compute on the way.
     """
 
     arity: int
@@ -42,7 +42,7 @@ class Feature:
         return float(np.mean(np.asarray(self.table) == 1))
 
     def value(self, bits: Array) -> Array:
-        """Value of the feature. Args: bits `[..., k]` in {0, 1}. Returns: int32 `[...]` in 0..C-1."""
+        """Computes the feature's value. Args: bits `[..., k]` in {0, 1}. Returns: int32 `[...]` in 0..C-1."""
         return look_up(self.table, bits)
 
     def bits_given(self, value: Array, key: Array) -> Array:
@@ -58,7 +58,7 @@ class Feature:
         return self.bits_at(value, jax.random.uniform(key))
 
     def bits_at(self, value: Array, place: Array) -> Array:
-        """The bits that stand at `place` in [0, 1) among those with a value. Returns: int32 `[k]`."""
+        """Selects the bits at the relative position `place` in [0, 1) among those with a value. Returns: int32 `[k]`."""
         rows = [np.flatnonzero(np.asarray(self.table) == v) for v in range(self.num_values)]
         longest = max(len(r) for r in rows)
         padded = jnp.asarray(np.stack([np.resize(r, longest) for r in rows]), jnp.int32)
@@ -68,13 +68,13 @@ class Feature:
 
 
 def look_up(table: Sequence[int], bits: Array) -> Array:
-    """Row of a truth table. Args: table `2^k` values; bits `[..., k]`. Returns: int32 `[...]`."""
+    """Looks up a truth table. Args: table `2^k` values; bits `[..., k]`. Returns: int32 `[...]`."""
     weights = jnp.asarray([2**i for i in reversed(range(bits.shape[-1]))], jnp.int32)
     return jnp.asarray(table, jnp.int32)[jnp.matmul(bits.astype(jnp.int32), weights)]
 
 
 def to_bits(row: Array, arity: int) -> Array:
-    """Binary digits, most significant first. Args: row int `[...]`. Returns: int32 `[..., arity]`."""
+    """Converts to binary digits, most significant first. Args: row int `[...]`. Returns: int32 `[..., arity]`."""
     shifts = jnp.arange(arity - 1, -1, -1, dtype=jnp.int32)
     digits = jnp.broadcast_to(row[..., None], (*row.shape, arity)) >> jnp.broadcast_to(shifts, (*row.shape, arity))
     return digits & 1

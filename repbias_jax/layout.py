@@ -1,8 +1,8 @@
-"""Who trains together, and where training stops to be looked at.
+"""Decides which runs train together, and at which steps training stops to be observed.
 
-Runs that share their static half form a group and its programs are compiled once. A chunk is `rows x lanes` runs that
+Runs that share their static half form a group, whose programs are compiled once. A chunk is `rows x lanes` runs that
 train at once: rows are sharded over devices, lanes are the innermost `vmap`. Bits depend on the number of lanes and not on
-the number of devices, chunks or runs, so lanes follow from the bytes of a run and a constant of the backend alone.
+the number of devices, chunks or runs, so lanes are determined by the bytes of a run and constants of the backend alone.
 """
 
 import itertools
@@ -16,8 +16,8 @@ import numpy as np
 from repbias_jax import devices, store, training
 from repbias_jax.config import Config, Dials, Runtime, Static, dials_of, sparse, static_half
 
-LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU and on an H100; TPU: a place to start
-LANE_BYTES = {"cpu": 64e6, "gpu": 4e9, "tpu": 1e9}  # of weights and optimizer state, all lanes together
+LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU and on an H100; on TPU only a first guess
+LANE_BYTES = {"cpu": 64e6, "gpu": 4e9, "tpu": 1e9}  # the most bytes of weights and optimizer state, over all lanes
 
 
 class Group(NamedTuple):
@@ -35,7 +35,7 @@ class Group(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """The runs of a group that train at once; unit of memory, checkpoint and resume."""
+    """The runs of a group that train at once; the unit of memory, checkpoint and resume."""
 
     group: Group
     name: str
@@ -49,14 +49,14 @@ class Chunk(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How runs are laid out; decided when a workdir is made, and kept, because bits depend on it."""
+    """How runs are laid out. This is decided when a workdir is made, and kept, because bits depend on it."""
 
-    rows: int  # the most rows of a chunk: the devices when the workdir was begun
+    rows: int  # the most rows of a chunk: the number of devices when the workdir was begun
     seed: int
-    extents: tuple[int, ...]  # numbers of seeds: 4, then extended to 16
-    caps: Mapping[str, int] = {}  # the number of seeds that a setting has at most, whatever the extents
-    least_rows: int = 1  # on CPU two, since one device compiles another program
-    first_seeds: Mapping[str, int] = {}  # of settings that have seeds of their own
+    extents: tuple[int, ...]  # numbers of seeds, such as 4, then extended to 16
+    caps: Mapping[str, int] = {}  # the most seeds that a setting has, whatever the extents
+    least_rows: int = 1  # the fewest rows of a chunk; on CPU 2, since the program for one device differs
+    first_seeds: Mapping[str, int] = {}  # the first seed of each setting that has seeds of its own
 
 
 def groups_of(configs: Mapping[str, Config], backend: str, lanes: int = 0) -> list[Group]:
@@ -64,7 +64,7 @@ def groups_of(configs: Mapping[str, Config], backend: str, lanes: int = 0) -> li
 
     Args:
       configs: by full name of the setting.
-      backend: that trains.
+      backend: the backend that trains.
       lanes: runs of a group that share a device; 0: as many as `lanes_of` gives.
     """
     found: dict[Static, list[str]] = {}
@@ -81,7 +81,7 @@ def groups_of(configs: Mapping[str, Config], backend: str, lanes: int = 0) -> li
 
 
 def lanes_of(static: Static, dials: Dials) -> int:
-    """Lanes of a group: a power of two, as many as the backend takes, fewer where their states leave its cache."""
+    """Returns the lanes of a group, a power of two: LANES, halved until their states fit into LANE_BYTES."""
     backend = static.runtime.backend
     most, room = LANES.get(backend, 8), LANE_BYTES.get(backend, 1e9)
     state = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, jax.ShapeDtypeStruct((), np.int32))
@@ -92,12 +92,12 @@ def lanes_of(static: Static, dials: Dials) -> int:
 
 
 def count_runs(groups: Sequence[Group], layout: Layout) -> int:
-    """Runs of an experiment, by arithmetic: nothing is listed."""
+    """Returns the number of runs of an experiment, computed without listing them."""
     return sum(len(_seeds_of(name, layout, 0, layout.extents[-1])) for group in groups for name in group.settings)
 
 
 def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
-    """All chunks; adding an extent leaves those of the extents before as they are."""
+    """Returns all chunks; adding an extent does not change the chunks of the extents before."""
     chunks = []
     for group in groups:
         pieces: list[tuple[int, tuple[tuple[str, int], ...]]] = []
@@ -111,14 +111,17 @@ def chunks_of(groups: Sequence[Group], layout: Layout) -> list[Chunk]:
 
 
 def _seeds_of(setting: str, layout: Layout, low: int, high: int) -> range:
-    """Which seeds of a setting, counted from its first, an extent adds: seeds of its own all belong to the first extent."""
+    """Returns which seeds of a setting, counted from its first seed, an extent adds.
+
+    Seeds of a setting that has its own all belong to the first extent.
+    """
     if setting in layout.first_seeds:
         return range(layout.caps[setting] if low == 0 else 0)
     return range(low, min(high, layout.caps.get(setting, high)))
 
 
 def pieces_of(runs: Sequence[Any], layout: Layout, lanes: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """Runs cut into chunks of the same number of rows, which differ by at most one in the rows that are filled."""
+    """Yields the rows and the runs of each chunk: all have the same rows, and filled rows differ by at most one."""
     filled = math.ceil(len(runs) / lanes)
     count = math.ceil(filled / layout.rows)
     rows = max(layout.least_rows, math.ceil(filled / max(count, 1)))
@@ -130,28 +133,28 @@ def pieces_of(runs: Sequence[Any], layout: Layout, lanes: int) -> Iterator[tuple
 
 
 def shard_of(chunks: Sequence[Chunk], index: int, count: int) -> list[Chunk]:
-    """The chunks of one of `count` independent processes: assigned round-robin, most expensive first.
+    """Returns the chunks of one of `count` independent processes: assigned round-robin, most expensive first.
 
     Every chunk is in exactly one shard, whatever `count` is; a process that is started again with another `count`
     skips what is done.
     """
     if count == 1:
         return list(chunks)
-    groups = {chunk.group.name: chunk.group for chunk in chunks}  # few, and counting operations is slow
+    groups = {chunk.group.name: chunk.group for chunk in chunks}  # counting operations is slow: once per group
     costs = {name: step_flops(group) for name, group in groups.items()}
 
     def cost(chunk: Chunk) -> float:
         return len(chunk.runs) * chunk.group.static.config.num_steps * costs[chunk.group.name]
 
-    dealt = sorted(range(len(chunks)), key=lambda i: -cost(chunks[i]))  # stable: every process deals alike
+    dealt = sorted(range(len(chunks)), key=lambda i: -cost(chunks[i]))  # stable: every process assigns alike
     return [chunks[i] for i in sorted(dealt[index::count])]
 
 
 def step_flops(group: Group) -> float:
-    """Floating-point operations of one update of one run: three times those of the forward pass.
+    """Returns the floating-point operations of one update of one run: three times those of the forward pass.
 
-    By XLA's own count for a CPU, since other backends give none before compilation; where JAX_PLATFORMS leaves the CPU
-    out, those of dense layers of as many parameters.
+    XLA counts them for a CPU, since other backends give no count before compilation. If JAX_PLATFORMS excludes the CPU,
+    they are those of dense layers with as many parameters.
     """
     static, batch = group.static, group.static.config.training.batch_size
     dials = group.dials[group.settings[0]]
@@ -169,7 +172,7 @@ def step_flops(group: Group) -> float:
 
 
 def snapshots_of(config: Config) -> tuple[int, ...]:
-    """Steps at which the view along training is kept."""
+    """Returns the steps at which the view along training is kept."""
     keep, end, steps, step = config.keep, config.num_steps, [0], 0
     while keep.every:
         late = keep.until and keep.every_late and step >= keep.until
@@ -181,7 +184,7 @@ def snapshots_of(config: Config) -> tuple[int, ...]:
 
 
 def points_of(config: Config) -> tuple[int, ...]:
-    """Segment ends, step 0 first: the points of the curves, and all snapshots."""
+    """Returns the steps at which segments end, step 0 first: the points of the curves, which include all snapshots."""
     regular = range(0, config.num_steps, config.training.observe_every)
     first, last = (round(share * config.num_steps) for share in config.training.dense or (0, 0))
     dense = range(first, last, config.training.dense_every)
@@ -189,6 +192,6 @@ def points_of(config: Config) -> tuple[int, ...]:
 
 
 def snapshots_by_view(static: Static) -> dict[str, tuple[int, ...]]:
-    """The steps at which each stored view is kept."""
+    """Returns the steps at which each stored view is kept."""
     along, ends = training.along_view(static), (0, static.config.num_steps)
     return {name: snapshots_of(static.config) if name == along else ends for name in training.stored_views(static)}

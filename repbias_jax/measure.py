@@ -26,25 +26,28 @@ Roles = tuple[tuple[str, Factor], ...]
 
 
 class Block(NamedTuple):
-    """Some runs of a chunk at one site and snapshot."""
+    """A block of activations: some runs of a chunk at one view and snapshot."""
 
     chunk: Chunk
     site: str
     step: int
-    first: int  # of the runs, within the chunk
-    widest: int  # units of the chunk's widest site
-    runs: tuple[tuple[str, int], ...]  # its own; what fills the block up to `lanes` comes after
+    first: int  # index of the first run within the chunk
+    widest: int  # units of the chunk's widest view, up to which `_padded` adds units; 0: none are added
+    runs: tuple[tuple[str, int], ...]  # its own; in the arrays, copies of the last run fill it up to `lanes`
     activations: np.ndarray  # [lanes, N, D]
     factors: dict[str, np.ndarray]  # [lanes, N] each
 
 
 def all_measured(folder: Path, chunks: Sequence[Chunk], code: str) -> bool:
-    """Whether every chunk has been measured, by whichever process."""
+    """Returns whether every chunk has been measured, by whichever process."""
     return all(_is_measured(folder / chunk.path, store.digest([code, chunk.runs])) for chunk in chunks)
 
 
 def merge(folder: Path, name: str, chunks: Sequence[Chunk], probes: Sequence[str], stop: Callable[[], bool]) -> None:
-    """Writes `results.csv` from the rows of all chunks, a row at a time, and those of pairs. Args: as in `measure`."""
+    """Compares pairs of models and merges their rows with those of all chunks into `results.csv`, row by row.
+
+    Args: as in `measure`.
+    """
     groups = {setting: chunk.group.name for chunk in chunks for setting in chunk.group.settings}
     found = [(name, groups[row[0]], *row) for row in pairs.compare(folder, chunks, probes, stop)]
     with store.merged_rows([folder / chunk.path / "rows.csv" for chunk in chunks], folder, _order) as rows:
@@ -54,19 +57,19 @@ def merge(folder: Path, name: str, chunks: Sequence[Chunk], probes: Sequence[str
 def measure(
     folder: Path, name: str, chunks: Sequence[Chunk], probes: Sequence[str], stop: Callable[[], bool], code: str
 ) -> None:  # fmt: skip
-    """Runs the probes on chunks, each with a file of its own; what was measured before is not measured again.
+    """Runs the probes on chunks and writes the rows of each to its own file; skips chunks that are already measured.
 
     Args:
       folder: the experiment's folder.
       name: of the experiment.
-      chunks: what was trained, or a shard of it.
+      chunks: those that are trained, or a shard of them.
       probes: names in PROBES.
       stop: polled between chunks.
-      code: fingerprint of training, probes and their code: what a chunk's rows depend on.
+      code: fingerprint of what a chunk's rows depend on: training, probes and their code.
 
     Raises:
       StoreError: something is missing or damaged.
-      Interrupted: `stop` said so; the chunks before are kept.
+      Interrupted: `stop` returned true; the rows of the chunks before are kept.
     """
     terminal = sys.stderr.isatty()
     for i, chunk in enumerate(tqdm(chunks, desc="measure", unit="chunk", disable=not terminal or len(chunks) == 1)):
@@ -102,19 +105,19 @@ def _is_measured(path: Path, fingerprint: str) -> bool:
 
 
 def _order(row: Sequence[Any]) -> tuple[Any, ...]:
-    """The order of `results.csv`: by setting, seed, step, site, probe, metric, feature, other, at."""
+    """Returns the sort key of a row of `results.csv`: setting, seed, step, site, probe, metric, feature, other, at."""
     return (row[2], int(row[3]), int(row[4]), *row[5:11])
 
 
 def discard(folder: Path, chunk: Chunk, probes: Sequence[str]) -> None:
-    """Removes the activations of a measured chunk, but for those that probes of pairs will read."""
+    """Removes the activations of a measured chunk, except those that probes of pairs will read."""
     static = chunk.group.static
     kept = pairs.views_read(probes, training.places_of(static), training.views_of(static))
     store.discard(folder / chunk.path, sorted(kept))
 
 
 def _check_restorable(path: Path, chunk: Chunk, probes: Sequence[str], gone: Sequence[str]) -> None:
-    """Raises StoreError where probes would read snapshots along training that no weights are kept for."""
+    """Raises StoreError if probes would read discarded snapshots along training, for which no weights are kept."""
     static = chunk.group.static
     if training.along_view(static) in gone and len(snapshots_by_view(static)[training.along_view(static)]) > 2:
         along = [name for name in probes if PROBES[name].along]
@@ -126,7 +129,7 @@ def _check_restorable(path: Path, chunk: Chunk, probes: Sequence[str], gone: Seq
 
 
 def roles_of(static: Static) -> Roles:
-    """The factors of a probe set with their values and roles: by name, bits by feature in their own order."""
+    """Returns the factors of a probe set with their values and roles: sorted by name, then bits by feature in order."""
     task = static.config.task
     known = DATA[task.name].probe_factors(task, static.config.keep.probe_set).items()
     whole, bits = ([item for item in known if (item[1].role == "bit") == is_bit] for is_bit in (False, True))
@@ -134,7 +137,7 @@ def roles_of(static: Static) -> Roles:
 
 
 def _measure_chunk(folder: Path, chunk: Chunk, probes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Rows from `setting` on, for all views and snapshots of a chunk."""
+    """Yields rows, from the CSV column `setting` on, for all views and snapshots of a chunk."""
     static, last = chunk.group.static, chunk.group.static.config.num_steps
     places, views = training.places_of(static), training.views_of(static)
     wanted = {name: {v for p in PROBES[name].views or ("all",) for v in resolve(p, places, views)} for name in probes}
@@ -143,7 +146,7 @@ def _measure_chunk(folder: Path, chunk: Chunk, probes: Sequence[str]) -> Iterato
         for name in probes:
             probe = PROBES[name]
             if probe.kind == "pair" or block.site not in wanted[name] or not (probe.along or block.step in (0, last)):
-                continue  # pairs cross chunks: `merge` has them compared
+                continue  # pairs cross chunks and are compared in `merge`
             if probe.kind == "representation":
                 phi = _padded(block) if probe.padded else block.activations
                 found = _representation(name, roles_of(static))(phi, block.factors)
@@ -156,9 +159,9 @@ def _measure_chunk(folder: Path, chunk: Chunk, probes: Sequence[str]) -> Iterato
 
 
 def _blocks(folder: Path, chunk: Chunk) -> Iterator[Block]:
-    """The pieces of a chunk as they lie on disk: `lanes` runs, one snapshot, one view.
+    """Yields the activations of a chunk in blocks, as they are cut on disk: `lanes` runs, one snapshot, one view.
 
-    A short last piece is filled up with its last run, so that bits do not depend on the number of runs.
+    A short last block is filled up with copies of its last run, so that bits do not depend on the number of runs.
     """
     arrays, lanes = store.Activations(folder / "activations.zarr"), chunk.group.lanes
     names = [p.name for p in sorted((folder / "activations.zarr").glob("factor.*"))]
@@ -169,7 +172,7 @@ def _blocks(folder: Path, chunk: Chunk) -> Iterator[Block]:
         steps = arrays.read(f"snapshot_{site}")
         for t, step in enumerate(steps):
             if site in gone and step not in (steps[0], steps[-1]):
-                continue  # cannot be recomputed: weights are kept of the first and the last step alone
+                continue  # cannot be recomputed: only the first and the last weights are available
             for first in range(0, len(chunk.runs), lanes):
                 last = min(first + lanes, len(chunk.runs))
                 full = [*range(last - first), *[last - first - 1] * (lanes - last + first)]
@@ -180,33 +183,39 @@ def _blocks(folder: Path, chunk: Chunk) -> Iterator[Block]:
 
 
 def _halves(phi, factors) -> tuple[Side, Side]:
-    """The fit half and the score half of one run's probe set."""
+    """Returns the fit half and the score half of one run's probe set."""
     half = len(phi) // 2
     fit = (phi[:half], {n: v[:half] for n, v in factors.items()})
     return fit, (phi[half:], {n: v[half:] for n, v in factors.items()})
 
 
 def _padded(block: Block) -> np.ndarray:
-    """Activations with units that are always zero, which change no probe and save compiling for every width."""
+    """Returns the activations with added units that are always zero.
+
+    They change no result of a probe that is padded, and save compiling it for every width.
+    """
     more = max(0, block.widest - block.activations.shape[-1])
     return np.pad(block.activations, ((0, 0), (0, 0), (0, more)))
 
 
 @functools.cache
 def _representation(name: str, roles: Roles) -> Callable:
-    """A probe of representations, compiled for many runs: `[R, N, D]` and factors `[R, N]`."""
+    """Returns a probe of representations, compiled for R runs: activations `[R, N, D]` and factors `[R, N]`."""
     return jax.jit(jax.vmap(lambda phi, factors: PROBES[name].function(*_halves(phi, factors), dict(roles))))
 
 
 class _Inputs:
-    """The probe examples of a chunk's runs, drawn again by a program of their own and checked against what is stored."""
+    """The probe examples of a chunk's runs, drawn again by a separate program and checked against the stored factors."""
 
     def __init__(self, chunk: Chunk):
         self.chunk = chunk
         self.found: dict[int, training.Probe] = {}  # by first run of a block
 
     def of(self, block: Block, dials: Dials, seeds: np.ndarray) -> training.Probe:
-        """Of the runs of a block, `[lanes, N, ...]`. Raises StoreError when its factors are not those that were stored."""
+        """Returns the probe examples of a block's runs, `[lanes, N, ...]`.
+
+        Raises StoreError if their factors are not those that were stored.
+        """
         if block.first not in self.found:
             probe = _probe_program(self.chunk.group.static)(dials, jnp.asarray(seeds))
             for name, values in block.factors.items():
@@ -221,14 +230,14 @@ class _Inputs:
 
 @functools.cache
 def _probe_program(static: Static) -> Callable:
-    """Draws the probe examples of many runs, from their dials and seeds."""
+    """Returns a program that draws the probe examples of many runs, from their dials and seeds."""
     task, keep = static.config.task, static.config.keep
     return jax.jit(jax.vmap(lambda d, s: training.make_probe(task, keep.probe_set, d, s, keep.shared)))
 
 
 @functools.cache
 def _intervention(name: str, static: Static, view_name: str) -> Callable:
-    """An intervention on one view, compiled for many runs."""
+    """Returns an intervention on one view, compiled for many runs."""
     view, task = training.views_of(static)[view_name], static.config.task
     half = task.num_probe // 2
 
@@ -236,7 +245,7 @@ def _intervention(name: str, static: Static, view_name: str) -> Callable:
         def outputs(side: str, change):
             part = slice(0, half) if side == "fit" else slice(half, 2 * half)
             inputs, order = probe.inputs[part], probe.order if probe.order.ndim == 1 else probe.order[part]
-            # The change of the view is brought about at its site, in the forward pass of the real input.
+            # The view is changed by an edit of its site, in the forward pass of the real input.
             change = jnp.broadcast_to(change, (half, phi.shape[-1]))
             shape = jax.eval_shape(lambda: training.forward(static, dials, params, inputs, order)[1][view.site]).shape[1:]
             edits = {view.site: jax.vmap(view.spread)(change).reshape(half, *shape)}  # pyright: ignore[reportArgumentType]
@@ -251,7 +260,7 @@ def _intervention(name: str, static: Static, view_name: str) -> Callable:
 
 
 def _intervene(name: str, block: Block, params: Any, inputs: _Inputs) -> Mapping[Measured, Any]:
-    """An intervention on the runs of a block. Args: params of the whole chunk, `[runs, ...]`."""
+    """Returns what an intervention measures on the runs of a block. Args: params of the whole chunk, `[runs, ...]`."""
     static, count = block.chunk.group.static, len(block.runs)
     full = [*range(count), *[count - 1] * (len(block.activations) - count)]
     each = [block.chunk.group.dials[block.runs[i][0]] for i in full]
@@ -262,13 +271,13 @@ def _intervene(name: str, block: Block, params: Any, inputs: _Inputs) -> Mapping
 
 
 def _restored(folder: Path, chunk: Chunk) -> Any:
-    """The final weights of a chunk's runs, `[runs, ...]`, checked against the done marker."""
+    """Returns the final weights of a chunk's runs, `[runs, ...]`, checked against the done marker."""
     static, (setting, seed) = chunk.group.static, chunk.runs[0]
     one = jax.eval_shape(lambda d, s: training.init(static, d, s), chunk.group.dials[setting], jnp.int32(seed))
     done = store.read_json(folder / "done.json", "train")
     checkpoints = store.Checkpoints(folder / "checkpoint")
     try:
-        # A sharding of our own: those it was saved with may name devices that are not here.
+        # The shardings that were saved are not used, because they may name devices that this process does not have.
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = population.saved_like(one, chunk, here)
         fingerprint = jax.jit(jax.vmap(jax.vmap(store.fingerprint)))
@@ -282,7 +291,7 @@ def _restored(folder: Path, chunk: Chunk) -> Any:
 
 
 def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[tuple[Any, ...]]:
-    """Rows from `setting` on, for one block and probe."""
+    """Yields rows, from the CSV column `setting` on, for one block and probe."""
     sound = np.asarray(np.isfinite(block.activations).all(axis=(1, 2)))
     spread, size = np.ptp(block.activations, axis=1).max(axis=1), np.abs(block.activations).max(axis=(1, 2))
     living: np.ndarray = spread > 1e-6 * size
@@ -300,9 +309,10 @@ def _rows(block: Block, probe: str, found: Mapping[Measured, Any]) -> Iterator[t
 
 
 def _of_final(rows: list[tuple[Any, ...]], chunk: Chunk) -> list[tuple[Any, ...]]:
-    """Adds `r2_of_final` = variance(t) / total_variance(T): along training on one scale, that of the last snapshot.
+    """Returns the rows and adds `r2_of_final` = variance(t) / total_variance(T) for each row of `variance`.
 
-    (Not 1 - SSE_t / SST_T, which tends to 1 for a small representation.)
+    All snapshots along training thus have one scale, that of the last one. (It is not 1 - SSE_t / SST_T, which tends to 1
+    for a small representation.)
     """
     last = chunk.group.static.config.num_steps
     totals = {(r[0], r[1], r[3]): r for r in rows if r[2] == last and r[5] == "total_variance"}

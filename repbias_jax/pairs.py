@@ -1,12 +1,12 @@
-"""Probes of pairs of models, which lie in different chunks: computed where the rows of all chunks are merged.
+"""Runs probes of pairs of models. Models lie in different chunks, so this is done when the rows of all chunks are merged.
 
-Compared are, within one condition, all models at their last step and the untrained networks of the condition's
-first setting, at the penultimate layer and on the score half of the probe set, which all seeds share. Two models of one
-seed share data, and often initial weights: they are never compared.
+Within one condition, all models at their last step and the untrained networks of the condition's first setting are
+compared, at the penultimate layer and on the score half of the probe set, which all seeds share. Two models of the same
+seed are never compared, because they share data and often initial weights.
 
-Nothing is kept in between: a pair depends on its two models alone, so what is interrupted is computed again and ends in
-the same numbers. Held at a time are the activations of one condition's models and what one measure makes of each: for 64
-models with 1,024 examples of 64 units 17 MB, and 134 MB of distances.
+No intermediate results are stored: a pair depends only on its two models, so an interrupted comparison is repeated and
+gives the same numbers. Memory holds the activations of one condition's models and what one measure computes from each:
+for 64 models with 1,024 examples of 64 units, these are 17 MB, and 134 MB of distances.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,8 +28,8 @@ def views_read(probes: Sequence[str], places: Mapping[str, tuple[str, ...]], vie
 
     Args:
       probes: names in PROBES.
-      places: of the model, the views that each stands for.
-      views: of the model, by name.
+      places: the views that each place of the model stands for.
+      views: the model's views, by name.
     """
     pairwise = [place for name in probes if PROBES[name].kind == "pair" for place in PROBES[name].views]
     return {view for place in pairwise for view in resolve(place, places, views)}
@@ -41,28 +41,28 @@ class Model(NamedTuple):
     setting: str
     seed: int
     step: int
-    last: int  # step of its setting
+    last: int  # the last step of its setting
     chunk: Chunk
-    place: int  # of the run, within the chunk
+    place: int  # index of the run within the chunk
 
     @property
     def name(self) -> str:
-        """As the column `other` has it: setting and seed, and the step where it is not the last."""
+        """The model's name in the CSV column `other`: setting and seed, and the step if it is not the last."""
         return f"{self.setting}/{self.seed}" + ("" if self.step == self.last else f"/{self.step}")
 
 
 def compare(folder: Path, chunks: Sequence[Chunk], probes: Sequence[str], stop: Callable[[], bool]) -> Iterator[tuple]:
-    """Rows from `setting` on, one a pair and metric: under the first of the two, the second as `other`.
+    """Yields rows, from the CSV column `setting` on: one per pair and metric, for the first model, the second as `other`.
 
     Args:
-      folder: the experiment's.
-      chunks: those that are there, in order.
-      probes: names in PROBES; those of pairs are run.
+      folder: the experiment's folder.
+      chunks: those that are trained, in order.
+      probes: names in PROBES; only those of pairs are run.
       stop: polled before each condition.
 
     Raises:
       StoreError: activations are missing or damaged.
-      Interrupted: `stop` said so.
+      Interrupted: `stop` returned true.
     """
     names = [name for name in probes if PROBES[name].kind == "pair"]
     for condition, models in models_of(chunks).items() if names else ():
@@ -88,7 +88,7 @@ def models_of(chunks: Sequence[Chunk]) -> dict[str, list[Model]]:
 
 
 def _read(folder: Path, model: Model, site: str) -> tuple[str, np.ndarray]:
-    """The view's own name and a model's activations `[N, D]` on the score half of its probe set."""
+    """Returns the view's own name and a model's activations `[N, D]` on the score half of its probe set."""
     arrays = store.Activations(folder / model.chunk.path / "activations.zarr")
     own = training.places_of(model.chunk.group.static)[site][0]
     time, half = list(arrays.read(f"snapshot_{own}")).index(model.step), arrays.shape(own)[2] // 2
@@ -113,7 +113,7 @@ def _rows(
 
 
 def _reason(phi: np.ndarray) -> str:
-    """Why a similarity to these activations may be missing."""
+    """Returns why a similarity to these activations may be missing; empty if they give no reason."""
     if not np.isfinite(phi).all():
         return "diverged"
     if np.ptp(phi, axis=0).max() <= 1e-6 * np.abs(phi).max():

@@ -100,10 +100,10 @@ def run(
             if store.discarded(folder / chunk.path):  # recomputed by a process that was killed
                 measure.discard(folder, chunk, plan.experiment.probes)
         if waiting and _trained(folder, plan.chunks):
-            # The others got done meanwhile, and may have left the merging to this process.
+            # The other processes finished meanwhile, and may have left the merging to this one.
             return run(plan, module, folder, stages, stop, record, checkpoint_seconds, share, mix_code, discard)
         if not waiting and measure.all_measured(folder, present, code):
-            # What is written once for the whole experiment has one writer; of several processes the last one merges.
+            # Files of the whole experiment have a single writer: the process that finishes last merges.
             with store.lock(folder / "lock", wait=shared):
                 if not current("measure"):
                     measure.merge(folder, plan.experiment.name, present, plan.experiment.probes, stop)
@@ -156,7 +156,7 @@ def _refuse(folder: Path, stale: str, stages: Sequence[str]) -> None:
 
 
 def _in_words(chunks: Sequence[Chunk], missing: Sequence[Chunk]) -> str:
-    """`2 of 3 chunks are there (16 of 24 runs); missing: ...`, or nothing where none is missing."""
+    """Returns `2 of 3 chunks are there (16 of 24 runs); missing: ...`; empty if none is missing."""
     if not missing:
         return ""
     runs, left = sum(len(c.runs) for c in chunks), sum(len(c.runs) for c in missing)
@@ -166,14 +166,14 @@ def _in_words(chunks: Sequence[Chunk], missing: Sequence[Chunk]) -> str:
 
 
 def _described(experiment: Experiment, said: str) -> Experiment:
-    """The experiment, with what is missing among what differs from the reference settings."""
+    """Returns the experiment with a note on missing chunks added to `variant`, its differences from the reference."""
     return dataclasses.replace(experiment, variant=", ".join(v for v in (experiment.variant, said) if v))
 
 
 def _begin(
     folder: Path, plan: Plan, covers: Mapping[str, Any], record: Mapping[str, Any], discard: bool
 ) -> None:  # fmt: skip
-    """Makes the folder and its manifest; a manifest that is there keeps its stages."""
+    """Creates the folder and its manifest, after checking memory and disk; an existing manifest keeps its stages."""
     if not _trained(folder, plan.chunks):
         cost = estimate(plan, discard)
         check_memory(plan, cost)
@@ -197,7 +197,7 @@ def _begin(
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what a killed process left half-written, unless a live one is writing there."""
+    """Removes half-written files of a killed process, unless a live process is writing in the folder."""
     with contextlib.suppress(store.StoreError), store.lock(folder / "lock"):
         store.sweep(folder)
         store.sweep(folder / "figures")
@@ -207,13 +207,13 @@ def _used(folder: Path) -> int:
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # another process's temporary file
+            with contextlib.suppress(FileNotFoundError):  # a temporary file of another process
                 total += os.stat(os.path.join(root, name)).st_size
     return total
 
 
 def _current(folder: Path, stage: str, covers: Mapping[str, Any], chunks: Sequence[Chunk]) -> bool:
-    """Whether a stage was done with the same fingerprint and its files are as it left them."""
+    """Returns whether a stage was done with the same fingerprint and its files have not changed since."""
     entry = store.read_json(folder / "manifest.json", "train")["stages"].get(stage)
     if entry is None or entry["fingerprint"] != store.digest(covers):
         return False
@@ -229,14 +229,14 @@ def _trained(folder: Path, chunks: Sequence[Chunk]) -> bool:
 def _note(
     folder: Path, stage: str, covers: Any, files: Sequence[str], record: Mapping[str, Any], seconds: float, **more: Any
 ) -> None:
-    """Writes down in the manifest that a stage is done, and `more` of it. Commit and seconds are recorded, not compared."""
+    """Records in the manifest that a stage is done, with `more` entries. Commit and seconds are recorded, not compared."""
     with store.lock(folder / "manifest.lock", wait=True):
         manifest = store.read_json(folder / "manifest.json", "train")
         sums = {name: store.checksum(folder / name) for name in files}
         entry = {"fingerprint": store.digest(covers), "files": sums, **more}
         before = manifest["stages"].get(stage, {})
         if {k: before.get(k) for k in entry} != entry:
-            # Seconds are those of the process that ended it.
+            # The seconds are those of the process that ended the stage.
             manifest["stages"][stage] = {**entry, "commit": record["commit"], "wall_seconds": round(seconds, 1)}
             for later in STAGES[STAGES.index(stage) + 1 :]:
                 manifest["stages"].pop(later, None)

@@ -1,4 +1,4 @@
-"""What will be run: names, ranges and shapes checked, runs laid out, and what it will cost. Nothing is written here."""
+"""Plans a run: checks names, ranges and shapes, lays out the runs and estimates their cost. Nothing is written here."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ MAX_RUNS = 1_000_000
 
 
 class Plan(NamedTuple):
-    """What will be run."""
+    """What will be run: the experiment, its configurations and groups, and how its runs are laid out."""
 
     experiment: Experiment
     configs: dict[str, Config]
@@ -52,11 +52,14 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
 
     Args:
       experiment: with its overrides applied.
-      backend: that trains.
+      backend: the backend that trains.
       lanes: runs that share a device; 0: what suits the backend and the size of a run.
 
+    Returns:
+      The configurations by full name of the setting, the groups, and the backend.
+
     Raises:
-      ConfigError: what was wrong, what was expected and where.
+      ConfigError: something is wrong; the message says what, what was expected and where.
     """
     if experiment.num_seeds < 1:
         raise ConfigError(f"--num_seeds={experiment.num_seeds}: expected at least 1")
@@ -149,7 +152,7 @@ def _check_config(config: Config) -> None:
 
 
 def _check_probes(name: str, config: Config, probes: Sequence[str]) -> None:
-    """Raises ConfigError where a probe would not find what it reads."""
+    """Raises ConfigError if a probe would not find what it reads."""
     task, family = config.task, MODELS[config.model.name]
     views, places = family.views(config.model, task), family.places(config.model, task)
     stored = {v for n in (*config.keep.views, config.keep.along) for v in resolve(n, places, views)}
@@ -185,7 +188,7 @@ def _check_pairs(configs: Mapping[str, Config]) -> None:
             raise ConfigError(
                 f"config.keep.shared=false (setting {name}): expected true, since pairs of models are compared"
             )
-        # What decides the probe examples; the rest says what is asked for, or how much.
+        # Only what determines the probe examples is compared: not the targets, nor the numbers of other examples.
         own = dataclasses.replace(config.task, outputs=(), exposure=(), output_order=(), num_train=1, num_test=2)
         before, other = first.setdefault(name.split(".")[0], (name, (own, config.keep.probe_set)))
         if other != (own, config.keep.probe_set):
@@ -196,25 +199,31 @@ def _check_pairs(configs: Mapping[str, Config]) -> None:
 
 
 def recorded_rows(folder: Path) -> int:
-    """Rows of a workdir's layout, which on CPU should also be its number of virtual devices; 0: there is none yet."""
+    """Returns the rows of a workdir's layout; 0 if it has no manifest yet.
+
+    On CPU the number of virtual devices should be the same.
+    """
     path = folder / "manifest.json"
     return int(store.read_json(path, "train")["layout"]["rows"]) if path.exists() else 0
 
 
 def recorded_backend(folder: Path) -> str:
-    """Backend that a workdir was trained on; empty: there is none yet. Other machines may measure and report it."""
+    """Returns the backend that a workdir was trained on; empty if it has no manifest yet.
+
+    Other machines may measure and report it.
+    """
     path = folder / "manifest.json"
     return store.read_json(path, "train")["train_covers"]["runtime"]["backend"] if path.exists() else ""
 
 
 def place(experiment: Experiment, checked: tuple, folder: Path, num_devices: int) -> Plan:
-    """Lays the runs out: as the workdir has them, or anew, at most a row for each device.
+    """Lays the runs out: as the workdir has them, or in a new workdir with at most one row per device.
 
     Raises:
-      ConfigError: the workdir holds another configuration, or more seeds.
+      ConfigError: the workdir holds another configuration or more seeds, or, for a confirmation, another number of seeds.
     """
     configs, groups, backend = checked
-    # On CPU one device compiles another program than several, so that bits differ; processes of one job share all rows.
+    # On CPU the program for one device and its bits differ from those for several. Processes of one job share all rows.
     least = num_devices if jax.process_count() > 1 else min(2, num_devices) if backend == "cpu" else 1
     caps, firsts = experiment.caps(), experiment.first_seeds()
     laid = Layout(num_devices, experiment.seed, (experiment.num_seeds,), caps, least, firsts)
@@ -243,7 +252,7 @@ def place(experiment: Experiment, checked: tuple, folder: Path, num_devices: int
 
 
 def full_settings(plan: Plan) -> dict[str, Any]:
-    """All options of all settings, as the manifest keeps them."""
+    """Returns all options of all settings, the runtime and the seeds, as the manifest keeps them."""
     settings = {name: {k: _plain(v) for k, v in flatten(config).items()} for name, config in plan.configs.items()}
     return {"settings": settings, **_runtime(plan)}
 
@@ -257,7 +266,7 @@ def _runtime(plan: Plan) -> dict[str, Any]:
 
 
 def covered(plan: Plan) -> dict[str, dict[str, Any]]:
-    """What each stage depends on: the contents of its fingerprint. Of settings that is what differs from the defaults."""
+    """Returns what each stage depends on: the contents of its fingerprint. For settings, what differs from the defaults."""
     settings = {name: {k: _plain(v) for k, v in sparse(config).items()} for name, config in plan.configs.items()}
     train = {"format": store.FORMAT, "settings": settings, **_runtime(plan)}
     here = Path(__file__).parent
@@ -278,7 +287,7 @@ def covered(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def source_of(*places: Path) -> str:
-    """Digest of code, so that a changed probe or claim reruns its stage and what follows it."""
+    """Returns a digest of code, so that a changed probe or claim reruns its stage and those after it."""
     files = sorted(f for p in places for f in (p.rglob("*") if p.is_dir() else [p]) if f.suffix in (".py", ".html"))
     return store.digest([store.checksum(f) for f in files])
 
@@ -288,7 +297,7 @@ def _plain(value: Any) -> Any:
 
 
 def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
-    """Raises ConfigError naming the first field in which two trainings differ; options that came later had defaults."""
+    """Raises ConfigError naming the first field in which two trainings differ; options added later had their defaults."""
     new = full_settings(plan)
     pairs = [("the seed", old["seed"], new["seed"])]
     pairs += [(f"runtime.{k}", old["runtime"].get(k), v) for k, v in new["runtime"].items()]
@@ -308,7 +317,7 @@ def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
 
 
 def existing(folder: Path) -> Path:
-    """The folder itself, or the nearest of its parents that is there."""
+    """Returns the folder itself, or the nearest of its parents that exists."""
     return next(p for p in (folder, *folder.absolute().parents) if p.exists())
 
 
@@ -322,7 +331,11 @@ def check_workdir(folder: Path) -> None:
 
 
 def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
-    """`settings.csv`: a row for each setting, a column for each option of any family, then places, views and twins."""
+    """Returns the header and rows of `settings.csv`: one row per setting.
+
+    After the columns that identify a setting there is one for each option of any family, then places, label-fed views and
+    twins.
+    """
     names = list(dict.fromkeys(name for config in plan.configs.values() for name in flatten(config)))
     rows = []
     for group in plan.groups:
@@ -349,7 +362,7 @@ def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
 
 
 def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:
-    """What a run will cost.
+    """Estimates what a run will cost.
 
     Args:
       plan: what will be run.
@@ -394,7 +407,7 @@ def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:
 
 
 def check_memory(plan: Plan, cost: Mapping[str, float]) -> None:
-    """Raises ConfigError where training needs more memory than there is. Args: cost, from `estimate`."""
+    """Raises ConfigError if training needs more memory than there is. Args: cost, from `estimate`."""
     rows = max((chunk.rows for chunk in plan.chunks), default=1)
     shared = min(rows, jax.local_device_count()) if plan.backend == "cpu" else 1  # devices of a CPU share its memory
     need, there = shared * cost["device_bytes"], devices.memory_bytes()
@@ -406,7 +419,7 @@ def check_memory(plan: Plan, cost: Mapping[str, float]) -> None:
 
 
 def _bytes_of_run(static: Any, dials: Any) -> tuple[float, float]:
-    """Bytes of a run's state, and of its data."""
+    """Returns the bytes of a run's state and of its data."""
     config, seed = static.config, jax.ShapeDtypeStruct((), jnp.int32)
     data = jax.eval_shape(lambda d, s: training.make_data(config.task, config.keep.probe_set, d, s), dials, seed)
     state = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, seed)

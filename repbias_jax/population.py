@@ -1,7 +1,7 @@
 """The training loop over chunks: programs, progress, checkpoints and resume.
 
-The rows of a chunk that share a device follow each other, so a chunk begun on two devices can be finished on one, with
-the same bits. No program has a collective.
+Rows of a chunk that share a device are computed one after another, so a chunk begun on two devices can be finished on one
+with the same bits. No program contains a collective operation.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ from repbias_jax.data import DATA, reported
 from repbias_jax.devices import Spread, make_mesh
 from repbias_jax.layout import Chunk, points_of, snapshots_by_view
 
-FIRST_STEPS = 64  # of a segment, before it is known how long a step takes
-SEGMENT_SECONDS = 20.0  # a longer stretch is cut, so that signals and checkpoints are never far away
+FIRST_STEPS = 64  # the most steps of the first segment, before the duration of a step is known
+SEGMENT_SECONDS = 20.0  # longer segments are cut, so that signals and checkpoints never have to wait long
 
 
 class Interrupted(Exception):
-    """Training was asked to stop, and everything so far is saved."""
+    """The program was told to stop, and everything so far is saved."""
 
 
 def saved_like(one: Any, chunk: Chunk, sharding: jax.sharding.Sharding) -> store.Saved:
-    """A chunk's checkpoint as shapes. Args: one, the state of one run as shapes; where it shall come back to."""
+    """Returns a chunk's checkpoint as shapes. Args: one, shapes of one run's state; sharding, of the restored arrays."""
     config, stack = chunk.group.static.config, (chunk.rows, chunk.group.lanes)
 
     def stacked(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -47,14 +47,14 @@ def saved_like(one: Any, chunk: Chunk, sharding: jax.sharding.Sharding) -> store
 
 
 def is_sound(fingerprint: Callable[[Any], jax.Array], saved: store.Saved) -> bool:
-    """Whether a restored checkpoint has the fingerprints it was saved with, on every process."""
+    """Returns whether a restored checkpoint has the fingerprints it was saved with, on every process."""
     pairs = ((saved.state, saved.fingerprints), (saved.curves, saved.curve_sums))
     right = all(np.array_equal(devices.fetch(fingerprint(x)), devices.fetch(prints)) for x, prints in pairs)
     return not devices.agree(not right)[0]
 
 
 class Programs:
-    """The compiled programs of a group; one compilation each, whatever the number of chunks, segments and runs."""
+    """The compiled programs of a group. Each is compiled once, whatever the number of chunks, segments and runs."""
 
     def __init__(self, static: Static, mesh: Mesh):
         self.mesh, self.sharding = mesh, NamedSharding(mesh, P("runs"))
@@ -68,18 +68,21 @@ class Programs:
 
 
 def _is_finite(state: training.State) -> jax.Array:
-    """Whether all weights of a run are finite; no update makes them so again."""
+    """Returns whether all weights of a run are finite; once they are not, no update makes them finite again."""
     return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state.params)]))
 
 
 @functools.cache
 def _data_program(task: Task, probe_set: str, shared: bool, mesh: Mesh) -> Spread:
-    """Groups that differ in model or optimizer share their data program, which is the slowest to compile."""
+    """Returns the program that draws the data, which is the slowest to compile.
+
+    Groups that differ in model or optimizer share it.
+    """
     return Spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s, shared), 2, once=True)
 
 
 class Progress:
-    """One line on a terminal, plain log lines elsewhere: runs, steps, rate, time left."""
+    """Progress of training (runs, steps, rate, time left): one line on a terminal, plain log lines elsewhere."""
 
     def __init__(self, runs: int, run_steps: int, every: float):
         self.runs, self.total, self.every = runs, run_steps, every
@@ -90,7 +93,7 @@ class Progress:
         )
 
     def skip(self, runs: int, run_steps: int) -> None:
-        """Counts what was there already."""
+        """Counts runs and run-steps as done, without including them in the rate."""
         self.done_runs, self.done = self.done_runs + runs, self.done + run_steps
         self.bar.update(run_steps)
 
@@ -111,7 +114,7 @@ class Progress:
             )
 
     def close(self) -> None:
-        """Ends the line."""
+        """Closes the progress bar."""
         self.bar.close()
 
 
@@ -119,12 +122,12 @@ def train(
     folder: Path, chunks: Sequence[Chunk], stop: Callable[[], bool], checkpoint_seconds: float,
     after: Callable[[Chunk], None] | None = None,
 ) -> None:  # fmt: skip
-    """Trains every chunk that is not done, each to its end, and leaves a done marker in its folder.
+    """Trains every chunk that is not done, each to its end, and writes a done marker into its folder.
 
     Args:
       folder: the experiment's folder.
       chunks: from `chunks_of`, or a shard of them.
-      stop: polled between segments; when true, everything is saved and `Interrupted` raised.
+      stop: polled between segments; when it returns true, everything is saved and `Interrupted` is raised.
       checkpoint_seconds: shortest time between two checkpoints.
       after: called with each chunk as soon as it is done, whether it was trained now or before.
     """
@@ -152,11 +155,11 @@ def train(
 
 
 def restore(folder: Path, chunk: Chunk, stop: Callable[[], bool] = lambda: False) -> None:
-    """Makes the discarded activations of a finished chunk again, bit for bit, at its first and last step.
+    """Recomputes the discarded activations of a finished chunk, bit for bit, at its first and last step.
 
     Raises:
-      StoreError: the last weights are missing or damaged, or other code, versions or another backend trained them.
-      Interrupted: `stop` said so while the data were drawn.
+      StoreError: the last weights are missing or damaged, or were trained by other code or versions or on another backend.
+      Interrupted: `stop` returned true while the data were drawn.
     """
     backend, here = chunk.group.static.runtime.backend, jax.default_backend()
     other = other_code(folder, [chunk])
@@ -173,12 +176,12 @@ def restore(folder: Path, chunk: Chunk, stop: Callable[[], bool] = lambda: False
 
 @functools.lru_cache(maxsize=1)
 def _programs_of(static: Static, rows: int) -> Programs:
-    """The programs of a group, compiled once for all its chunks."""
+    """Returns the programs of a group, compiled once for all its chunks of this number of rows."""
     return Programs(static, make_mesh(rows))
 
 
 def other_code(folder: Path, chunks: Sequence[Chunk]) -> str:
-    """Which code or versions trained what is there of some chunks, where they are not the present ones; empty: none."""
+    """Returns in words the first chunk trained, even in part, by other code or versions than the present; empty if none."""
     present: dict[str, dict[str, str]] = {}
     for chunk in chunks:
         if chunk.group.name not in present:
@@ -193,7 +196,7 @@ def other_code(folder: Path, chunks: Sequence[Chunk]) -> str:
 
 
 def _is_done(folder: Path, chunk: Chunk, progress: Progress) -> bool:
-    # Of several processes only one writes the marker: a chunk is done when the slowest of them sees it.
+    # Only one of several processes writes the marker: a chunk is done once all of them see it.
     if devices.agree(not (folder / "done.json").exists())[0]:
         return False
     done = store.read_json(folder / "done.json", "train")
@@ -204,14 +207,14 @@ def _is_done(folder: Path, chunk: Chunk, progress: Progress) -> bool:
 
 
 class _Trainer:
-    """One chunk, from its start or its last checkpoint to its done marker."""
+    """Trains one chunk, from its start or its last checkpoint to its done marker."""
 
     def __init__(self, folder: Path, chunk: Chunk, programs: Programs, progress: Progress):
         self.folder, self.chunk, self.programs, self.progress = folder, chunk, programs, progress
         self.config, self.lanes = chunk.group.static.config, chunk.group.lanes
         self.points = points_of(self.config)
         self.rows = devices.rows_here(chunk.rows, programs.mesh)
-        # A chunk that is not full is filled up with copies of its last run, which are computed and dropped.
+        # A chunk that is not full is padded with copies of its last run, which are computed and dropped.
         filled = [*chunk.runs, *[chunk.runs[-1]] * (chunk.rows * self.lanes - len(chunk.runs))]
         here = filled[self.rows.start * self.lanes : self.rows.stop * self.lanes]
         self.runs = slice(self.rows.start * self.lanes, min(self.rows.stop * self.lanes, len(chunk.runs)))
@@ -220,22 +223,22 @@ class _Trainer:
         self.seeds = self._place(np.asarray([k for _, k in here], np.int32))
 
     def _place(self, values: np.ndarray) -> jax.Array:
-        """Values of this process's runs `[run, ...]`, filled up, as an array `[rows, lanes, ...]` over the devices."""
+        """Returns this process's values `[run, ...]`, with padding, as an array `[rows, lanes, ...]` over the devices."""
         values = values.reshape(len(self.rows), self.lanes, *values.shape[1:])
         return devices.place(values, self.chunk.rows, self.rows, self.programs.sharding)
 
     def _real(self, values: np.ndarray) -> np.ndarray:
-        """This process's own runs `[run, ...]` of its values `[rows, lanes, ...]`, without what fills them up."""
+        """Returns this process's values `[rows, lanes, ...]` as `[run, ...]`, without the padding of the chunk."""
         return values.reshape(-1, *values.shape[2:])[: max(0, self.runs.stop - self.runs.start)]
 
     def run(self, stop: Callable[[], bool], checkpoint_seconds: float) -> None:
-        """Trains to the end; raises Interrupted after saving when `stop` says so."""
+        """Trains to the end. If `stop` returns true before that, saves and raises Interrupted."""
         if devices.is_first():
             store.sweep(self.folder)
             if not (self.folder / "begun.json").exists():
                 own = provenance.provenance_of(self.chunk.group.static)
                 store.write_json(self.folder / "begun.json", {"format": store.FORMAT, "provenance": own})
-        devices.agree(0)  # nobody writes before everything is swept
+        devices.agree(0)  # no process writes before everything is swept
         data = self._wait(self.programs.data(self.dials, self.seeds), stop)
         checkpoints = store.Checkpoints(self.folder / "checkpoint")
         try:
@@ -272,7 +275,7 @@ class _Trainer:
             checkpoints.close()
 
     def restore(self, stop: Callable[[], bool]) -> None:
-        """Writes the activations of the first and the last step again, from the initial and the last weights."""
+        """Recomputes and writes the activations of the first and the last step, from the initial and the last weights."""
         data = self._wait(self.programs.data(self.dials, self.seeds), stop)
         checkpoints = store.Checkpoints(self.folder / "checkpoint")
         try:
@@ -286,7 +289,10 @@ class _Trainer:
         self._keep(step, data, state, activations)
 
     def _wait(self, data: training.Data, stop: Callable[[], bool]) -> training.Data:
-        """`data` once they are drawn; a signal is heard meanwhile, when nothing is there yet to be saved."""
+        """Returns `data`; a single process waits until they are drawn.
+
+        If `stop` returns true meanwhile, raises Interrupted; there is nothing to save yet.
+        """
         leaves = jax.tree.leaves(data)
         while jax.process_count() == 1 and not all(leaf.is_ready() for leaf in leaves):
             if stop():
@@ -295,9 +301,10 @@ class _Trainer:
         return data
 
     def _skip_if_diverged(self, step: int, data: Any, state: Any, curves: np.ndarray, activations: Any) -> int:
-        """The last step where every run of the chunk has diverged, which no update can mend; else `step`.
+        """Returns the last step if every run of the chunk has diverged, which no update can repair; else `step`.
 
-        What is left of the chunk is as it would be: missing points of the curves, and activations that are not finite.
+        The rest of the chunk is recorded as if it had been trained: missing values at the remaining points of the curves,
+        and activations that are not finite.
         """
         sound = self._real(devices.fetch(self.programs.is_finite(state)))
         if step == self.config.num_steps or devices.agree(bool(sound.any()))[0]:
@@ -311,7 +318,7 @@ class _Trainer:
         return self.config.num_steps
 
     def _start(self, checkpoints: store.Checkpoints) -> tuple[int, Any, np.ndarray]:
-        """Step, state and curves to go on from."""
+        """Returns the step, state and curves to continue from."""
         state = self.programs.init(self.dials, self.seeds)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), state)
         like = saved_like(one, self.chunk, self.programs.sharding)
@@ -323,7 +330,7 @@ class _Trainer:
         return step, saved.state, np.array(devices.fetch(saved.curves))
 
     def _open(self, data: training.Data) -> store.Activations:
-        """The arrays of this chunk, made where they are missing."""
+        """Returns the arrays of this chunk, with its factors written; creates those that are missing."""
         settings = sorted({setting for setting, _ in self.chunk.runs})
         examples = self.config.task.num_probe
         coordinates = {
@@ -354,7 +361,7 @@ class _Trainer:
         self._keep(step, data, state, activations)
 
     def _keep(self, step: int, data: Any, state: Any, activations: store.Activations) -> None:
-        """Writes the activations of a snapshot; at other steps nothing."""
+        """Writes the activations if the step is a snapshot; else writes nothing."""
         wanted = [name for name, steps in self.kept.items() if step in steps]
         sites = self.programs.represent(self.dials, data, state) if wanted else {}
         for name in wanted:
@@ -381,10 +388,10 @@ class _Trainer:
             laid = {"rows": self.chunk.rows, "lanes": self.lanes}
             done = {"format": store.FORMAT, "runs": runs, "steps": self.config.num_steps, "layout": laid, "provenance": own}
             store.write_json(self.folder / "done.json", done | {"files": store.metadata_sums(self.folder)})
-        devices.agree(0)  # nobody looks for the marker before it is there
+        devices.agree(0)  # no process looks for the marker before it is written
 
     def _curve_rows(self, curves: np.ndarray) -> Iterator[tuple[Any, ...]]:
-        """Rows of `curves.csv`. Args: curves of all runs `[run, points, 2, O, 3]`, filled up."""
+        """Yields the rows of `curves.csv`. Args: curves of all runs `[run, points, 2, O, 3]`, with padding."""
         for (setting, seed), values in zip(self.chunk.runs, curves, strict=False):
             for t, step in enumerate(self.points):
                 for split, name in enumerate(training.SPLITS):

@@ -1,7 +1,7 @@
-"""Which code and which library versions trained a chunk, and what a manifest records of the program and the machine.
+"""Identifies the code and library versions that train a chunk, and what a manifest records of the program and machine.
 
-The digest covers the syntax trees, without docstrings and comments, of the modules that a setting's training runs through:
-`training` and what it imports of the package, with the generator and the model that the setting uses, not those of others.
+The digest covers the syntax trees, without docstrings and comments, of the modules that train a setting: `training`, the
+generator and the model that the setting uses, and what these import of the package, but not other generators and models.
 """
 
 import ast
@@ -27,7 +27,7 @@ REGISTRIES = ("repbias_jax.data", "repbias_jax.models")  # they import every fam
 
 
 def provenance_of(static: Static) -> dict[str, str]:
-    """What the numbers of a setting depend on beside its options: `code`, a digest, and a version for each of VERSIONS."""
+    """Returns what a setting's numbers depend on besides its options: `code`, a digest, and the versions of VERSIONS."""
     model = MODELS[static.config.model.name].options.__module__
     modules = modules_below(("repbias_jax.training", DATA[static.config.task.name].__name__, model))
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
@@ -35,7 +35,7 @@ def provenance_of(static: Static) -> dict[str, str]:
 
 
 def difference(before: dict[str, str], now: dict[str, str]) -> str:
-    """What differs between two provenances, in words; empty: nothing."""
+    """Returns the differences between two provenances in words; empty if there are none."""
     changed = [name for name in now if before.get(name) != now[name]]
     words = [f"{name} {before.get(name)} instead of {now[name]}" if name != "code" else "other code" for name in changed]
     return ", ".join(words)
@@ -43,7 +43,7 @@ def difference(before: dict[str, str], now: dict[str, str]) -> str:
 
 @functools.cache
 def modules_below(roots: tuple[str, ...]) -> tuple[str, ...]:
-    """Modules of the package that the roots import, directly or not, and the roots, sorted; registries are left out."""
+    """Returns the roots and the modules of the package that they import, directly or not, sorted, without registries."""
     found, todo = set(), list(roots)
     while todo:
         name = todo.pop()
@@ -69,7 +69,7 @@ def _is_module(name: str) -> bool:
 def _spec_of(name: str):
     try:
         return importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # the parent is a module and no package
+    except ModuleNotFoundError:  # the parent is a module and not a package
         return None
 
 
@@ -87,7 +87,7 @@ def syntax(name: str) -> str:
 
 
 def syntax_of(source: str) -> str:
-    """The syntax tree of some source as text, without docstrings; comments and layout are not in it anyway."""
+    """Returns the syntax tree of source code as text, without docstrings; it has no comments and no layout anyway."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         can_have_one = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -97,14 +97,14 @@ def syntax_of(source: str) -> str:
 
 
 def record() -> dict[str, Any]:
-    """Versions, machine and commit, for the manifest: recorded, never compared."""
+    """Returns versions, machine and commit for the manifest, which records them and never compares them."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return {**versions, "python": platform.python_version(), "devices": devices, "commit": commit()}
 
 
 def commit() -> str:
-    """What `git describe` says of this checkout."""
+    """Returns the output of `git describe` for this checkout, or `not a checkout`."""
     words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603

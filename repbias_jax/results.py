@@ -21,7 +21,8 @@ from repbias_jax.config import ConfigError
 MASTERY = 0.95  # accuracy of every class at which a feature counts as learned
 
 
-Restoring = Callable[[str], contextlib.AbstractContextManager[None]]  # of a chunk, by its path below the folder
+# Recomputes the discarded activations of a chunk, given by its path below the folder, while they are read.
+Restoring = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
 class Results:
@@ -49,7 +50,7 @@ class Results:
             store.verify_chunk(chunk)
         parts = [pd.read_csv(chunk / "curves.csv", dtype={"output": "str"}) for chunk in chunks]
         curves = pd.concat(parts).sort_values(["setting", "seed", "step", "output", "split"], ignore_index=True)
-        # Where other processes are not done yet there are settings, and curves, without a measured run.
+        # While other processes are still working, some settings and curves have no measured run.
         runs = self.rows[["setting", "seed"]].drop_duplicates()
         self.curves = curves.merge(runs, on=["setting", "seed"])
         self.settings = self.settings[self.settings.index.isin(runs["setting"])]
@@ -76,7 +77,7 @@ class Results:
         return found.set_index("seed")["value"].sort_index()
 
     def _check_names(self, setting: str, metric: str, feature: str, site: str) -> None:
-        """Raises ConfigError for the first of these names that the rows before it do not have."""
+        """Raises ConfigError for the first name that does not occur together with the names before it."""
         rows = self.rows[self.rows["setting"] == setting]
         for column, name in (("metric", metric), ("feature", feature), ("site", site)):
             known = sorted(rows[column].unique())
@@ -133,17 +134,17 @@ class Results:
         if text:
             pairs = (place.split("=") for place in text.split(";"))
             return {name: tuple(views.split()) for name, views in pairs}
-        # Results of the first release, which had one kind of model, do not list them.
+        # Results of the first release, which had one kind of model, do not list places.
         own = [name for name in self.sites(setting) if name != "logits"]
         layers = tuple(name for name in own if name != "input")
         return {"layers": layers, "last_hidden": (own[-1],), "before_last": tuple(own[-2:-1])}
 
     def twins(self, setting: str) -> dict[str, str]:
-        """By feature, the factor that is the same function of input that no output needs; where there is one."""
+        """Returns, by feature, its unused twin: the same function of input that no output needs. Some have none."""
         if "twins" in self.settings:
             text = str(self.settings.loc[setting, "twins"])
             return dict(pair.split("=") for pair in text.split(";") if text)
-        # Earlier results, which had one kind of data, do not list them.
+        # Earlier results, which had one kind of data, do not list twins.
         names = self.rows["feature"].unique()
         return {name.removeprefix("twin_"): name for name in names if name.startswith("twin_")}
 
@@ -164,7 +165,7 @@ class Results:
         if not positions:
             raise ConfigError(f"{setting} has no output {output}; known: {', '.join(self.outputs(setting))}")
         curves = self.curves
-        # Results of the first release have the place in the list in place of the name.
+        # Results of the first release have the position in the list of outputs instead of the name.
         named = curves["output"].isin([output, *map(str, positions)])
         chosen = curves[(curves["setting"] == setting) & named & (curves["split"] == split)]
         worst = "max" if metric == "loss" else "min"

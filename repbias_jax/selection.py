@@ -14,7 +14,7 @@ def select(
     overrides: Mapping[str, Any] | None = None, settings: Sequence[str] = (), conditions: Sequence[str] = (),
     has_claims: bool = True,
 ) -> Experiment:  # fmt: skip
-    """The experiment as it will be run.
+    """Returns the experiment as it will be run.
 
     Args:
       experiment: the whole experiment.
@@ -41,7 +41,7 @@ def select(
                 f"condition {', '.join(conditions)}: an override changes a field that the conditions compare; expected "
                 f"either the condition or the override"
             )
-        # The conditions compare another value of this field: the user's value takes the place of all conditions.
+        # The conditions vary this field: the user's value replaces all conditions.
         compared = (("chosen", ()),)
     fixed = {**dict(experiment.overrides), **dict(size.overrides), **own}
 
@@ -58,7 +58,7 @@ def select(
         overrides=tuple(fixed.items()),
         num_seeds=size.num_seeds if num_seeds is None else num_seeds,
         seed_caps=tuple((name, cap) for name, cap in experiment.seed_caps if name in dict(chosen)),
-        # Smaller presets never look at the seeds of a verdict.
+        # Smaller presets never use the seeds of a verdict.
         seed_blocks=tuple(b for b in experiment.seed_blocks if b[0] in dict(chosen)) if preset == FULL else (),
         seed=seed,
         variant=", ".join(variant),
@@ -73,7 +73,7 @@ def _preset(experiment: Experiment, name: str) -> Preset:
 
 
 def _choose(named: Sequence[tuple[str, Overrides]], names: Sequence[str], what: str) -> tuple[tuple[str, Overrides], ...]:
-    """Those with the given names, in their own order; all of them where no name is given."""
+    """Returns the items with the given names, in their original order; all of them if no name is given."""
     known = dict(named)
     for name in names:
         if name not in known:
@@ -82,7 +82,7 @@ def _choose(named: Sequence[tuple[str, Overrides]], names: Sequence[str], what: 
 
 
 def _check(experiment: Experiment, preset: Preset, settings: Sequence, name: str, value: Any, has_claims: bool) -> Any:
-    """The value of one override, if it is allowed."""
+    """Returns the value of one override; raises ConfigError if it is not allowed."""
     override(experiment.config, name, value)
     if has_claims and name in ("task.features", "task.outputs"):
         raise ConfigError(

@@ -1,8 +1,8 @@
 """From seeds to an effect, an interval and a verdict.
 
-One primary statistic per part of a claim, one value per seed, paired within a seed. Verdicts are computed here and
-nowhere else. With the expected side positive, [L, U] the 95 % interval, [l, u] the 90 % interval and m the smallest
-effect that matters, the first row that applies:
+Each part of a claim has one primary statistic with one value per seed, paired within a seed. Verdicts are computed only
+here. With the expected side positive, [L, U] the 95 % interval, [l, u] the 90 % interval and m the smallest effect that
+matters, the verdict is that of the first row that applies:
 
   any part      the gate fails, fewer than 12 seeds, nothing finite   not measured
   directional   L > 0 or U < 0, and the second measure's 95 %
@@ -18,11 +18,11 @@ effect that matters, the first row that applies:
                 L > m or U < -m                                       opposite
                 else                                                  inconclusive
 
-Beside an equivalence part the second measure is only shown. Parts of kind `shown` or `ours` do not decide. A claim with
-several parts has the verdict of its least favourable measured deciding part, in the order of `ORDER`, and the mark
-`partial` where another deciding part is not measured. p is one-sided in the claimed direction, of an equivalence part
-that of two one-sided tests against the margin, of a claim with several parts the largest. What is not measured, or only
-in part, counts as p = 1 in Holm's correction.
+For an equivalence part the second measure is reported but does not decide. Parts of kind `shown` or `ours` do not decide.
+A claim with several parts has the verdict of its least favourable measured deciding part, in the order of `ORDER`, and the
+mark `partial` if another deciding part is not measured. p is one-sided in the claimed direction; for an equivalence part it
+is that of two one-sided tests against the margin, and for a claim with several parts the largest of theirs. A claim that is
+not measured, or only in part, counts as p = 1 in Holm's correction.
 
 Source: ours.
 """
@@ -50,7 +50,7 @@ ORDER = (
 )  # fmt: skip
 KINDS = ("deciding", "shown", "ours")
 
-# Where a claim comes from, and how we know what is said there.
+# The sources of claims, and how we know what each source says.
 SOURCES = {
     "P": "the paper, arXiv 2405.05847: from its abstract, its authors' posts and readers' notes, without the full text",
     "F": "its follow-up, arXiv 2507.22216: from its abstract, its authors' posts and readers' notes, without the full text",
@@ -67,7 +67,7 @@ CLAIM_COLUMNS = (
 VALUE_COLUMNS = ("id", "column", "seed", "value", "passed", "second")
 
 
-At = int | pd.Series  # a step, or one a seed
+At = int | pd.Series  # a step, or one step per seed
 Step = At | tuple[At, At]
 
 
@@ -76,18 +76,20 @@ class Part:
     """One statistic of a claim.
 
     Attributes:
-      label: `a`, `b`, ... or empty where the claim has one part.
+      label: `a`, `b`, ... or empty if the claim has one part.
       statistic: what is computed, in words and symbols, with its unit.
-      values: one number a seed, all seeds, NaN where it has none.
-      passed: seeds by compared cells, whether every feature asked for was learned at every snapshot used.
+      values: one number per seed, for all seeds; NaN where a value is missing.
+      passed: one row per seed, one column per compared cell: whether the seed learned every required output at every
+        snapshot used.
       side: +1 or -1, the expected sign; 0 for an equivalence part.
       sesoi: the smallest effect that matters; the margin of an equivalence part.
-      secondary: the same effect by another measure, by seed, with the same sign expected.
-      secondary_statistic: what that is, in words and symbols; empty where there is none.
+      secondary: the same effect by another measure, by seed, with the same expected sign.
+      secondary_statistic: what `secondary` is, in words and symbols; empty if there is none.
       floored: how many r2 of a seed were set to the upper end of their null band before the logarithm in `secondary`.
-      accuracy: difference in accuracy between the features, by seed, where equal accuracy is a premise.
-      everyone: `values` whether or not seeds passed, where a seed's value depends on which others are in (pseudo-values).
-      kind: `deciding`, or `shown` or `ours`, which have a verdict of their own and no say in that of the claim.
+      accuracy: difference in accuracy between the features, by seed, if equal accuracy is a premise.
+      everyone: `values` computed from all seeds, passed or not, if a seed's value depends on which other seeds are
+        included (pseudo-values).
+      kind: `deciding`; or `shown` or `ours`, for parts that have their own verdict but do not enter that of the claim.
     """
 
     label: str
@@ -114,7 +116,7 @@ class Claim:
       paper: what its source says, in words.
       parts: in order.
       source: names of `SOURCES`, separated by commas, with a remark after a semicolon if one is needed: `P, F`.
-      separate: whether each part stands for itself, in Holm's correction too, and there is no verdict over all.
+      separate: whether each part counts separately, also in Holm's correction, without a joint verdict.
     """
 
     id: str
@@ -126,14 +128,14 @@ class Claim:
 
 
 def known_from(source: str) -> str:
-    """How we know what the sources of a claim say: the texts of `SOURCES`."""
+    """Returns how we know what the sources of a claim say: their texts in `SOURCES`."""
     names = source.split(";")[0].split(",")
     return "; ".join(SOURCES[name] for name in map(str.strip, names) if name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Mean over seeds with intervals. `p` is two-sided, by sign flips."""
+    """The mean over seeds with intervals. `p` is two-sided, by sign flips."""
 
     effect: float
     ci_low: float
@@ -147,13 +149,13 @@ class Summary:
 
 
 def summarise(values: Sequence[float] | np.ndarray) -> Summary:
-    """Mean, Student-t intervals of 95 and 90 %, percentile bootstrap of 95 %, and p by sign flips.
+    """Returns the mean, 95 and 90 % Student-t intervals, a 95 % percentile bootstrap interval, and p by sign flips.
 
     Args:
-      values: one number a seed, finite, `[K]`.
+      values: one number per seed, finite, `[K]`.
 
     Returns:
-      NaN for what K does not allow: everything at 0, intervals at 1.
+      The summary; NaN for what K does not allow: everything if K = 0, everything but the mean if K = 1.
     """
     x = np.asarray(values, np.float64)
     k = len(x)
@@ -172,18 +174,18 @@ def summarise(values: Sequence[float] | np.ndarray) -> Summary:
 
 
 def pseudo_values(statistic: Callable[[list[int]], float], seeds: Sequence[int]) -> pd.Series:
-    """Jackknife: one number a seed for a statistic of all seeds together, K theta - (K - 1) theta without that seed.
+    """Returns the jackknife pseudo-values of a statistic: for each seed, K theta - (K - 1) (theta without that seed).
 
-    Their mean is the statistic less its bias to first order, and the t interval of that mean is the jackknife's. For a
-    mean of values the pseudo-values are those values; for a mean over pairs of models of different seeds their mean is
-    the statistic itself, and leaving out a seed leaves out all pairs with any model of it.
+    Their mean is the statistic corrected for its first-order bias, and the t interval of that mean is the jackknife's. For
+    a mean of values the pseudo-values are those values. For a mean over pairs of models of different seeds their mean is
+    the statistic itself, and leaving out a seed leaves out all pairs with any of its models.
 
     Args:
-      statistic: a number from a list of seeds.
-      seeds: those that count, K of them.
+      statistic: maps a list of seeds to a number, theta.
+      seeds: the K seeds that are included.
 
     Returns:
-      A value a seed, in order; NaN where K - 1 seeds do not allow the statistic.
+      One value per seed, in order; NaN where the statistic is not defined for K - 1 seeds.
 
     Source: Tukey 1958.
     """
@@ -194,11 +196,11 @@ def pseudo_values(statistic: Callable[[list[int]], float], seeds: Sequence[int])
 
 
 def sign_flips(values: np.ndarray, side: int = 0) -> float:
-    """p of the mean under random signs: all 2^K of them up to K = 16, else 100,000 drawn with a fixed seed.
+    """Returns p of the mean under random signs: all 2^K of them up to K = 16, else 100,000 drawn with a fixed seed.
 
     Args:
-      values: one number a seed, `[K]`.
-      side: +1 or -1: of a mean that is larger or smaller than zero; 0: of one that differs from it.
+      values: one number per seed, `[K]`.
+      side: the alternative: +1 a mean above zero, -1 a mean below zero, 0 a mean that differs from zero (two-sided).
     """
     k = len(values)
     if k <= 16:
@@ -206,24 +208,24 @@ def sign_flips(values: np.ndarray, side: int = 0) -> float:
     else:
         signs = np.random.default_rng(0).choice([-1, 1], (100_000, k))
     flipped, own = (np.abs(x) if side == 0 else side * x for x in (signs @ values, values.sum()))
-    drawn = int(k > 16)  # what was found is one of all signs, but not of those drawn
+    drawn = int(k > 16)  # the observed signs are among all 2^K, but not among those drawn
     return float((drawn + np.sum(flipped >= own - 1e-12)) / (drawn + len(signs)))
 
 
 def equivalence_p(values: np.ndarray, sesoi: float) -> float:
-    """p of a mean within the margin, by two one-sided tests: that it is not below `sesoi`, and not above its negative."""
+    """Returns p for a mean within the margin: the larger p of two one-sided tests, mean < `sesoi` and mean > -`sesoi`."""
     return max(sign_flips(values - sesoi, -1), sign_flips(values + sesoi, +1))
 
 
 def verdict(found: Summary, side: int, sesoi: float, second: Summary | None = None, pass_rate: float = 1.0) -> str:
-    """The verdict of one part: the first row that applies of the table at the top of this module.
+    """Returns the verdict of one part: the first row that applies in the table at the top of this module.
 
     Args:
-      found: of the seeds that pass.
+      found: summary of the seeds that pass.
       side: as in `Part`.
       sesoi: as in `Part`.
-      second: of the second measure of the same seeds; nothing where it has no interval.
-      pass_rate: of the compared cell in which the fewest seeds pass.
+      second: summary of the second measure of the same seeds, or None; ignored if it has fewer than MIN_SEEDS values.
+      pass_rate: share of seeds that pass in the compared cell in which the fewest pass.
     """
     if found.runs < MIN_SEEDS or not pass_rate >= MIN_PASS_RATE or not math.isfinite(found.ci_low):
         return "not measured"
@@ -242,20 +244,20 @@ def verdict(found: Summary, side: int, sesoi: float, second: Summary | None = No
 
 
 def _equivalence(found: Summary, margin: float) -> str:
-    """The verdict of an equivalence part."""
+    """Returns the verdict of an equivalence part."""
     if -margin <= found.inner_low and found.inner_high <= margin:
         return "reproduced"
     return "opposite" if found.ci_low > margin or found.ci_high < -margin else "inconclusive"
 
 
 def towards(side: int, found: Summary) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The 95 and 90 % intervals, turned so that the expected side is positive."""
+    """Returns the 95 and 90 % intervals, with signs flipped if the expected side is negative."""
     outer, inner = (found.ci_low, found.ci_high), (found.inner_low, found.inner_high)
     return (outer, inner) if side > 0 else ((-outer[1], -outer[0]), (-inner[1], -inner[0]))
 
 
 def least_favourable(verdicts: Sequence[str]) -> tuple[str, bool]:
-    """The verdict of a claim from those of its deciding parts, and whether some of them, not all, are not measured."""
+    """Returns the verdict of a claim, from those of its deciding parts, and whether some but not all lack a measurement."""
     measured = [word for word in verdicts if word != "not measured"]
     if not measured:
         return "not measured", False
@@ -263,15 +265,15 @@ def least_favourable(verdicts: Sequence[str]) -> tuple[str, bool]:
 
 
 def gate(results: Results, cells: Sequence[tuple[str, Sequence[str], Sequence[Step]]]) -> pd.DataFrame:
-    """Which seeds learned what they were asked for: every class over 95 % on balanced independent test data.
+    """Returns which seeds learned the required outputs: every class above 95 % on balanced independent test data.
 
     Args:
       results: of the experiment.
-      cells: setting, outputs that must pass, and steps at which they must: a number, one a seed, or a pair of those for
-        every point of the curves from one to the other.
+      cells: setting, outputs that must pass, and steps at which they must. A step is a number, or one number per seed; a
+        pair of steps stands for every point of the curves from one to the other.
 
     Returns:
-      Booleans, a row a seed and a column a cell. A seed that was not run in a cell does not pass there.
+      Booleans with one row per seed and one column per cell. A seed that was not run in a cell does not pass there.
     """
     columns = {}
     for setting, outputs, steps in cells:
@@ -282,7 +284,7 @@ def gate(results: Results, cells: Sequence[tuple[str, Sequence[str], Sequence[St
 
 
 def _holds(curve: pd.Series, step: Step) -> bool:
-    """Whether one seed's curve, named by the seed, is above mastery at a step or from one step to another."""
+    """Returns whether a curve, whose name is its seed, is above mastery at a step or from one step to another."""
     first, last = step if isinstance(step, tuple) else (step, step)
     first, last = (at.get(curve.name, np.nan) if isinstance(at, pd.Series) else at for at in (first, last))
     inside = curve[(curve.index >= first) & (curve.index <= last)]
@@ -313,7 +315,7 @@ def values_of(claims: Sequence[Claim], condition: str) -> list[tuple[str, str, i
 def judge(
     claims: Sequence[Claim], condition: str, exploratory: bool, family: Sequence[str] = ()
 ) -> list[dict[str, object]]:  # fmt: skip
-    """Rows of `claims.csv`: one a claim, and for claims with several parts one a part below it.
+    """Returns rows of `claims.csv`: one per claim and, for claims with several parts, one per part below it.
 
     Args:
       claims: of an experiment, in one condition.
@@ -336,13 +338,13 @@ def judge(
 
 
 def _common(claim: Claim) -> dict[str, object]:
-    """What all rows of a claim say of it."""
+    """Returns the entries that all rows of a claim share."""
     told = {"claim": claim.text, "paper": claim.paper}
     return told | {"source": claim.source, "known_from": known_from(claim.source)}
 
 
 def _together(claim: Claim, parts: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """The row of a claim with several parts, or with none."""
+    """Returns the row of a claim with several parts, or with none."""
     common = _common(claim) | {"id": claim.id, "kind": "deciding"}
     if not parts:
         nothing = {"runs": 0, "left_out": 0, "p": math.nan, "verdict": "not measured", "verdict_all_seeds": "not measured"}
@@ -351,9 +353,9 @@ def _together(claim: Claim, parts: Sequence[Mapping[str, object]]) -> dict[str, 
 
 
 def together(parts: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
-    """What a claim with several parts has of them, from their rows by label; those that do not decide are left out.
+    """Returns the joint entries of a claim with several parts, from the rows of its parts by label.
 
-    A claim without a deciding part is not measured.
+    Parts that do not decide are left out; a claim without a deciding part is not measured.
     """
     deciding = {label: row for label, row in parts.items() if row["kind"] == "deciding"}
     decided, partial = least_favourable([str(row["verdict"]) for row in deciding.values()])
@@ -378,7 +380,7 @@ def together(parts: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
 
 
 def _row(claim: Claim, part: Part) -> dict[str, object]:
-    """One part, judged."""
+    """Returns the row of one part, with its verdict."""
     if part.kind not in KINDS:
         raise ValueError(f"{claim.id}{part.label}: kind {part.kind!r}, expected one of {', '.join(KINDS)}")
     values = part.values.reindex(part.passed.index)
@@ -410,15 +412,15 @@ def judged(
     second: pd.Series | None,
     everyone: pd.Series,
 ) -> dict[str, object]:
-    """The numbers and the verdict of one part, from what `claim_values.csv` holds of it.
+    """Returns the numbers and the verdict of one part, from its values in `claim_values.csv`.
 
     Args:
-      values: one number a seed.
-      passed: whether a seed passes the gate in all compared cells, alike.
+      values: one number per seed.
+      passed: whether a seed passes the gate in all compared cells, with the index of `values`.
       side: as in `Part`.
       sesoi: as in `Part`.
-      pass_rate: of the compared cell in which the fewest seeds pass.
-      second: the second measure, by seed, or nothing.
+      pass_rate: share of seeds that pass in the compared cell in which the fewest pass.
+      second: the second measure, by seed, or None.
       everyone: one number for each seed that has one, whether or not it passes.
     """
     passed = passed & np.isfinite(values)
@@ -454,13 +456,13 @@ def judged(
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction over a family: what has no p, since it was not measured, counts as p = 1.
+    """Returns p corrected by Holm's step-down method over a family; a p that is not finite (not measured) counts as 1.
 
     Args:
       p: by name.
 
     Returns:
-      The same, corrected.
+      The corrected p, by name.
     """
     known = sorted((value if math.isfinite(value) else 1.0, name) for name, value in p.items())
     corrected, running = {}, 0.0

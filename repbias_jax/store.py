@@ -1,7 +1,7 @@
-"""What is on disk: manifests, checkpoints, activations, curves and fingerprints.
+"""Reads and writes what is on disk: manifests, checkpoints, activations, curves and fingerprints.
 
 Every file is written to a temporary name, synced and renamed. A chunk's folder has one writer, who holds its lock. The
-activations are zarr v3 arrays with checksums; a missing or damaged piece is an error, never a number.
+activations are zarr v3 arrays with checksums; a missing or damaged part raises an error and is never read as numbers.
 """
 
 import contextlib
@@ -29,21 +29,21 @@ from jax import Array
 
 FORMAT = 2
 CURVE_COLUMNS = ("setting", "seed", "step", "output", "split", "loss", "accuracy", "worst_class")
-# What a damaged file makes orbax and tensorstore raise: both report it by one of these. Of a checkpoint it is asked only
-# where its structure is known to be the one that is wanted: another structure raises the same.
+# The errors that orbax and tensorstore raise for a damaged file. A checkpoint of another structure raises the same errors,
+# so `Checkpoints.restore` compares the structures before it loads anything.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
 class StoreError(RuntimeError):
-    """Something on disk is missing, damaged, in use or of another format; the message names it and the way out."""
+    """Something on disk is missing, damaged, in use or of another format; the message names it and says what to do."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes `path`'s place whole or not at all: temporary name, sync, rename, sync of the folder."""
+    """Yields a file to write that replaces `path` whole or not at all: temporary name, sync, rename, sync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
-    # Opened by hand, since what `tempfile` makes is for its owner alone, whatever the umask allows to others.
+    # `tempfile` is not used, because only the owner can read its files, whatever the umask allows to others.
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -76,13 +76,13 @@ def sweep(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON with sorted keys and a digest of itself, so that no damage to it goes unseen."""
+    """Writes JSON with sorted keys and a digest of its content, so that any damage is detected on reading."""
     signed = {**content, "digest": digest(content)}
     write_bytes(path, (json.dumps(signed, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path, stage: str) -> Any:
-    """Reads what `write_json` wrote. Raises StoreError naming the file and the stage to rerun."""
+    """Reads what `write_json` wrote. Raises StoreError, naming the file and the stage to rerun, if it cannot be used."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -96,7 +96,7 @@ def read_json(path: Path, stage: str) -> Any:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file, a row at a time; every cell is read back as it was."""
+    """Writes a CSV file row by row; every cell is read back unchanged."""
     with replacing(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         plain = csv.writer(text, lineterminator="\n")
@@ -106,11 +106,11 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
             # The plain writer leaves a lone carriage return unquoted, and readers end the row there.
             returns = any(isinstance(value, str) and "\r" in value for value in row)
             (quoted if returns else plain).writerow(row)
-        text.detach()  # flushes; the file is not ours to close
+        text.detach()  # flushes; `replacing` closes the file
 
 
 def read_table(path: Path) -> Iterator[list[str]]:
-    """The rows of a CSV file as text, without its header."""
+    """Yields the rows of a CSV file as text, without its header."""
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         next(reader)
@@ -121,19 +121,19 @@ def read_table(path: Path) -> Iterator[list[str]]:
 def merged_rows(
     paths: Sequence[Path], folder: Path, key: Callable[[Sequence[str]], Any], at_once: int = 64
 ) -> Iterator[Iterator[list[str]]]:
-    """The rows of many sorted tables, sorted, with no more than `at_once` of their files open at a time.
+    """Yields the rows of many sorted tables in sorted order, with at most `at_once` files open at a time.
 
-    Where there are more, stretches of neighbours are merged into temporary files first, and those again until few are
-    left. The temporary files go at the end; what a killed process leaves of them, `sweep` removes.
+    If there are more tables, groups of neighbours are first merged into temporary files, and these again, until at most
+    `at_once` are left. The temporary files are removed at the end; `sweep` removes those that a killed process leaves.
 
     Args:
-      paths: CSV files with the same header, each sorted by `key`; of equal rows those of earlier files come first.
+      paths: CSV files with the same header, each sorted by `key`; rows with equal keys keep the order of their files.
       folder: for temporary files.
-      key: of a row; compared.
+      key: function of a row that returns what rows are sorted by.
       at_once: files to read at the same time, two or more.
 
     Yields:
-      All rows, without headers.
+      An iterator over all rows, without headers.
 
     Source: ours.
     """
@@ -157,17 +157,17 @@ def merged_rows(
 
 
 def number(value: float) -> str:
-    """A float32 as text that reads back as the same float32; missing is empty."""
+    """Returns a float32 as text that reads back as the same float32; a missing value (NaN) is empty."""
     return "" if np.isnan(value) else np.format_float_positional(np.float32(value), unique=True, trim="-")
 
 
 def digest(content: Any) -> str:
-    """Short digest of anything JSON can hold: what a stage's fingerprint is."""
+    """Returns a short digest of anything that JSON can hold; a stage's fingerprint is such a digest."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Returns the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -188,9 +188,10 @@ def verify_chunk(chunk: Path) -> None:
 
 
 def discard(chunk: Path, kept: Sequence[str]) -> None:
-    """Removes the activations of a chunk, but for those of some views; factors and what describes the arrays stay.
+    """Removes the activations of a chunk, except those of the views `kept`; factors and the arrays' metadata stay.
 
-    A marker comes first, so that what is interrupted is known to be gone, and is removed the next time.
+    A marker is written first, so that after an interruption these activations count as discarded, and the next call
+    removes the rest.
     """
     arrays = chunk / "activations.zarr"
     gone = [name for name in Activations(arrays).attributes()["sites"] if name not in kept]
@@ -202,14 +203,17 @@ def discard(chunk: Path, kept: Sequence[str]) -> None:
 
 
 def discarded(chunk: Path) -> list[str]:
-    """The views of a chunk whose activations were discarded."""
+    """Returns the views of a chunk whose activations were discarded."""
     path = chunk / "discarded.json"
     return list(read_json(path, "train")["views"]) if path.exists() else []
 
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a lock file; it goes with the process. Held by another: waits, or raises StoreError naming the owner."""
+    """Holds a lock file, at most until the process ends.
+
+    If another process holds it, waits if `wait` is true, else raises StoreError naming the owner.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:
@@ -225,10 +229,10 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 def fingerprint(tree: Any) -> Array:
-    """Position-weighted sum of all bits of one run's state, modulo 2^32.
+    """Returns the position-weighted sum of all 32-bit words of one run's state, modulo 2^32.
 
-    The weights are odd, so any single flipped bit changes the sum. Equal fingerprints are the proof that a resumed run
-    is the same run.
+    The weights are odd, so any single flipped bit changes the sum. Equal fingerprints are taken as proof that a resumed
+    run is the same run.
 
     Args:
       tree: arrays of 32-bit numbers.
@@ -256,18 +260,18 @@ class Saved(NamedTuple):
 
 
 def structure(tree: Any) -> dict[str, str]:
-    """What a tree of arrays is made of: by path, each array's type and shape, such as `float32[2, 4]`."""
+    """Returns the structure of a tree of arrays: by path, each array's type and shape, such as `float32[2, 4]`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {_path(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
 
 
 def _path(path: Sequence[Any]) -> str:
-    """A path in a tree as orbax writes it: `state/params/kernel`."""
+    """Returns a path in a tree as orbax writes it: `state/params/kernel`."""
     return "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
 
 
 def _difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
-    """The first difference between two structures, in words, and how many there are; empty: none."""
+    """Returns in words the first difference between two structures and how many more there are; empty if there is none."""
     names = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
     if not names:
         return ""
@@ -276,16 +280,16 @@ def _difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a chunk, synchronous, the last two kept. `structure.json` beside them says what they hold."""
+    """The checkpoints of a chunk: written synchronously, the last two kept. `structure.json` describes their arrays."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        # Told what a step holds, orbax does not guess it from whatever lies in the newest step's folder.
+        # Given a handler, orbax does not guess what a step holds from the contents of the newest step's folder.
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
     def save(self, step: int, saved: Saved) -> None:
-        """Saves all runs at a step. Raises StoreError when it cannot; the checkpoint before is then still whole."""
+        """Saves all runs at a step. Raises StoreError if that fails; the previous checkpoint is then still intact."""
         with writing(self.folder):
             self._describe(saved)
             written = self._manager.save(step, args=ocp.args.StandardSave(saved._asdict()))  # pyright: ignore[reportCallIssue]
@@ -293,18 +297,19 @@ class Checkpoints:
             raise StoreError(f"{self.folder}: step {step} was not saved; delete {self.folder} and rerun --stage=train")
 
     def restore(self, like: Saved, is_sound: Callable[[Saved], bool], remove: bool) -> tuple[int, Saved | None, list[str]]:
-        """The newest sound checkpoint.
+        """Returns the newest sound checkpoint.
 
         Args:
-          like: shapes with shardings, as they shall come back.
-          is_sound: whether a restored checkpoint has its fingerprints; asked on every process at once.
-          remove: damaged ones, so that the steps after can be saved again: orbax saves none that is not newer.
+          like: shapes and shardings of the arrays to restore.
+          is_sound: function that returns whether a restored checkpoint has its fingerprints; every process calls it.
+          remove: whether to remove damaged checkpoints, so that the steps after the sound one can be saved again: orbax
+            saves no step that is not newer than all that are there.
 
         Returns:
-          Its step and the checkpoint (-1 and None: none is sound), and a line for each damaged one that was passed over.
+          Its step and the checkpoint (-1 and None if none is sound), and a line for each damaged one that was skipped.
 
         Raises:
-          StoreError: checkpoints are made of other arrays than are asked for. That is no damage, and nothing is removed.
+          StoreError: a checkpoint consists of other arrays than `like`. It is not damaged and is not removed.
         """
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -319,22 +324,22 @@ class Checkpoints:
         return -1, None, damaged
 
     def _describe(self, saved: Saved) -> None:
-        """Writes what checkpoints are made of, where that does not stand there yet."""
+        """Writes the structure of the checkpoints to `structure.json`, unless the file has it already."""
         wanted = structure(saved._asdict())
         if jax.process_index() == 0 and self._described() != wanted:
             write_json(self.folder / "structure.json", {"format": FORMAT, "arrays": wanted})
 
     def _described(self) -> dict[str, str] | None:
-        """What `structure.json` says; None: it is damaged or not there."""
+        """Returns the structure in `structure.json`; None if the file is damaged or missing."""
         try:
             return read_json(self.folder / "structure.json", "train")["arrays"]
         except StoreError:
             return None
 
     def _compare(self, step: int, like: Saved) -> None:
-        """Raises StoreError where a checkpoint is made of other arrays than `like`, as far as that can be told."""
+        """Raises StoreError if a checkpoint consists of other arrays than `like`, as far as its structure is known."""
         found = self._described()
-        if found is None:  # of an older version, or damaged: orbax's own description, which nothing protects
+        if found is None:  # an older version wrote it, or it is damaged: use orbax's own metadata, which have no digest
             found = self._read_by_orbax(step)
         if found is not None and (differs := _difference(found, structure(like._asdict()))):
             raise StoreError(
@@ -343,7 +348,7 @@ class Checkpoints:
             )
 
     def _read_by_orbax(self, step: int) -> dict[str, str] | None:
-        """A step's structure by orbax's metadata; None: they are damaged."""
+        """Returns a step's structure according to orbax's metadata; None if these are damaged."""
         try:
             found: Any = self._manager.item_metadata(step)
             return structure(found.tree if hasattr(found, "tree") else found)
@@ -351,16 +356,16 @@ class Checkpoints:
             return None
 
     def _restore_one(self, step: int, like: Saved, is_sound: Callable[[Saved], bool]) -> Saved | None:
-        """A checkpoint whose fingerprints are as they were saved, or None."""
+        """Returns a checkpoint if it has the fingerprints it was saved with, else None."""
         target, alone = like._asdict(), jax.process_count() == 1
-        if alone:  # by way of the host: orbax's readers into devices outlive a damaged file, and complain
+        if alone:  # it is read to the host first: orbax's readers into devices outlive a damaged file, and complain
             target = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), target)
         try:
             found: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportCallIssue]
         except DAMAGE:
             return None
         except Exception as error:
-            if type(error) is not Exception:  # orbax wraps what tensorstore raises in the base class itself
+            if type(error) is not Exception:  # orbax wraps tensorstore's errors in the base class itself
                 raise
             return None
         saved = Saved(**found)
@@ -369,13 +374,13 @@ class Checkpoints:
         return saved if is_sound(saved) else None
 
     def close(self) -> None:
-        """Waits for and releases what orbax holds."""
+        """Waits for orbax and releases its resources."""
         self._manager.close()
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what a full or failing disk makes orbax and tensorstore raise into one line that names the path."""
+    """Turns the errors that orbax and tensorstore raise on a full or failing disk into a StoreError naming the path."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -388,17 +393,17 @@ class Size(NamedTuple):
     """Sizes of a chunk's arrays."""
 
     runs: int
-    lanes: int  # runs of one piece on disk, which has one writer
+    lanes: int  # runs of one zarr chunk, which has one writer
     examples: int
 
 
 def smallest_integer(num_values: int) -> np.dtype:
-    """The smallest signed integer type that holds the values 0 to `num_values` - 1."""
+    """Returns the smallest signed integer type that holds the values 0 to `num_values` - 1."""
     return next(np.dtype(t) for t in (np.int8, np.int16, np.int32) if num_values - 1 <= np.iinfo(t).max)
 
 
 class Activations:
-    """The activations of a chunk: one zarr v3 array `[run, snapshot, example, unit]` a site, and what explains them."""
+    """The activations of a chunk: a zarr v3 array `[run, snapshot, example, unit]` per view, factors and coordinates."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -412,14 +417,15 @@ class Activations:
         coordinates: Mapping[str, tuple[tuple[str, ...], np.ndarray]],
         attributes: Mapping[str, Any],
     ) -> None:
-        """Makes the arrays, empty, and writes the coordinates; what is there and fits is kept.
+        """Creates the arrays, empty, and writes the coordinates; existing arrays that fit are kept.
 
         Args:
-          sites: by name, the steps of its snapshots, examples N and units D.
-          size: runs, runs of a piece and examples.
-          factors: names of the arrays `[run, example]` of factors, and how many values each has; of names alone, up to 128.
-          coordinates: small arrays by name, with their dimensions' names.
-          attributes: of the group.
+          sites: for each view by name, the steps of its snapshots, examples N and units D.
+          size: runs, runs of a zarr chunk, and examples.
+          factors: names of the arrays `[run, example]` of factors, with the number of values of each; if only names are
+            given, up to 128 values.
+          coordinates: small arrays by name, with the names of their dimensions.
+          attributes: of the zarr group.
         """
         with self._reading(""):
             lanes = min(size.lanes, size.runs)
@@ -436,7 +442,7 @@ class Activations:
             self._describe(attributes)
 
     def _describe(self, attributes: Mapping[str, Any]) -> None:
-        """Writes the group's own description, with those of its arrays inline."""
+        """Writes the metadata of the zarr group, which include those of its arrays."""
         members = {p.parent.name: json.loads(p.read_bytes()) for p in sorted(self.folder.glob("*/zarr.json"))}
         inline = {"kind": "inline", "must_understand": False, "metadata": members}
         group = {"zarr_format": 3, "node_type": "group", "attributes": {**attributes, "format": FORMAT}}
@@ -473,10 +479,10 @@ class Activations:
         return ts.open({**spec, **more}).result()
 
     def write(self, name: str, index: Any, values: np.ndarray) -> None:
-        """Writes a part of an array: some runs, and of a site one snapshot. Args: values `[run, ...]`.
+        """Writes a part of an array: some runs, and for activations one snapshot. Args: values `[run, ...]`.
 
         Raises:
-          StoreError: it cannot be written, or the array's integers do not hold the values.
+          StoreError: it cannot be written, or the values do not fit the array's integer type.
         """
         if len(values):
             dtype = self._open[name].dtype.numpy_dtype
@@ -487,17 +493,17 @@ class Activations:
                 self._open[name][index].write(values.astype(dtype)).result()
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
-        """Reads (a part of) an array. Raises StoreError naming it when a piece is missing or damaged."""
+        """Reads an array or a part of it. Raises StoreError naming the array if a zarr chunk is missing or damaged."""
         with self._reading(name):
             return np.asarray(self._array(name)[index].read().result())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of an array."""
+        """Returns the shape of an array."""
         with self._reading(name):
             return tuple(self._array(name).shape)
 
     def attributes(self) -> dict[str, Any]:
-        """Attributes of the group."""
+        """Returns the attributes of the zarr group."""
         with self._reading("zarr.json"):
             return json.loads((self.folder / "zarr.json").read_bytes())["attributes"]
 
@@ -517,11 +523,11 @@ class Activations:
 
 
 def read_zarr(folder: Path, metadata: Mapping[str, Any]) -> np.ndarray:
-    """Reads a zarr v3 array that someone else wrote.
+    """Reads a zarr v3 array that another program wrote.
 
     Args:
       folder: of the array; nothing outside it is read.
-      metadata: what its zarr.json holds, checked by the caller; the file is not read again.
+      metadata: the content of its zarr.json, checked by the caller; the file is not read again.
 
     Raises:
       StoreError: the metadata make no sense, or a chunk is missing or damaged.
@@ -531,11 +537,11 @@ def read_zarr(folder: Path, metadata: Mapping[str, Any]) -> np.ndarray:
     try:
         spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": dict(metadata), **how}
         return np.asarray(ts.open(spec).result().read().result())
-    except (*DAMAGE, OverflowError, RuntimeError) as error:  # the last two: numbers and text that JSON has and C++ not
+    except (*DAMAGE, OverflowError, RuntimeError) as error:  # the last two: JSON allows numbers and text that C++ does not
         raise StoreError(str(error).split(" [")[0]) from error
 
 
 def metadata_sums(chunk: Path) -> dict[str, str]:
-    """Checksums of a finished chunk's small files: curves and the description of the arrays."""
+    """Returns checksums of a finished chunk's small files: curves and the arrays' metadata."""
     files = [chunk / "curves.csv", *sorted((chunk / "activations.zarr").rglob("zarr.json"))]
     return {str(p.relative_to(chunk)): checksum(p) for p in files}

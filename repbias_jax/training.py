@@ -1,7 +1,7 @@
-"""One run, as pure functions of (static half, dials, key).
+"""One run, as pure functions of (static half, dials, seed).
 
 Batching over runs belongs to the caller: everything here is written for one run and works under `jit` and `vmap`. A run
-is `data`, `init`, then `segment` from step to step; `observe` and `represent` look at it in between.
+is `make_data`, `init`, then `segment` from step to step; `observe` and `represent` evaluate it in between.
 """
 
 from typing import Any, NamedTuple
@@ -21,13 +21,13 @@ from repbias_jax.models.family import View, possible, resolve
 
 METRICS = ("loss", "accuracy", "worst_class")  # of an output; accuracy is the mean over classes, in [0, 1]
 SPLITS = ("train", "test")
-SHARED_SEED = 2**31 - 1  # whose probe examples all seeds see where they share them; no run has it
+SHARED_SEED = 2**31 - 1  # the seed of a probe set that all seeds share; no run has it
 
 
 class Keys(NamedTuple):
     """One key per role. They depend on the seed alone, so effects are paired within a seed across settings.
 
-    A new role goes to the end: the keys of the others stay as they are.
+    A new role goes to the end, so that the keys of the others do not change.
     """
 
     train: Array
@@ -40,11 +40,11 @@ class Keys(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What one run is trained, tested and probed on."""
+    """The data of one run: its training set, test set and probe set."""
 
     train_inputs: Array  # [num_train, ...]
     train_labels: Array  # [num_train, O], by output position
-    train_order: Array  # [O], the listed output at each position; [num_train, O] where each example has its own
+    train_order: Array  # [O], the listed output at each position; [num_train, O] if each example has its own order
     test_inputs: Array  # [num_test, ...]
     test_labels: Array  # [num_test, O]
     test_order: Array  # [O] or [num_test, O]
@@ -52,7 +52,7 @@ class Data(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """The examples at which representations are looked at."""
+    """The probe set: the examples on which representations are measured."""
 
     inputs: Array  # [N, ...]
     factors: dict[str, Array]  # [N] each
@@ -60,40 +60,40 @@ class Probe(NamedTuple):
 
 
 class State(NamedTuple):
-    """What changes during training."""
+    """The state of one run, which training changes: its weights and the optimizer state."""
 
     params: Any
     opt_state: Any
 
 
 def keys_of(seed: Array) -> Keys:
-    """The keys of a seed. Args: seed, int32 `[]`."""
+    """Returns the keys of a seed. Args: seed, int32 `[]`."""
     run = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), seed)
     train, test, probe, init_, batches, dropout = jax.random.split(run, 6)
     return Keys(train, test, probe, init_, batches, dropout, drawn=jax.random.fold_in(run, 6))
 
 
 def build_model(static: Static) -> nn.Module:
-    """The Linen module of a static half."""
+    """Returns the Linen module of a static half."""
     config = static.config
     values = max(2, *output_values(config.task))
     return MODELS[config.model.name].build(config.model, num_outputs(config.task), values, static.switches)
 
 
 def views_of(static: Static) -> dict[str, View]:
-    """The views of a model, in layer order."""
+    """Returns the views of a model, in layer order."""
     return MODELS[static.config.model.name].views(static.config.model, static.config.task)
 
 
 def places_of(static: Static) -> dict[str, tuple[str, ...]]:
-    """The views that each named place of a model stands for."""
+    """Returns the views that each named place of a model stands for."""
     return MODELS[static.config.model.name].places(static.config.model, static.config.task)
 
 
 def make_data(task: Task, probe_set: str, dials: Dials, seed: Array, shared: bool = False) -> Data:
     """Draws the finite training set, the independent test set and the probe set of one run.
 
-    `shared`: the probe set is the same for all seeds.
+    If `shared`, the probe set is the same for all seeds.
     """
     source, keys = DATA[task.name], keys_of(seed)
     train, fair = task.num_train, source.fair(task, dials)
@@ -102,7 +102,7 @@ def make_data(task: Task, probe_set: str, dials: Dials, seed: Array, shared: boo
     def one(key: Array, is_train: Array) -> Any:
         return source.sample(task, jax.tree.map(lambda a, b: jnp.where(is_train, a, b), dials, fair), drawn, key)
 
-    # One call for both sets: it is the drawing that takes long to compile.
+    # Both sets are drawn in one call, because the drawing takes long to compile.
     each = jnp.concatenate([jax.random.split(keys.train, train), jax.random.split(keys.test, task.num_test)])
     found = jax.vmap(one)(each, jnp.arange(len(each)) < train)
     common = source.order_of(task, dials, drawn)
@@ -114,14 +114,14 @@ def make_data(task: Task, probe_set: str, dials: Dials, seed: Array, shared: boo
 
 
 def make_probe(task: Task, probe_set: str, dials: Dials, seed: Array, shared: bool = False) -> Probe:
-    """Draws the probe set of one run, alone. Args: as `make_data`."""
+    """Draws only the probe set of one run. Args: as in `make_data`."""
     source, keys = DATA[task.name], keys_of(seed)
     key = keys_of(jnp.int32(SHARED_SEED)).probe if shared else keys.probe
     return Probe(*source.probe_set(task, dials, source.draw(task, dials, keys.drawn), probe_set, key))
 
 
 def make_optimizer(name: str, dials: Dials) -> optax.GradientTransformation:
-    """The update rule, built from traced numbers inside the mapped function."""
+    """Returns the optimizer, built from traced hyper-parameters inside the mapped function."""
     own = dials.optimizer
     rate, decay = own["learning_rate"], own["weight_decay"]
     rules = {
@@ -136,13 +136,13 @@ def make_optimizer(name: str, dials: Dials) -> optax.GradientTransformation:
 
 
 def init(static: Static, dials: Dials, seed: Array) -> State:
-    """Initial weights and optimizer state of one run."""
+    """Returns the initial weights and optimizer state of one run."""
     params = build_model(static).init(keys_of(seed).init, blank_input(static), dials)
     return State(params, make_optimizer(static.config.optimizer.name, dials).init(params))
 
 
 def blank_input(static: Static) -> Array:
-    """An input of zeros, for shapes."""
+    """Returns an input of zeros, from which shapes are inferred."""
     spec = DATA[static.config.task.name].input_spec(static.config.task)
     return jnp.zeros(spec.shape, spec.dtype)
 
@@ -150,8 +150,9 @@ def blank_input(static: Static) -> Array:
 def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State, start: Array, stop: Array) -> State:
     """Trains one run from step `start` to step `stop`.
 
-    Every number drawn depends on (seed, step) only, so a run cut into other segments is the same run. The bounds are
-    traced: one compilation serves every length. Each epoch visits the training set once, in an order of its own.
+    Every random number depends only on the seed and the step, so the result does not depend on how a run is cut into
+    segments. The bounds are traced, so one compilation serves every length. Each epoch visits the training set once, in
+    its own order.
 
     Args:
       static: the static half.
@@ -198,9 +199,10 @@ def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State,
 
 
 def shuffled(key: Array, count: int) -> Array:
-    """The numbers 0..count-1 in random order, int32 `[count]`: by one random word each, equal words in order.
+    """Returns the numbers 0..count-1 in random order, int32 `[count]`.
 
-    Word and number are sorted as ONE integer, which on CPU takes a fraction of the time of sorting pairs.
+    They are sorted by one random word each; numbers with equal words stay in order. Word and number are sorted as ONE
+    integer, which on CPU takes a fraction of the time of sorting pairs.
     """
     words = jax.random.bits(key, (count,))
     with jax.enable_x64(True):
@@ -209,9 +211,9 @@ def shuffled(key: Array, count: int) -> Array:
 
 
 def _total_loss(params, model, static, dials, inputs, labels, orders, weights, key) -> Array:
-    """Loss of a batch, teacher-forced: the weighted SUM over outputs of the mean over examples.
+    """Returns the teacher-forced loss of a batch: the weighted SUM over outputs of the mean over examples.
 
-    Args: labels `[B, O]` by position, orders `[O]` or `[B, O]`; weights `[O]`, by position where all examples have one
+    Args: labels `[B, O]` by position, orders `[O]` or `[B, O]`; weights `[O]`, by position if all examples have the same
     order, else by listed output.
     """
     values = values_at(static, orders)
@@ -226,24 +228,24 @@ def _total_loss(params, model, static, dials, inputs, labels, orders, weights, k
 
 
 def weights_at(dials: Dials, orders: Array) -> Array:
-    """Loss weights `[phases, O]`: by position where all examples have the order `orders` `[O]`, else by listed output."""
+    """Returns loss weights `[P, O]`: by position if all examples have the order `orders` `[O]`, else by listed output."""
     weights = dials.training["loss_weights"]
     return weights[:, orders] if orders.ndim == 1 else weights
 
 
 def values_at(static: Static, orders: Array) -> Array | None:
-    """The number of values of the output at each position, as `orders`; None where all have as many."""
+    """Returns the number of values of the output at each position, shaped as `orders`; None if it is the same for all."""
     values = output_values(static.config.task)
     return None if len(set(values)) == 1 else jnp.asarray(values, jnp.int32)[orders]
 
 
 def _axis(values: Array | None) -> int | None:
-    """Over which axis values `[O]` or `[N, O]` are mapped."""
+    """Returns the axis over which values are mapped: 0 for `[N, O]`, None for `[O]` or no values."""
     return 0 if values is not None and values.ndim == 2 else None
 
 
 def losses(name: str, logits: Array, labels: Array, head: str = "pair", values: Array | None = None) -> Array:
-    """Loss of each output.
+    """Returns the loss of each output.
 
     `cross_entropy`: softmax cross-entropy in nats. `squared`: mean over values of (logit - target)^2, targets +1 for
     the label and -1 for the other values; with the head `unit`, (z - t)^2 with t = +1 or -1. A label outside 0..C-1 costs
@@ -253,8 +255,8 @@ def losses(name: str, logits: Array, labels: Array, head: str = "pair", values: 
       name: `cross_entropy` or `squared`.
       logits: `[..., O, C]`.
       labels: int `[..., O]`.
-      head: `pair` or `unit`, of which z = logits[1] - logits[0].
-      values: int `[O]` or `[..., O]`, how many of the C values an output has; all, if not given.
+      head: `pair` or `unit`; for `unit`, z = logits[1] - logits[0].
+      values: int `[O]` or `[..., O]`, how many of the C values an output has; None: all of them.
 
     Returns:
       `[..., O]`, at least zero.
@@ -277,7 +279,7 @@ def losses(name: str, logits: Array, labels: Array, head: str = "pair", values: 
 def forward(
     static: Static, dials: Dials, params: Any, inputs: Array, order: Array, edits: dict[str, Array] | None = None
 ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
-    """Deterministic outputs without labels, by LISTED output.
+    """Returns the deterministic outputs of a model without labels, by LISTED output, and its sites.
 
     Args:
       static: the static half.
@@ -285,7 +287,7 @@ def forward(
       params: of the model.
       inputs: `[N, ...]`.
       order: `[O]` or `[N, O]`, the listed output at each position.
-      edits: changes of sites by name, `[N, ...]` each.
+      edits: changes that are added to sites, by name, `[N, ...]` each.
 
     Returns:
       logits `[N, O, C]`, and sites `[N, ...]` by name.
@@ -298,7 +300,7 @@ def forward(
 
 
 def by_listed(values: Array, order: Array) -> Array:
-    """Values `[N, O, ...]` by output position in the order in which outputs are listed. Args: order `[O]` or `[N, O]`."""
+    """Returns values `[N, O, ...]`, reordered from output position to listed output. Args: order `[O]` or `[N, O]`."""
     place = jnp.argsort(order, axis=-1)
     if order.ndim == 1:
         return values[:, place]
@@ -306,11 +308,11 @@ def by_listed(values: Array, order: Array) -> Array:
 
 
 def observe(static: Static, dials: Dials, data: Data, state: State) -> Array:
-    """A point on the curves of one run.
+    """Returns one point on the loss and accuracy curves of one run.
 
     Returns:
-      float32 `[2, O, 3]`: SPLITS x outputs as listed x METRICS. Train is the first `num_test` examples of the training set.
-      A class that does not occur is left out of its output's accuracy.
+      float32 `[2, O, 3]`: SPLITS x outputs as listed x METRICS. The split `train` is the first `num_test` examples of the
+      training set. A class that does not occur is left out of its output's accuracy.
     """
     size = len(data.test_labels)
     train_order = data.train_order if data.train_order.ndim == 1 else data.train_order[:size]
@@ -338,7 +340,7 @@ def _scores(static: Static, dials: Dials, state: State, inputs: Array, labels: A
 
 
 def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[str, Array]:
-    """Activations of one run on its probe set, without labels. Returns: float32 `[N, D]` for each stored view."""
+    """Returns the activations of one run on its probe set, without labels: float32 `[N, D]` for each stored view."""
     _, sites = forward(static, dials, state.params, data.probe.inputs, data.probe.order)
     views = views_of(static)
     found = {name: jax.vmap(views[name].read)(sites[views[name].site]) for name in stored_views(static)}
@@ -346,19 +348,19 @@ def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[st
 
 
 def stored_views(static: Static) -> tuple[str, ...]:
-    """The views whose activations are stored, in layer order."""
+    """Returns the views whose activations are stored, in layer order."""
     views, places, keep = views_of(static), places_of(static), static.config.keep
     wanted = {v for name in (*keep.views, keep.along) for v in resolve(name, places, views)}
     return tuple(name for name in views if name in wanted) if keep.views else tuple(views)
 
 
 def along_view(static: Static) -> str:
-    """The view that is kept along training."""
+    """Returns the view whose activations are kept along training."""
     return resolve(static.config.keep.along, places_of(static), views_of(static))[0]
 
 
 def view_sizes(static: Static, dials: Dials) -> dict[str, tuple[int, int]]:
-    """Examples and units `(N, D)` of every stored view, in layer order, without running the model."""
+    """Returns examples and units `(N, D)` of every stored view, in layer order, without running the model."""
 
     def look(dials: Dials, seed: Array) -> dict[str, Array]:
         params = init(static, dials, seed).params

@@ -1,4 +1,4 @@
-"""The command `python -m experiments.benchmark`: flags, and which of the benchmarks is run."""
+"""The command `python -m experiments.benchmark`: its flags and the choice of a benchmark."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ flags.DEFINE_bool("allow_cpu", False, "for tests: the accelerator's parts run in
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the benchmark that the flags ask for; returns the exit status."""
+    """Runs the benchmark that the flags select; returns the exit status."""
     if arguments[1:]:
         raise app.UsageError(f"unexpected argument {arguments[1]}")
     output = Path(FLAGS.output)

@@ -1,21 +1,21 @@
-"""The benchmark of an accelerator: is it right, how fast is it, and what does it hold. Stops by itself in time.
+"""Measures correctness, speed and memory on an accelerator, within a time limit.
 
   python -m experiments.benchmark --accelerator --output=DIR [--part=NAME] [--seconds=480]
 
-Needs nothing but the checkout: no network, PyTorch only for `rivals`. Everything on the device runs in a process of its
-own, so that each has the whole memory and its own XLA_FLAGS, and is ended when the time of its part is over. Parts:
+The benchmark needs only the checkout: no network, and PyTorch only for `rivals`. Everything on the device runs in a
+separate process, which has the whole memory and its own XLA_FLAGS and is ended when the time of its part is over. Parts:
 
-  correct      data bit for bit as on the CPU; 64 updates within 1e-4; probes within 1e-5; whether training resumed in
-               another process has the same fingerprints, by the options that programs are compiled with
-  lanes        run-steps a second of the base MLP by lanes and options of the compiler, beside a matrix product
+  correct      whether data are bit-identical to the CPU's; differences after 64 updates (limit 1e-4) and of probes (limit
+               1e-5); whether training resumed in another process has the same fingerprints, for several compiler options
+  lanes        run-steps per second of the base MLP by lanes and compiler options, compared with a matrix product
   rivals       the same population in PyTorch on the same card
-  transformer, cnn   run-steps of these, where such a model is registered
-  paper        `complexity` at full size from start to verdict, its intervals beside the committed ones, then others
-               while the time holds
-  memory       peak bytes a run beside what planning predicts
+  transformer, cnn   a row with the reason why these models are not timed
+  paper        `complexity` at full size from start to verdict, its intervals compared with the committed ones; then
+               further experiments while time is left
+  memory       peak bytes per run compared with the prediction of `planning`
 
-Writes accelerator.csv after every row (`part, name, quantity, unit, value`; what was not measured is a row that says
-why) and accelerator_manifest.json. Ours.
+It rewrites accelerator.csv after every row (`part, name, quantity, unit, value`; if something was not measured, its row
+gives the reason) and writes accelerator_manifest.json. Source: ours.
 """
 
 import csv
@@ -37,9 +37,9 @@ from repbias_jax import store
 from repbias_jax.provenance import commit
 
 COLUMNS = ("part", "name", "quantity", "unit", "value")
-OURS = None  # compiler options: those that the package sets
+OURS = None  # stands for the compiler options that the package sets
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
-OPTIONS = {  # of the compiler, under which training is resumed
+OPTIONS = {  # compiler options under which training is interrupted and resumed
     "the package's options": OURS,
     "deterministic": DETERMINISTIC,
     "no autotuning": {"xla_gpu_autotune_level": 0},
@@ -47,7 +47,7 @@ OPTIONS = {  # of the compiler, under which training is resumed
 }
 STORED = "deterministic, stored autotuning"
 WHILE = "--xla_gpu_enable_command_buffer=+WHILE"
-VARIANTS: dict[str, tuple[str, Mapping[str, Any] | None]] = {  # XLA_FLAGS and compiler options whose speed is compared
+VARIANTS: dict[str, tuple[str, Mapping[str, Any] | None]] = {  # XLA_FLAGS and compiler options compared for speed
     "the package's options": ("", OURS),
     "XLA's defaults": ("", {}),
     "deterministic, autotuned": ("", DETERMINISTIC),
@@ -60,13 +60,13 @@ PAPER = ("complexity", "learning_order", "prevalence", "optimizer", "architectur
 
 
 class Size(NamedTuple):
-    """How much is done."""
+    """The amount of work of the benchmark."""
 
     lanes: tuple[int, ...]
-    models: int  # of the rivals' ensembles
+    models: int  # in the PyTorch ensembles
     updates: int
     product: int
-    seconds: float  # of one measurement
+    seconds: float  # per measurement
     preset: str
 
 
@@ -85,7 +85,7 @@ class Failed(Exception):
 
 
 class Session:
-    """What all parts share: size, folder, clock and the rows so far."""
+    """The state that all parts share: size, folder, clock and the rows so far."""
 
     def __init__(self, output: Path, folder: Path, seconds: float, smoke: bool):
         self.output, self.folder, self.smoke, self.size = output, folder, smoke, SIZES[smoke]
@@ -94,21 +94,21 @@ class Session:
         self.part = ""
 
     def left(self) -> float:
-        """Seconds left for this part; raises OutOfTimeError when there are none."""
+        """Returns the seconds left for this part; raises OutOfTimeError if there are none."""
         seconds = self.limit - time.monotonic()
         if seconds <= 0:
             raise OutOfTimeError
         return seconds
 
     def add(self, name: str, quantity: str, unit: str, value: float | str) -> None:
-        """Writes one more row."""
+        """Adds a row, rewrites the table and prints the row."""
         shown = value if isinstance(value, str) else f"{value:.6g}"
         self.rows.append((self.part, name, quantity, unit, shown))
         store.write_table(self.output / "accelerator.csv", COLUMNS, self.rows)
         print(f"{self.part}: {name}, {quantity}: {shown} {unit}".rstrip(), flush=True)
 
     def run(self, task: str, xla_flags: str = "", platform: str = "", **settings: Any) -> Any:
-        """The answer of a task of `device_worker` in a process of its own."""
+        """Returns the answer of a task of `device_worker`, run in a separate process."""
         environment = dict(os.environ)
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {xla_flags}".strip()
         if platform:
@@ -117,7 +117,7 @@ class Session:
         return json.loads(self.finish(line, environment).splitlines()[-1])
 
     def finish(self, line: list[str], environment: Mapping[str, str]) -> str:
-        """What a process prints; raises Failed, or OutOfTimeError after ending it."""
+        """Returns the output of a process; raises Failed, or OutOfTimeError after ending it."""
         try:
             done = subprocess.run(  # noqa: S603
                 line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=self.left()
@@ -129,7 +129,7 @@ class Session:
         return done.stdout
 
     def attempt(self, name: str, call: Callable[[], Any]) -> None:
-        """Calls; where it fails, the reason is a row and the next measurement goes on."""
+        """Calls a function; if it raises Failed, adds a row with the reason, so that the next measurement can follow."""
         try:
             call()
         except Failed as error:
@@ -137,7 +137,7 @@ class Session:
 
 
 def correct(session: Session) -> None:
-    """Agreement with the CPU, and resumption in another process."""
+    """Checks agreement with the CPU, and resumption in another process."""
     session.attempt("device and CPU", lambda: _agreement(session))
     tried = {"the package's options": OURS} if session.smoke else {**OPTIONS, STORED: DETERMINISTIC}
     for name, options in tried.items():
@@ -170,7 +170,10 @@ def _resume(session: Session, name: str, options: Mapping[str, Any] | None, stor
 
 
 def lanes(session: Session) -> None:
-    """Run-steps a second by lanes, then by options at the fastest number; share of the card's matrix-product rate."""
+    """Measures run-steps per second by lanes, then by options at the fastest number of lanes.
+
+    Each rate is also given as a share of the rate of the card's matrix product.
+    """
     size = session.size
     flops = session.run("product", size=size.product, seconds=size.seconds)
     for name, rate in flops.items():
@@ -186,7 +189,7 @@ def lanes(session: Session) -> None:
 
 
 def _speed(session: Session, count: int, name: str, flops: Mapping[str, float]) -> float:
-    """Run-steps a second, which is a row, as are its shares of what the card multiplies."""
+    """Returns run-steps per second, after adding rows for it and for its shares of the rate of the matrix product."""
     xla_flags, options = VARIANTS[name]
     how = {"lanes": count, "smoke": session.smoke, "seconds": session.size.seconds, "options": options}
     answer = session.run("speed", xla_flags, **how)
@@ -197,7 +200,7 @@ def _speed(session: Session, count: int, name: str, flops: Mapping[str, float]) 
 
 
 def rivals(session: Session) -> None:
-    """The same population in PyTorch on the same card."""
+    """Measures the same population in PyTorch on the same card."""
     if not installed("torch"):
         session.add("PyTorch", "skipped: PyTorch is not installed", "", "")
         return
@@ -239,7 +242,7 @@ def _rival(session: Session, name: str, kind: str, more: Mapping[str, Any], mode
 
 
 def _model(session: Session) -> None:
-    """A part for a model that may not be there yet."""
+    """Adds a row that says why a model is not timed."""
     from repbias_jax.models import MODELS
 
     known = {"transformer": "transformer", "cnn": "convnet"}[session.part]
@@ -248,7 +251,7 @@ def _model(session: Session) -> None:
 
 
 def paper(session: Session) -> None:
-    """Experiments from start to verdict, while the time holds."""
+    """Runs experiments from start to verdict, while time is left."""
     for experiment in PAPER[: 1 if session.smoke else None]:
         begun = time.perf_counter()
         line = [sys.executable, "-m", "experiments.run", f"--experiment={experiment}", f"--preset={session.size.preset}"]
@@ -262,7 +265,7 @@ def paper(session: Session) -> None:
 
 
 def _compare(session: Session, experiment: str) -> None:
-    """Each claim's interval beside the committed one of the same seeds."""
+    """Compares each claim's interval with the committed one of the same seeds."""
     ours = session.output / "paper" / experiment / "claims.csv"
     here, committed = (_intervals(p) for p in (ours, ROOT / "experiments" / "results" / experiment / "claims.csv"))
     for name in sorted(here.keys() & committed.keys()):
@@ -274,14 +277,14 @@ def _compare(session: Session, experiment: str) -> None:
 
 
 def _intervals(path: Path) -> dict[str, tuple[float, float, float]]:
-    """Lower end, effect and upper end of every row that has them, by `id, condition`."""
+    """Returns lower end, effect and upper end of every row that has an effect, by `id, condition`."""
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["effect"]]
     return {f"{r['id']}, {r['column']}": (float(r["ci_low"]), float(r["effect"]), float(r["ci_high"])) for r in rows}
 
 
 def memory(session: Session) -> None:
-    """Peak bytes a run beside planning's prediction."""
+    """Compares peak bytes per run with the prediction of `planning`."""
     for count in session.size.lanes[-2:]:
 
         def one(count: int = count) -> None:

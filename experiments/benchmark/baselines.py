@@ -1,9 +1,9 @@
-"""What `benchmark` compares this package with: the same network in PyTorch and scikit-learn, in processes of their own.
+"""Baselines of the benchmark: the same network in PyTorch and scikit-learn, each in a separate process.
 
 Every contender trains with Adam on the same arrays. A PyTorch run starts from the same distribution of weights
-(LeCun-normal, biases zero); scikit-learn keeps its own (Glorot-uniform). The members of an ensemble have each their own
-data and their own order of it, as our runs have. This file needs neither JAX nor the package, so that what a process
-costs to start is its own library: it is run as a script and answers calls, one JSON line each.
+(LeCun-normal, biases zero); scikit-learn keeps its own (Glorot-uniform). Each member of an ensemble has its own data and
+its own order of examples, as our runs have. This file imports neither JAX nor the package, so that the start-up cost of a
+process is that of its own library. It is run as a script and answers calls, one JSON line each.
 
   python experiments/benchmark/baselines.py KIND '{"folder": ..., "seeds": [0]}' then: {"method": "advance", "epochs": 2}
 """
@@ -24,7 +24,7 @@ import numpy as np
 
 
 class Contender:
-    """Some models in training. `settings`: folder of the data, seeds, learning_rate, batch, widths, and the kind's own."""
+    """Models in training. `settings`: folder of the data, seeds, learning_rate, batch, widths, and those of the kind."""
 
     def __init__(self, settings: Mapping[str, Any]):
         self.settings, self.rate, self.batch = settings, settings["learning_rate"], settings["batch"]
@@ -38,26 +38,26 @@ class Contender:
         self._reset(0)
 
     def _prepare(self) -> None:
-        """What is done once."""
+        """Does the work that is needed only once; nothing by default."""
 
     def runs(self) -> list[slice]:
-        """The seeds that train together, in turn."""
+        """Returns the groups of seeds that train together, in order."""
         return [slice(i, i + 1) for i in range(len(self.settings["seeds"]))]
 
     def _reset(self, run: int) -> None:
-        """New weights, optimizer and order of the data, for one entry of `runs`."""
+        """Initialises weights, optimizer and order of the data for one entry of `runs`."""
         raise NotImplementedError
 
     def advance(self, epochs: int) -> int:
-        """Trains on; returns the number of run-steps."""
+        """Continues training; returns the number of run-steps."""
         raise NotImplementedError
 
     def _predictions(self) -> np.ndarray:
-        """Predicted classes of the test set of what trains together, `[K, N, O]`."""
+        """Returns the predicted classes on the test sets of the models that train together, `[K, N, O]`."""
         raise NotImplementedError
 
     def train(self, epochs: int) -> list[list[float]]:
-        """Trains all seeds from the start; returns the test accuracy (mean over classes) of each run and output."""
+        """Trains all seeds from initial weights; returns the test accuracy (mean over classes) of each run and output."""
         accuracies = []
         for run, members in enumerate(self.runs()):
             self._reset(run)
@@ -69,7 +69,7 @@ class Contender:
 
 
 class TorchLoop(Contender):
-    """What a notebook has: DataLoader, nn.Sequential, torch.optim.Adam, one run; as many threads as PyTorch takes."""
+    """Typical notebook code: DataLoader, nn.Sequential, torch.optim.Adam, one run; as many threads as PyTorch uses."""
 
     def _prepare(self) -> None:
         self.torch = load_torch(self.settings)
@@ -89,16 +89,16 @@ class TorchLoop(Contender):
         self.data = self._loader()
 
     def _adam(self) -> dict[str, Any]:
-        """Arguments of Adam."""
+        """Returns the arguments of Adam."""
         return {"lr": self.rate}
 
     def _loader(self) -> Any:
-        """Batches; iterated once an epoch."""
+        """Returns an iterable of batches, iterated once per epoch."""
         utils = self.torch.utils.data
         return utils.DataLoader(utils.TensorDataset(*self.tensors), batch_size=self.batch, shuffle=True, drop_last=True)
 
     def advance(self, epochs: int) -> int:
-        """Trains on; returns the number of run-steps."""
+        """Continues training; returns the number of run-steps."""
         cross_entropy = self.torch.nn.functional.cross_entropy
         for _ in range(epochs):
             for x, y in self.data:
@@ -114,7 +114,7 @@ class TorchLoop(Contender):
 
 
 class TorchTuned(TorchLoop):
-    """The same with all that is usually advised: tensors shuffled in memory once an epoch, fused Adam, one thread."""
+    """The same loop with the usual advice: tensors shuffled in memory once per epoch, fused Adam, one thread."""
 
     def _adam(self) -> dict[str, Any]:
         return {"lr": self.rate, "fused": True}
@@ -131,8 +131,8 @@ class TorchTuned(TorchLoop):
 class TorchEnsemble(Contender):
     """Many models at once by batched products (`form` bmm) or `torch.func` (`form` vmap).
 
-    `step` whole: forward, backward and Adam are one compiled graph; parts: forward and backward are compiled, Adam is
-    PyTorch's fused one. `compile` false: the same, eager.
+    If `step` is whole, forward, backward and Adam are one compiled graph; if it is parts, forward and backward are
+    compiled and Adam is PyTorch's fused one. If `compile` is false, the same steps are run eagerly.
     """
 
     def _prepare(self) -> None:
@@ -148,7 +148,7 @@ class TorchEnsemble(Contender):
         )
 
     def runs(self) -> list[slice]:
-        """All at once."""
+        """Returns one group with all seeds."""
         return [slice(None)]
 
     def _reset(self, run: int) -> None:
@@ -159,8 +159,8 @@ class TorchEnsemble(Contender):
             self.weights += [torch.randn(count, fan_in, fan_out) * fan_in**-0.5, torch.zeros(count, 1, fan_out)]
         if self.settings["step"] == "whole":
             self.memories = [[torch.zeros_like(w) for w in self.weights] for _ in range(2)]
-            self.time = torch.zeros(())  # a tensor, since a number would be compiled in
-            if self.settings.get("mode") == "reduce-overhead":  # CUDA graphs write in place only to what stays where it is
+            self.time = torch.zeros(())  # a tensor, since a number would be compiled as a constant
+            if self.settings.get("mode") == "reduce-overhead":  # CUDA graphs update only fixed addresses in place
                 for tensor in (*self.weights, *self.memories[0], *self.memories[1], self.time):
                     torch._dynamo.mark_static_address(tensor)
         else:
@@ -169,24 +169,24 @@ class TorchEnsemble(Contender):
             self.adam = torch.optim.Adam(self.weights, lr=self.rate, fused=True)
 
     def forward_all(self, weights: list[Any], x: Any) -> Any:
-        """Logits of all models. Args: weights `[K, in, out]` and `[K, 1, out]` in turn; x `[K, B, in]`."""
+        """Returns the logits of all models. Args: weights `[K, in, out]` and `[K, 1, out]` in turn; x `[K, B, in]`."""
         for i in range(0, len(weights), 2):
             x = self.torch.baddbmm(weights[i + 1], x if i == 0 else x.relu(), weights[i])
         return x
 
     def forward_one(self, weights: list[Any], x: Any) -> Any:
-        """Logits of one model, to be mapped."""
+        """Returns the logits of one model; mapped over models."""
         for i in range(0, len(weights), 2):
             x = self.torch.addmm(weights[i + 1], x if i == 0 else x.relu(), weights[i])
         return x
 
     def loss(self, weights: list[Any], x: Any, y: Any) -> Any:
-        """Sum over models and outputs of the mean over examples."""
+        """Returns the cross-entropy: the mean over examples, summed over models and outputs."""
         logits = self.forward(weights, x).view(-1, 2).log_softmax(-1)
         return -logits.gather(1, y.reshape(-1, 1)).sum() / self.batch
 
     def whole_step(self, weights: list[Any], first: list[Any], second: list[Any], time: Any, x: Any, y: Any) -> None:
-        """One Adam update of all models, in place."""
+        """Updates all models in place by one step of Adam."""
         gradients = self.torch.func.grad(self.loss)(weights, x, y)
         c1, c2 = 1 - 0.9**time, 1 - 0.999**time
         for w, m, v, g in zip(weights, first, second, gradients, strict=True):
@@ -195,7 +195,7 @@ class TorchEnsemble(Contender):
             w.sub_(self.rate / c1 * m / ((v / c2).sqrt() + 1e-8))
 
     def update(self, x: Any, y: Any) -> None:
-        """One step of all models."""
+        """Trains all models for one step."""
         if self.settings["step"] == "whole":
             self.time.add_(1)
             with self.torch.no_grad():
@@ -206,7 +206,7 @@ class TorchEnsemble(Contender):
             self.adam.zero_grad()
 
     def advance(self, epochs: int) -> int:
-        """Trains on; returns the number of run-steps."""
+        """Continues training; returns the number of run-steps."""
         count, size = len(self.inputs), self.per_epoch * self.batch
         each = self.torch.arange(count)[:, None]
         for _ in range(epochs):
@@ -223,7 +223,7 @@ class TorchEnsemble(Contender):
 
 
 class ScikitLearn(Contender):
-    """`MLPClassifier`, one label an output, fitted an epoch at a time."""
+    """`MLPClassifier` with one label per output, fitted one epoch at a time."""
 
     def _reset(self, run: int) -> None:
         self.run = run
@@ -234,7 +234,7 @@ class ScikitLearn(Contender):
         )  # fmt: skip
 
     def advance(self, epochs: int) -> int:
-        """Trains on; returns the number of run-steps."""
+        """Continues training; returns the number of run-steps."""
         for _ in range(epochs):
             self.model.partial_fit(self.arrays[0][self.run], self.arrays[1][self.run], classes=np.arange(self.outputs))
         return epochs * self.per_epoch
@@ -251,19 +251,19 @@ class TorchProduct:
         self.matrix = self.torch.randn(settings["size"], settings["size"])
 
     def advance(self, epochs: int) -> int:
-        """Multiplies; returns how often."""
+        """Multiplies `epochs` times; returns this number."""
         for _ in range(epochs):
             self.torch.mm(self.matrix, self.matrix)
         return epochs
 
 
 class OnDevice:
-    """Seconds a call counts only when the device is done: mixed into what trains on a GPU."""
+    """A mixin for training on a GPU: calls return only when the device is done, so that their time is complete."""
 
     torch: Any
 
     def advance(self, epochs: int) -> int:
-        """Trains on; returns the number of run-steps, when they are computed."""
+        """Continues training; returns the number of run-steps once they are computed."""
         done = super().advance(epochs)  # pyright: ignore[reportAttributeAccessIssue]
         if self.torch.cuda.is_available():
             self.torch.cuda.synchronize()
@@ -271,7 +271,7 @@ class OnDevice:
 
 
 class DeviceTuned(OnDevice, TorchTuned):
-    """One network after the other on a GPU, tensors on it, fused Adam."""
+    """One network after the other on a GPU, with tensors in its memory and fused Adam."""
 
 
 class DeviceEnsemble(OnDevice, TorchEnsemble):
@@ -290,7 +290,7 @@ KINDS = {
 
 
 def load_torch(settings: Mapping[str, Any]) -> Any:
-    """PyTorch, which is not installed everywhere, with the number of threads asked for."""
+    """Returns PyTorch, which is not installed everywhere, after setting its threads and device as in `settings`."""
     torch = importlib.import_module("torch")
     if settings.get("threads"):
         torch.set_num_threads(settings["threads"])
@@ -300,15 +300,15 @@ def load_torch(settings: Mapping[str, Any]) -> Any:
 
 
 def serve(kinds: Mapping[str, Any], kind: str, settings: Mapping[str, Any]) -> None:
-    """Makes one subject and answers calls of its methods until the input ends: result, wall and CPU seconds.
+    """Creates one object and answers calls of its methods, with result, wall and CPU seconds, until the input ends.
 
-    `idle_cpu` is what was burnt between two calls: a library's waiting threads must not slow down the others.
+    `idle_cpu` is the CPU time used between two calls: a library's waiting threads must not slow down the others.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # so that output of a library is not taken for an answer
     if settings.get("core") is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {settings["core"]})
-    warnings.simplefilter("ignore")  # scikit-learn's: one epoch is no convergence
+    warnings.simplefilter("ignore")  # scikit-learn warns that one epoch does not converge
     subject = kinds[kind](settings)
     ended = cpu_seconds()
     for line in sys.stdin:
@@ -321,7 +321,7 @@ def serve(kinds: Mapping[str, Any], kind: str, settings: Mapping[str, Any]) -> N
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and its children."""
+    """Returns the user and system time of this process and its children, in seconds."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)
 

@@ -1,4 +1,4 @@
-"""What `benchmark` measures of this package, and of JAX beside it, each in a process of its own.
+"""Contenders of the benchmark that use this package or plain JAX, each in a separate process.
 
 python -m experiments.benchmark.contenders KIND '{"devices": 2, "lanes": 4, ...}'  then: {"method": "advance", "epochs": 2}
 """
@@ -31,13 +31,16 @@ SMALL = {"model.widths": (16, 8), "task.num_train": 512, "task.num_test": 256, "
 
 
 def config_of(smoke: bool) -> Config:
-    """The base MLP under Adam, or the same with fewer units and examples."""
+    """Returns the base MLP under Adam, or the same with fewer units and examples."""
     changes: dict[str, Any] = {"optimizer.name": "adam", "optimizer.learning_rate": LEARNING_RATE}
     return override_all(Config(BinaryOptions(), MLPOptions()), changes | (SMALL if smoke else {}))
 
 
 class Ours:
-    """Chunks of runs, as `population` trains them. Settings: devices, lanes, smoke; runs (one chunk); cache (none)."""
+    """Chunks of runs, as `population` trains them.
+
+    Settings: devices, lanes, smoke; optional: runs (default: one chunk) and cache (default: none).
+    """
 
     def __init__(self, settings: Mapping[str, Any]):
         rows, lanes = settings["devices"], settings["lanes"]
@@ -57,18 +60,18 @@ class Ours:
         self.step, self.state = 0, training.State(None, None)
 
     def begin(self, chunk: int = 0) -> None:
-        """Data and initial weights of a chunk."""
+        """Draws the data and initial weights of a chunk."""
         seeds = np.asarray([k for _, k in self.chunks[chunk].runs], np.int32).reshape(self.shape)
         self.seeds = jax.device_put(seeds, self.programs.sharding)
         self.data = jax.block_until_ready(self.programs.data(self.dials, self.seeds))
         self.reset()
 
     def reset(self) -> None:
-        """Initial weights."""
+        """Re-initialises the weights."""
         self.step, self.state = 0, self.programs.init(self.dials, self.seeds)
 
     def advance(self, epochs: int) -> int:
-        """Trains a chunk on; returns the number of run-steps."""
+        """Continues the training of a chunk; returns the number of run-steps."""
         if self.state.params is None:
             self.begin()
         steps = epochs * self.config.steps_per_epoch
@@ -79,14 +82,17 @@ class Ours:
         return steps * self.seeds.size
 
     def train(self, epochs: int) -> list[list[float]]:
-        """Trains from the start; returns the test accuracy (mean over classes) of each run and output."""
+        """Trains from initial weights; returns the test accuracy (mean over classes) of each run and output."""
         self.begin()
         self.advance(epochs)
         curves = np.asarray(self.programs.observe(self.dials, self.data, self.state))
         return curves.reshape(-1, *curves.shape[2:])[:, 1, :, 1].tolist()
 
     def sweep(self, passes: int, chunks: int = 0) -> int:
-        """Trains every chunk (or the first few) for an epoch, with all between but the disk; returns run-steps."""
+        """Trains every chunk, or the first `chunks`, for an epoch per pass; returns the number of run-steps.
+
+        Apart from writing files, it does all the work of `population` around an epoch.
+        """
         done = 0
         for _ in range(passes):
             for chunk in range(chunks or len(self.chunks)):
@@ -97,7 +103,7 @@ class Ours:
         return done
 
     def first(self) -> dict[str, float]:
-        """Seconds of the first calls: data; init and an epoch; and of an epoch afterwards."""
+        """Returns the seconds of the first calls (`data`; `first`: init and an epoch) and of a `warm` epoch afterwards."""
         clock = [time.perf_counter()]
         for call in (self.begin, lambda: self.advance(1), lambda: self.advance(1)):
             call()
@@ -116,12 +122,12 @@ class Ours:
             np.save(Path(folder) / f"{name}.npy", np.concatenate(pieces))
 
     def weights(self) -> int:
-        """Entries of the weight matrices of one run, without biases."""
+        """Returns the number of weights of one run, without biases."""
         self.begin()
         return sum(int(np.prod(x.shape[2:])) for x in jax.tree.leaves(self.state.params) if x.ndim == 4)
 
     def save(self, folder: str) -> float:
-        """Fingerprints and saves all runs once more; returns the seconds of it."""
+        """Trains an epoch, then fingerprints and saves all runs; returns the seconds of the latter."""
         if not hasattr(self, "checkpoints"):
             self.checkpoints = store.Checkpoints(Path(folder))
         self.advance(1)
@@ -134,7 +140,7 @@ class Ours:
         return time.perf_counter() - begun
 
     def memory(self) -> float:
-        """Peak memory of this process, in MB."""
+        """Returns the peak memory of this process, in MB."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -166,7 +172,7 @@ class Jitted:
         return training.State(optax.apply_updates(state.params, updates), opt_state)
 
     def advance(self, epochs: int) -> int:
-        """Trains on; returns the number of run-steps."""
+        """Continues training; returns the number of run-steps."""
         count, size = self.config.steps_per_epoch, self.config.training.batch_size
         for _ in range(epochs):
             order = self.order.permutation(self.config.task.num_train).astype(np.int32)
@@ -177,7 +183,7 @@ class Jitted:
         return epochs * count
 
     def train(self, epochs: int) -> list[list[float]]:
-        """Trains every run from the start; returns test accuracies."""
+        """Trains every run from initial weights; returns test accuracies as `Ours.train` does."""
         found = []
         for run in range(len(self.settings["seeds"])):
             self._begin(run)
@@ -188,14 +194,14 @@ class Jitted:
 
 
 class Product:
-    """The product of two square matrices; one device, as many threads as JAX takes."""
+    """The product of two square matrices on one device; as many threads as JAX uses."""
 
     def __init__(self, settings: Mapping[str, Any]):
         self.matrix = jax.random.normal(jax.random.key(0), (settings["size"], settings["size"]))
         self.product = jax.jit(lambda a: jnp.matmul(a, a, precision="float32"))
 
     def advance(self, epochs: int) -> int:
-        """Multiplies; returns how often."""
+        """Multiplies `epochs` times; returns this number."""
         for _ in range(epochs):
             self.product(self.matrix).block_until_ready()
         return epochs
@@ -218,12 +224,12 @@ class VarianceProbe:
 
     @functools.cached_property
     def program(self) -> Callable:
-        """All that the probe returns. `[R, N, D]` and factors `[R, N]`."""
+        """All results of the probe, from `[R, N, D]` and factors `[R, N]`."""
         return self._compiled(lambda found: found)
 
     @functools.cached_property
     def program_r2(self) -> Callable:
-        """r2 alone: what is not returned is not computed."""
+        """r2 alone: results that are not returned are not computed."""
         return self._compiled(lambda found: {key: v for key, v in found.items() if key.metric == "r2"})
 
     def _compiled(self, keep: Callable) -> Callable:
@@ -236,15 +242,18 @@ class VarianceProbe:
         return jax.jit(jax.vmap(one))
 
     def ours(self) -> dict[Measured, np.ndarray]:
-        """All numbers of the probe."""
+        """Returns all results of the probe."""
         return jax.device_get(self.program(self.phi, self.factors))
 
     def ours_r2(self) -> dict[Measured, np.ndarray]:
-        """r2 alone."""
+        """Returns r2 alone."""
         return jax.device_get(self.program_r2(self.phi, self.factors))
 
     def scikit_r2(self, runs: int, permutations: int = 0) -> np.ndarray:
-        """r2 of every factor by LinearRegression on its one-hot columns, `[runs, F]`; then with labels permuted."""
+        """Returns r2 of every factor by LinearRegression on its one-hot columns, `[runs, F]`.
+
+        Each r2 is also computed `permutations` times with permuted labels; these values are discarded.
+        """
         linear, rng = importlib.import_module("sklearn.linear_model"), np.random.default_rng(0)
         found = np.zeros((runs, len(self.names)))
         for run in range(runs):
@@ -260,12 +269,15 @@ class VarianceProbe:
 
     @staticmethod
     def _one_r2(linear: Any, fit_hot: Any, fit: Any, score_hot: Any, score: Any) -> float:
-        """Fitted on one half, scored on the other against the FIT half's mean, as our definition has it."""
+        """Returns r2, fitted on one half and scored on the other against the FIT half's mean, as in our definition."""
         predicted = linear.LinearRegression().fit(fit_hot, fit).predict(score_hot)
         return 1 - np.square(score - predicted).sum() / np.square(score - fit.mean(0)).sum()
 
     def seconds(self, permuted_runs: int, permutations: int) -> dict[str, float]:
-        """Seconds for all runs, of both sides, alone and with permuted labels (scikit-learn: on some runs, scaled up)."""
+        """Returns the seconds for all runs of ours and of scikit-learn, for r2 alone and with permuted labels.
+
+        With permuted labels, scikit-learn is measured on `permuted_runs` runs and scaled up.
+        """
         runs = len(self.phi)
         return {
             "ours r2": _seconds(self.ours_r2),
@@ -275,13 +287,13 @@ class VarianceProbe:
         }
 
     def difference(self) -> float:
-        """The largest absolute difference between the two sides' r2."""
+        """Returns the largest absolute difference between our r2 and scikit-learn's."""
         ours = np.stack([self.ours()[Measured("r2", name)] for name in self.names], axis=1)
         return float(np.abs(ours - self.scikit_r2(len(self.phi))).max())
 
 
 def _seconds(call: Callable) -> float:
-    """Mean of as many calls as fill a quarter of a second, at least one."""
+    """Returns the mean seconds per call, over as many calls as fill a quarter of a second, at least one."""
     begun, count = time.perf_counter(), 0
     while count == 0 or time.perf_counter() - begun < 0.25:
         call()

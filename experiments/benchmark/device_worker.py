@@ -1,8 +1,8 @@
-"""What a process on the device (or, for comparison, on the CPU) computes; one task a process, the answer is one JSON line.
+"""Tasks of a process on the device (or, for comparison, on the CPU): one task per process, answered with one JSON line.
 
 python -m experiments.benchmark.device_worker TASK '{"lanes": 4, ...}'
 
-All that touches the package's training stands in `Population`, so that a change there needs one edit here.
+Only `Population` uses the package's training, so that a change there needs a single edit here.
 """
 
 import importlib.metadata
@@ -28,8 +28,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 class Population:
     """Runs of the base MLP as lanes of one device.
 
-    Args: lanes; smoke, the small size; sgd, the base setting's optimizer and not Adam; options of the compiler instead of
-    those that the package sets.
+    Args: lanes; smoke: whether to use the small size; sgd: whether to use SGD at 0.1 in place of Adam; options: compiler
+    options that replace those of the package; None: the package's.
     """
 
     def __init__(self, lanes: int, smoke: bool, sgd: bool = False, options: Mapping[str, Any] | None = None):
@@ -45,25 +45,25 @@ class Population:
         self.seeds = np.arange(lanes, dtype=np.int32)[None]
 
     def data(self) -> training.Data:
-        """The data of all runs."""
+        """Returns the data of all runs."""
         return jax.block_until_ready(self.programs.data(self.dials, self.seeds))
 
     def init(self) -> training.State:
-        """Initial weights."""
+        """Returns the initial state of all runs."""
         return self.programs.init(self.dials, self.seeds)
 
     def train(self, data: training.Data, state: training.State, start: int, stop: int) -> training.State:
-        """All runs from one step to another."""
+        """Trains all runs from step `start` to step `stop`; returns their state."""
         bounds = (np.int32(start), np.int32(stop))
         return jax.block_until_ready(self.programs.segment(self.dials, self.seeds, data, state, *bounds))
 
     def prints(self, state: training.State) -> list[int]:
-        """Fingerprints of the runs."""
+        """Returns the fingerprints of the runs."""
         return np.asarray(self.programs.fingerprint(state)).reshape(-1).tolist()
 
 
 def describe() -> dict[str, Any]:
-    """Backend, card, its memory and versions."""
+    """Returns the backend, the device, its memory in bytes and the versions of packages."""
     device, versions = jax.devices()[0], {}
     for distribution in importlib.metadata.distributions():
         if distribution.metadata["Name"] in PACKAGES:
@@ -73,7 +73,7 @@ def describe() -> dict[str, Any]:
 
 
 def numbers(lanes: int, smoke: bool, steps: int, path: str) -> None:
-    """Writes data, the weights after `steps` updates of SGD and of Adam, and the r2 of each factor in one made layer."""
+    """Writes data, weights after `steps` updates of SGD and of Adam, and r2 of each feature in an artificial layer."""
     runs, found = Population(lanes, smoke), {}
     data = runs.data()
     found |= {f"data/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(data))}
@@ -98,7 +98,11 @@ def resume(
     save: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Fingerprints after `stop` updates: all of them, with the state at `half` saved, or from the state that is loaded."""
+    """Returns the fingerprints after `stop` updates.
+
+    Training starts from the state in `load` at step `half`, or, without `load`, at step 0; the state at `half` is then
+    written to `save`.
+    """
     runs = Population(lanes, smoke, options=options)
     data, state = runs.data(), runs.init()
     if load:
@@ -113,7 +117,7 @@ def resume(
 
 
 def speed(lanes: int, smoke: bool, seconds: float, options: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Run-steps a second after a warm-up, FLOP/s by 6 x weights x batch, and the device's peak bytes."""
+    """Returns run-steps per second after a warm-up, FLOP/s by 6 x weights x batch, and the device's peak bytes."""
     runs = Population(lanes, smoke, options=options)
     data, state, epoch = runs.data(), runs.init(), runs.config.steps_per_epoch
     weights = sum(int(np.prod(x.shape[2:])) for x in jax.tree.leaves(state.params) if x.ndim == 4)
@@ -129,7 +133,7 @@ def speed(lanes: int, smoke: bool, seconds: float, options: Mapping[str, Any] | 
 
 
 def predict(lanes: int, smoke: bool) -> float:
-    """Bytes on the device that planning predicts for this many runs at once."""
+    """Returns the bytes on the device that `planning` predicts for this many runs at once."""
     experiment = Experiment("memory", "memory", config_of(smoke), (("all", ()),), num_seeds=lanes)
     configs, groups, backend = planning.check(experiment, jax.default_backend(), lanes)
     laid = layout.Layout(1, 0, (lanes,))
@@ -137,7 +141,7 @@ def predict(lanes: int, smoke: bool) -> float:
 
 
 def product(size: int, seconds: float) -> dict[str, float]:
-    """FLOP/s of one large matrix product in float32, without and with TF32."""
+    """Returns the FLOP/s of one large matrix product in float32, without and with TF32."""
     matrix, found = jax.random.normal(jax.random.key(0), (size, size)), {}
     for name, precision in (("float32", "highest"), ("tf32", "default")):
         multiply = jax.jit(lambda a, p=precision: jnp.matmul(a, a, precision=p))
@@ -161,7 +165,7 @@ TASKS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (describe, number
 
 
 def main(task: str, settings: Mapping[str, Any]) -> None:
-    """Computes, and prints the answer where nothing else is printed."""
+    """Runs a task and prints its answer to standard output, which nothing else uses."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print(json.dumps(TASKS[task](**settings)), file=answers, flush=True)

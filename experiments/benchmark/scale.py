@@ -1,11 +1,11 @@
-"""Many tiny runs: time, memory, disk and open files of one command as populations grow. Measured on the CPU.
+"""Measures time, memory, disk and open files of one command that trains many tiny runs, by number of runs, on the CPU.
 
   python -m experiments.benchmark --part=scale [--smoke] [--output=DIR]      writes scale.csv
 
-A child process trains and measures a tiny network with as many seeds, once with its activations kept and once with each
-chunk's discarded when it is measured. Its open files are read from /proc ten times a second, its peak memory is the
-kernel's own mark, and the disk is that of its folder, which is looked at for at most a tenth of the time. Seconds include
-start and compilation. Ours.
+A child process trains and measures a tiny network with this number of seeds, once keeping the activations and once
+discarding those of each chunk as soon as they are measured. Its open files are read from /proc ten times per second, its
+peak memory is the one recorded by the kernel, and its disk use is that of its folder, which is read for at most a tenth of
+the time. Seconds include start-up and compilation. Source: ours.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ COLUMNS = (
     "max_open_files",
 )
 ACTIVATIONS = ("keep", "discard")
-STEPS = 4  # updates of a run
+STEPS = 4  # updates per run
 SIZES = {False: (1024, 10_000), True: (8,)}
 SMALL = {"model.widths": "16,8", "task.num_train": 512, "task.num_test": 256, "task.num_probe": 256, "training.epochs": 1}
 
 
 class Peaks(NamedTuple):
-    """The largest values seen while a process lived."""
+    """The largest values observed while a process was running."""
 
     memory_mb: float
     disk_mb: float
@@ -46,14 +46,14 @@ class Peaks(NamedTuple):
 
 
 def command(runs: int, activations: str, workdir: Path) -> list[str]:
-    """A command that trains and measures this many runs of one setting. Args: activations, `keep` or `discard`."""
+    """Returns a command that trains and measures this many runs of one setting. Args: activations: `keep` or `discard`."""
     overrides = [f"--config.{name}={value}" for name, value in {**SMALL, "training.batch_size": 512 // STEPS}.items()]
     line = [sys.executable, "-m", "experiments.benchmark.scale_worker", str(workdir), str(runs), activations]
     return [*line, *overrides]
 
 
 def watch(process: subprocess.Popen, folder: Path, every: float = 0.1) -> Peaks:
-    """Reads the peaks of a process from /proc until it ends."""
+    """Watches a process in /proc, and its folder, until it ends; returns the peaks."""
     place, peaks, look = Path(f"/proc/{process.pid}"), Peaks(0.0, 0.0, 0), 0.0
     while process.poll() is None:
         with contextlib.suppress(OSError):
@@ -69,9 +69,9 @@ def watch(process: subprocess.Popen, folder: Path, every: float = 0.1) -> Peaks:
 
 
 def used_mb(folder: Path) -> float:
-    """Disk that the files of a folder take, in MB."""
+    """Returns the disk space that the files of a folder take, in MB."""
     total = 0
-    for place, folders, files in os.walk(folder):  # passes over folders that are removed meanwhile
+    for place, folders, files in os.walk(folder):  # skips folders that are removed meanwhile
         for name in (*folders, *files):
             with contextlib.suppress(FileNotFoundError):
                 total += os.stat(os.path.join(place, name)).st_blocks * 512
@@ -79,7 +79,7 @@ def used_mb(folder: Path) -> float:
 
 
 def measure(output: Path, smoke: bool) -> int:
-    """Writes a row for each size and each way with activations as soon as it is measured; returns the exit status."""
+    """Writes a row for each number of runs, with activations kept and discarded, once measured; returns the exit status."""
     if not Path("/proc/self/fd").exists():
         return complain("--part=scale: expected a system with /proc, where memory and open files are read")
     rows = []
@@ -95,5 +95,5 @@ def measure(output: Path, smoke: bool) -> int:
             numbers = (seconds, 1e6 * seconds / steps, peaks.memory_mb, peaks.disk_mb)
             rows.append((runs, activations, steps, *(f"{value:.6g}" for value in numbers), peaks.files))
             store.write_table(output / "scale.csv", COLUMNS, rows)
-            print(dict(zip(COLUMNS, rows[-1], strict=True)), flush=True)  # before the many files are removed
+            print(dict(zip(COLUMNS, rows[-1], strict=True)), flush=True)  # before the folder is removed, which takes time
     return DONE

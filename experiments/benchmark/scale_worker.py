@@ -19,7 +19,7 @@ from repbias_jax.provenance import record
 
 
 def main(workdir: Path, runs: int, activations: str, overrides: Sequence[str]) -> None:
-    """Stages `train` and `measure`, as the command runs them."""
+    """Runs the stages `train` and `measure` as `experiments.run` does."""
     quieten()
     jax.config.update("jax_num_cpu_devices", 2)
     pairs = (word.removeprefix("--config.").split("=", 1) for word in overrides)

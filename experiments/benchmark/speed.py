@@ -40,16 +40,16 @@ US, RATE = "us/run-step", "GFLOP/s"
 
 
 class Size(NamedTuple):
-    """How much is done; `SIZES` has the real one and the smoke one."""
+    """The amount of work of the benchmark; `SIZES` has the full and the smoke size."""
 
-    seconds: float  # of a round of one contender
+    seconds: float  # per round of one contender
     epochs: int  # of full training
     lanes: int
     product: int  # side of the matrices
     layouts: tuple[tuple[int, int], ...]  # devices, lanes
     runs: tuple[int, ...]
-    compared: tuple[int, int]  # of `runs`
-    starts: int  # repeats of starting a process
+    compared: tuple[int, int]  # the two entries of `runs` whose ratio is reported
+    starts: int  # number of times that processes are started
     seeds: int  # the most models in any ensemble
     permutations: int
 
@@ -66,19 +66,19 @@ class Form(NamedTuple):
 
     form: str  # bmm or vmap
     step: str  # whole or parts
-    models: int  # in a process
+    models: int  # per process
     processes: int  # two: pinned, one thread each; one: two threads
     compile: bool
 
     @property
     def label(self) -> str:
-        """For the table."""
+        """The name in the table."""
         made = f"compiled {self.step} step" if self.compile else "eager"
         threads = "2 processes" if self.processes == 2 else "2 threads"
         return f"PyTorch ensemble {self.form} ({made}, {self.models} models, {threads})"
 
 
-STEPS = {"bmm": "whole", "vmap": "parts"}  # of the smoke size
+STEPS = {"bmm": "whole", "vmap": "parts"}  # `step` in the smoke size
 FORMS = (
     ("whole", 16, 1, True),
     ("whole", 16, 2, True),
@@ -92,7 +92,7 @@ CALIBRATION_ROUNDS = 3
 
 
 class Bench:
-    """What all parts share: sizes, folders, settings of workers and the rows so far."""
+    """The state that all parts share: sizes, folders, settings of workers and the rows so far."""
 
     def __init__(self, rounds: int, smoke: bool, folder: Path, cache: str):
         self.rounds, self.smoke, self.size, self.folder, self.cache = rounds, smoke, SIZES[smoke], folder, cache
@@ -102,7 +102,7 @@ class Bench:
 
     @contextlib.contextmanager
     def team(self, kind: str, *each: Mapping[str, Any]) -> Iterator[Team]:
-        """A team that is closed at the end."""
+        """Yields a team and closes it at the end."""
         team = Team(self.folder, kind, *each)
         try:
             yield team
@@ -110,26 +110,26 @@ class Bench:
             team.close()
 
     def ours(self, **more: Any) -> dict[str, Any]:
-        """Settings of a worker of `contenders`."""
+        """Returns the settings of a worker of `contenders`."""
         settings = {"devices": CORES, "lanes": self.size.lanes, "smoke": self.smoke, "cache": self.cache}
         return settings | more
 
     def rival(self, *seeds: int, **more: Any) -> dict[str, Any]:
-        """Settings of a worker of `baselines`."""
+        """Returns the settings of a worker of `baselines`."""
         settings = {"learning_rate": LEARNING_RATE, "batch": self.config.training.batch_size, "seeds": seeds}
         return settings | {"widths": flatten(self.config)["model.widths"], "folder": str(self.folder)} | more
 
     def pinned(self, core: int) -> dict[str, Any]:
-        """Settings of a worker with a core of its own."""
+        """Returns the additional settings of a worker pinned to one core."""
         return {"core": self.cores[core % len(self.cores)], "threads": 1}
 
     def add(self, *row: Any) -> None:
-        """Adds a row, from a number a round."""
+        """Adds a row made from one number per round. Args: as for `workers.summary`."""
         self.rows.append(summary(*row))
 
 
 def ensemble_settings(bench: Bench, form: Form) -> list[dict[str, Any]]:
-    """Settings of the workers of an ensemble."""
+    """Returns the settings of the workers of an ensemble."""
     shared = {"form": form.form, "step": form.step, "compile": form.compile}
     count = form.models
     if form.processes == 1:
@@ -138,7 +138,7 @@ def ensemble_settings(bench: Bench, form: Form) -> list[dict[str, Any]]:
 
 
 def choose(bench: Bench, kind: str) -> Form:
-    """The fastest form of an ensemble, after a few rounds in turn; what does not compile is passed over."""
+    """Returns the fastest form of an ensemble over a few rounds; forms that do not compile are skipped."""
     forms = [Form(kind, *rest) for rest in (((STEPS[kind], 2, 1, False),) if bench.smoke else FORMS)]
     with contextlib.ExitStack() as stack:
         jobs, by_label = {}, {form.label: form for form in forms}
@@ -155,7 +155,7 @@ def choose(bench: Bench, kind: str) -> Form:
 
 
 class Contender(NamedTuple):
-    """How a contender's workers are made; for accuracies some are made anew, with the number of runs that is wanted."""
+    """Settings of a contender's workers; `for_accuracy` replaces them where accuracies need another number of runs."""
 
     kind: str
     settings: list[dict[str, Any]]
@@ -163,7 +163,7 @@ class Contender(NamedTuple):
 
 
 def contenders(bench: Bench) -> dict[str, Contender]:
-    """The contenders that are installed, but ours, by name."""
+    """Returns the installed contenders except ours, by name."""
     found = {"JAX, a jitted step per run": Contender("jitted", [bench.ours(folder=str(bench.folder), seeds=[0, 1])])}
     if installed("torch"):
         found["PyTorch loop"] = Contender("loop", [bench.rival(0, 1)])
@@ -184,7 +184,7 @@ def contenders(bench: Bench) -> dict[str, Contender]:
 
 
 def speed_and_accuracy(bench: Bench) -> dict[str, list[Sample]]:
-    """Parts `calibration`, `speed`, `ratio` and `accuracy`. Returns the samples, for the break-even."""
+    """Measures the parts `calibration`, `speed`, `ratio` and `accuracy`; returns the samples, for the break-even."""
     with contextlib.ExitStack() as stack:
         teams = {"ours": stack.enter_context(bench.team("ours", bench.ours(runs=bench.size.seeds)))}
         teams["ours"].call("dump", folder=str(bench.folder))
@@ -210,12 +210,12 @@ def speed_and_accuracy(bench: Bench) -> dict[str, list[Sample]]:
 
 
 def is_product(name: str) -> bool:
-    """Whether a contender trains nothing."""
+    """Returns whether a contender is a matrix product, which trains nothing."""
     return name.startswith("matrix product")
 
 
 def report_speed(bench: Bench, samples: Mapping[str, list[Sample]], flops: float) -> None:
-    """Rows of `speed` and `ratio`. Args: flops of a run-step."""
+    """Adds the rows of `speed` and `ratio`. Args: flops: FLOP per run-step."""
     ours = samples["ours"]
     rates = {n: [2 * bench.size.product**3 / s.wall / 1e3 for s in found] for n, found in samples.items() if is_product(n)}
     rates |= {n: [flops / s.wall / 1e3 for s in found] for n, found in samples.items() if not is_product(n)}
@@ -237,7 +237,7 @@ def report_speed(bench: Bench, samples: Mapping[str, list[Sample]], flops: float
 
 
 def report_accuracy(bench: Bench, name: str, team: Team) -> None:
-    """Rows of `accuracy`: of a contender trained to the end, over its runs."""
+    """Adds the rows of `accuracy` for one contender, trained to the end: statistics over its runs."""
     outputs = bench.config.task.outputs or bench.config.task.features
     runs = [accuracy for worker in team.call("train", epochs=bench.size.epochs) for accuracy in worker]
     for output, values in zip(outputs, zip(*runs, strict=True), strict=True):
@@ -247,7 +247,7 @@ def report_accuracy(bench: Bench, name: str, team: Team) -> None:
 
 
 def report_start(bench: Bench, samples: Mapping[str, list[Sample]]) -> None:
-    """Rows of `start`: what it costs to begin, and from which number of run-steps on that is paid back."""
+    """Adds the rows of `start`: the time to begin training, and the number of run-steps after which it is paid back."""
     each = {name: statistics.median(s.wall for s in found) / 1e6 for name, found in samples.items()}
     found = [start_once(bench, each) for _ in range(bench.size.starts)]
     for name in found[0]:
@@ -256,7 +256,7 @@ def report_start(bench: Bench, samples: Mapping[str, list[Sample]]) -> None:
 
 
 def start_once(bench: Bench, each: Mapping[str, float]) -> dict[str, float]:
-    """Everything of `start`, once. Args: seconds a run-step by contender."""
+    """Returns the quantities of `start`, measured once. Args: each: seconds per run-step by contender."""
     begun = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import experiments.run"], cwd=ROOT, check=True)
     once = {"import of experiments.run": time.perf_counter() - begun}
@@ -284,7 +284,7 @@ STARTED = {
 
 
 def started(bench: Bench, kind: str, **more: Any) -> dict[str, float]:
-    """Seconds from making the processes of a contender to the end of their first calls, and how many run-steps."""
+    """Returns the seconds from creating a contender's processes to the end of their first calls, and the run-steps."""
     if kind == "ours":
         with bench.team("ours", bench.ours(**more)) as team:
             found = team.call("first")[0]
@@ -296,7 +296,7 @@ def started(bench: Bench, kind: str, **more: Any) -> dict[str, float]:
 
 
 def report_lanes(bench: Bench) -> None:
-    """Rows of `lanes`: runs that share a `vmap`, and devices."""
+    """Adds the rows of `lanes`: time per run-step by devices and runs per `vmap`."""
     with contextlib.ExitStack() as stack:
         jobs = {}
         for devices, lanes in bench.size.layouts:
@@ -307,7 +307,7 @@ def report_lanes(bench: Bench) -> None:
 
 
 def report_runs(bench: Bench) -> None:
-    """Rows of `runs`: an epoch of every chunk, with all that `population` does between, for more and more runs."""
+    """Adds the rows of `runs`: time per run-step in `contenders.Ours.sweep`, and peak memory, by number of runs."""
     large, small = bench.size.compared
     with contextlib.ExitStack() as stack:
         teams = {n: stack.enter_context(bench.team("ours", bench.ours(runs=n))) for n in bench.size.runs}
@@ -327,7 +327,7 @@ def report_runs(bench: Bench) -> None:
 
 
 def report_checkpoint(bench: Bench) -> None:
-    """Rows of `checkpoint`: fingerprint and save of all runs of a chunk."""
+    """Adds the rows of `checkpoint`: the time to fingerprint and save all runs of a chunk."""
     with bench.team("ours", bench.ours()) as team:
         folder = str(bench.folder / "checkpoint")
         team.call("save", folder=folder)
@@ -339,7 +339,7 @@ def report_checkpoint(bench: Bench) -> None:
 
 
 def report_probe(bench: Bench) -> None:
-    """Rows of `probe`. Raises RuntimeError when the two sides' r2 differ by 1e-5."""
+    """Adds the rows of `probe`. Raises RuntimeError if our r2 and scikit-learn's differ by 1e-5 or more."""
     if not installed("sklearn"):
         bench.rows.append(missing("probe", "variance", "scikit-learn"))
         return
@@ -360,7 +360,7 @@ def report_probe(bench: Bench) -> None:
 
 
 def record(bench: Bench, load_before: Sequence[float], spent: Mapping[str, float]) -> dict[str, Any]:
-    """The manifest: versions, machine, commit, load and cost."""
+    """Returns the manifest: versions, machine, commit, load and cost."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -387,7 +387,7 @@ def measure(rounds: int, smoke: bool, output: Path, cache: str | None) -> None:
     """Measures all parts on the CPU, writes their table and manifest, and prints the table."""
     load: Sequence[float] = os.getloadavg()
     spent: dict[str, float] = {}
-    if hasattr(os, "sched_setaffinity"):  # a larger machine is made to have two cores
+    if hasattr(os, "sched_setaffinity"):  # only two cores are used on a larger machine
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(rounds, smoke, Path(name), cache or f"{name}/cache")
@@ -404,7 +404,7 @@ def measure(rounds: int, smoke: bool, output: Path, cache: str | None) -> None:
             begun = time.perf_counter()
             report()
             spent[part] = time.perf_counter() - begun
-    bench.rows.sort(key=lambda row: row.part)  # stable: within a part as measured
+    bench.rows.sort(key=lambda row: row.part)  # stable: rows of a part keep the order of measurement
     text = [[*row[:5], *(f"{v:.6g}" if row.rounds else "" for v in row[5:])] for row in bench.rows]
     store.write_table(output / "benchmark.csv", COLUMNS, text)
     store.write_json(output / "benchmark_manifest.json", record(bench, load, spent))

@@ -1,8 +1,8 @@
-"""What was aimed at and what was measured: tables and a sentence for README and BUILD.md, made from the results' files.
+"""Prints speed targets and measurements as tables and sentences for README and BUILD.md.
 
-  python -m experiments.benchmark.targets        prints them; the documents hold the same text, and a test compares
+  python -m experiments.benchmark.targets        prints them; a test checks that the documents hold the same text
 
-Reads `benchmark.csv`, `accelerator.csv` and `faults.csv` in `experiments/results/`. Ours.
+It reads `benchmark.csv`, `accelerator.csv`, its manifest and `faults.csv` in `experiments/results/`. Source: ours.
 """
 
 import csv
@@ -17,11 +17,11 @@ Row = Mapping[str, str]
 
 
 class Target(NamedTuple):
-    """One line of the table: what is measured, where it stands in `benchmark.csv`, and its limit."""
+    """One line of the table: the quantity in words, its row in `benchmark.csv`, and its limit."""
 
     what: str
     part: str
-    name: str  # its beginning; of several rows the worst counts
+    name: str  # the beginning of the name; the worst of several rows counts
     quantity: str
     limit: float
     at_most: bool = True
@@ -47,13 +47,17 @@ TARGETS = (
 
 
 def read(name: str, folder: Path = RESULTS) -> list[dict[str, str]]:
-    """The rows of a table among the results."""
+    """Returns the rows of a table among the results."""
     with open(folder / name, newline="") as file:
         return list(csv.DictReader(file))
 
 
 def find(rows: Sequence[Row], part: str, name: str, quantity: str, worst: Callable = max) -> Row:
-    """The row of a quantity; of several whose names begin alike, the one with the worst median: the fastest rival's."""
+    """Returns the row of a quantity whose name begins with `name`; of several, the one with the `worst` median.
+
+    Raises:
+      KeyError: there is no such row.
+    """
     found = [
         r
         for r in rows
@@ -65,7 +69,7 @@ def find(rows: Sequence[Row], part: str, name: str, quantity: str, worst: Callab
 
 
 def targets(rows: Sequence[Row]) -> str:
-    """A markdown table: target, median with extremes, held or not. Args: rows of `benchmark.csv`."""
+    """Returns a Markdown table: target, median with extremes, held or not. Args: rows of `benchmark.csv`."""
     lines = ["| what | target | median [least, most] | held |", "|---|---|---|---|"]
     for t in TARGETS:
         row = find(rows, t.part, t.name, t.quantity, max if t.at_most else min)
@@ -81,7 +85,7 @@ def targets(rows: Sequence[Row]) -> str:
 
 
 def sentence(rows: Sequence[Row]) -> str:
-    """What README says of speed. Args: rows of `benchmark.csv`."""
+    """Returns README's sentences on speed. Args: rows of `benchmark.csv`."""
 
     def median(part: str, name: str, quantity: str = "wall") -> float:
         return float(find(rows, part, name, quantity)["median"])
@@ -96,7 +100,7 @@ def sentence(rows: Sequence[Row]) -> str:
 
 
 def card(rows: Sequence[Row], manifest: Mapping[str, Any]) -> str:
-    """What README says of a GPU. Args: rows of `accelerator.csv`; its manifest."""
+    """Returns README's sentences on a GPU. Args: rows of `accelerator.csv`; its manifest."""
 
     def rates(part: str, name: str) -> list[float]:
         return [float(r["value"]) for r in rows if r["part"] == part and name in r["name"] and r["quantity"] == "rate"]
@@ -116,7 +120,7 @@ def card(rows: Sequence[Row], manifest: Mapping[str, Any]) -> str:
 
 
 def faults(rows: Sequence[Row]) -> str:
-    """A markdown table of trials and outcomes. Args: rows of `faults.csv`."""
+    """Returns a Markdown table of trials and outcomes. Args: rows of `faults.csv`."""
     lines = ["| fault | where | trials | same | named | other |", "|---|---|---|---|---|---|"]
     lines += ["| " + " | ".join(r[k] for k in ("fault", "where", "trials", "same", "named", "other")) + " |" for r in rows]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""How `benchmark` measures: teams of worker processes that take turns, and rows made from a number a round."""
+"""Measuring in the benchmark: teams of worker processes that take turns, and rows made from one number per round."""
 
 import contextlib
 import importlib.util
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from experiments.benchmark.baselines import KINDS as BASELINES
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 1800.0  # seconds for one call, of which the longest takes a few minutes
+PATIENCE = 1800.0  # limit for one call, in seconds; the longest takes a few minutes
 
 
 class Row(NamedTuple):
@@ -35,36 +35,36 @@ class Row(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One round of one contender, in microseconds a run-step."""
+    """One round of one contender, in microseconds per run-step."""
 
     wall: float
     cpu: float
 
 
 def summary(part: str, name: str, quantity: str, unit: str, values: Sequence[float]) -> Row:
-    """A row from a number a round."""
+    """Returns a row made from one number per round."""
     return Row(part, name, quantity, unit, len(values), min(values), statistics.median(values), max(values))
 
 
 def missing(part: str, name: str, library: str) -> Row:
-    """A row that says what was not measured."""
+    """Returns a row that says that something was not measured, since a library is not installed."""
     return Row(part, name, f"skipped: {library} is not installed", "", 0, math.nan, math.nan, math.nan)
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Ratios round by round, so that what slows the machine down for a while slows both."""
+    """Returns the ratios by round, in which a temporary slowdown of the machine affects both sides."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 def break_even(overhead: float, each: float, other_overhead: float, other_each: float) -> float:
-    """Number n from which on `overhead + n * each` is the smaller; 0: from the start; infinite: never."""
+    """Returns the n from which on `overhead + n * each` is smaller than the other cost; 0: always; infinite: never."""
     if overhead <= other_overhead and each <= other_each:
         return 0.0
     return max(0.0, (overhead - other_overhead) / (other_each - each)) if each < other_each else math.inf
 
 
 def installed(module: str) -> bool:
-    """Whether a library is there."""
+    """Returns whether a library is installed."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -72,7 +72,8 @@ class Team:
     """Worker processes of one contender that work at the same time."""
 
     def __init__(self, folder: Path, kind: str, *each: Mapping[str, Any]):
-        """Starts them. Args: folder for temporary files; kind, of `baselines` or `contenders`; settings of each worker."""
+        """Starts the workers. Args: folder for temporary files; kind: key of KINDS in `baselines` or `contenders`; each:
+        settings of one worker."""
         self.log = tempfile.TemporaryFile("w+", dir=folder)  # noqa: SIM115
         place = (
             [str(ROOT / "experiments" / "benchmark" / "baselines.py")]
@@ -91,9 +92,15 @@ class Team:
         self.begun = time.perf_counter()
 
     def call(self, method: str, within: float | None = None, **arguments: Any) -> list[Any]:
-        """Calls a method of every worker at once; `wall` and `cpu` are then what that took. Returns their results.
+        """Calls a method of all workers at once and returns their results; sets `wall` and `cpu` to the seconds it took.
 
-        `within`: seconds after which TimeoutError is raised; by default a worker without an answer is a RuntimeError.
+        Args:
+          method: name of the method.
+          within: seconds after which TimeoutError is raised; None: after PATIENCE seconds, RuntimeError is raised.
+          arguments: of the method.
+
+        Raises:
+          RuntimeError: a worker failed.
         """
         begun = time.perf_counter()
         answers = []
@@ -112,31 +119,31 @@ class Team:
 
     @staticmethod
     def _answer(worker: subprocess.Popen, patience: float) -> str:
-        """One line of a worker; waiting for it takes no CPU. Raises TimeoutError when none comes."""
+        """Returns one line of a worker, without using the CPU while waiting. Raises TimeoutError if none comes in time."""
         answers: Any = worker.stdout
         if not select.select([answers], [], [], patience)[0]:
             raise TimeoutError(f"no answer from process {worker.pid} after {patience:.0f} s")
         return answers.readline()
 
     def sample(self, method: str, **arguments: Any) -> Sample:
-        """Time a run-step of a method that returns run-steps."""
+        """Returns the time per run-step of a method that returns run-steps."""
         steps = sum(self.call(method, **arguments))
         return Sample(1e6 * self.wall / steps, 1e6 * self.cpu / steps)
 
     def warm(self, seconds: float, within: float | None = None) -> int:
-        """Compiles and warms up; returns how many epochs fill a round of `seconds`."""
-        for _ in range(3):  # CUDA graphs are recorded after a first call
+        """Compiles and warms up; returns the number of epochs that fill a round of `seconds`."""
+        for _ in range(3):  # CUDA graphs are recorded only after a first call
             self.call("advance", within, epochs=1)
         return max(1, round(seconds / self.wall))
 
     def kill(self) -> None:
-        """Ends the workers without waiting for what they do."""
+        """Kills the workers without waiting for their work."""
         for worker in self.workers:
             worker.kill()
         self.close()
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers; kills those that do not end within 20 seconds."""
         for worker in self.workers:
             with contextlib.suppress(OSError):
                 worker.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
@@ -150,7 +157,8 @@ class Team:
 
 
 def rounds_of(teams: Mapping[str, tuple[Team, str, dict]], rounds: int) -> dict[str, list[Sample]]:
-    """Lets teams take turns. Args: by name, a team, a method that returns run-steps, and its arguments."""
+    """Lets teams take turns; returns their samples. Args: teams: by name, a team, a method that returns run-steps, and the
+    method's arguments."""
     names, found = list(teams), {name: [] for name in teams}
     for i in range(rounds):
         first = i % max(1, len(names))
@@ -161,7 +169,7 @@ def rounds_of(teams: Mapping[str, tuple[Team, str, dict]], rounds: int) -> dict[
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The rows as text."""
+    """Returns the rows as text."""
     lines, part = [], ""
     for row in rows:
         if row.part != part:

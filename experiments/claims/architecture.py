@@ -87,7 +87,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C10 and C11; a claim whose settings were not run has no parts and is not measured."""
+    """Returns C10 and C11; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, condition)
 
 
@@ -117,7 +117,7 @@ def _wide(results: Results, widest: str, narrowest: str) -> tuple[Part, ...]:
     )  # fmt: skip
 
 
-# What is claimed, what the paper says of it, the settings it reads, and its parts.
+# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
 CLAIMS = {
     "C10": ("The gap grows with depth", "grows", DEEP, _grows, "P"),
     "C11": ("Width hardly changes it", "hardly", ("width512", "width64"), _wide, "P"),
@@ -174,7 +174,7 @@ def _draw_gaps(results: Results, conditions: list[str]) -> Figure:
 
 
 def _gap(results: Results, setting: str, prefix: str = "", **more: int) -> pd.DataFrame:
-    """The gap by hidden layer, from 1 on: a row a layer, a column a seed."""
+    """Returns the gap by hidden layer, numbered from 1, as `[layer, seed]`."""
     hidden = contrasts.hidden(results, setting)
     easy, hard = (contrasts.by_layer(results, setting, "r2", prefix + feature, hidden, **more) for feature in (EASY, HARD))
     return (easy - hard).set_axis(range(1, len(hidden) + 1))

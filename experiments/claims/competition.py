@@ -38,11 +38,11 @@ from repbias_jax.statistics import Claim, Part
 
 TARGETS = {"easy": "parity1", "hard": "parity4"}
 OTHERS = {"easy": ("parity1", (1, 2, 4, 8)), "xor": ("parity2", (1, 2, 4)), "par4": ("parity4", (1, 2, 4))}
-COPIES = 5  # of the target's output, in the control
+COPIES = 5  # outputs that are trained on the target in the controls
 
 
 def _setting(target: str, other: str = "", number: int = 0, copies: int = 1) -> Overrides:
-    """Features and outputs: the target, the others, and last a copy of the target that no output reports."""
+    """Returns a setting's features and outputs: the target, the others, and last a copy of the target without an output."""
     features = (TARGETS[target], *(OTHERS[other][0] if other else "",) * number, TARGETS[target])
     task = BinaryOptions(features=features)
     names = feature_names(task)
@@ -50,7 +50,7 @@ def _setting(target: str, other: str = "", number: int = 0, copies: int = 1) -> 
 
 
 def cells() -> dict[str, tuple[str, str, int]]:
-    """Every setting but the controls, with its target, its others and their number."""
+    """Returns every setting except the controls, with its target, its other features and their number."""
     found = {f"{target}_alone": (target, "", 0) for target in TARGETS}
     for target in TARGETS:
         for other, (_, numbers) in OTHERS.items():
@@ -60,15 +60,15 @@ def cells() -> dict[str, tuple[str, str, int]]:
 
 EXPERIMENT = Experiment(
     name="competition",
-    title="Alone or among others: what a feature loses to those that are asked for with it",
+    title="Alone or among others: what a feature loses to others that are trained with it",
     config=Config(BinaryOptions(twins=False), MLPOptions()),
     settings=(
         *((name, _setting(*cell)) for name, cell in cells().items()),
         *((f"{target}_same", _setting(target, copies=COPIES)) for target in TARGETS),
     ),
     seed_caps=tuple((name, SEEDS_OF_MAP) for name in cells() if not name.endswith(("_alone", "_xor4"))),
-    # Of 8,192 examples few networks learn parity-4 among four xor features, at any rate or length tried; of twice as many,
-    # with which all cells of that target are trained, most do: results/competition/tried.csv.
+    # From 8,192 examples few networks learn parity-4 among four xor features, at any rate or length that was tried. From
+    # twice as many most do, so all settings with that target have twice as many (results/competition/tried.csv).
     tuned=tuple(
         (f"{condition}.{name}", (("task.num_train", 16384),))
         for condition, _ in CONDITIONS
@@ -102,12 +102,12 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C09, for both targets; where the settings of one were not run it has no parts, and is not measured."""
+    """Returns C09, for both targets; if any of its settings was not run, it has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def _lose(results: Results, *names: str) -> tuple[Part, ...]:
-    """A part a target, each from two settings: alone, and among others."""
+    """Returns one part per target, each from two settings: the target alone, and among others."""
     return tuple(
         _loses(results, label, target, *names[2 * i : 2 * i + 2])
         for i, (label, target) in enumerate(zip("ab", TARGETS, strict=True))
@@ -129,7 +129,7 @@ def _loses(results: Results, label: str, target: str, alone: str, crowded: str) 
     )  # fmt: skip
 
 
-# What is claimed, what the paper says of it, the settings it reads, and its parts.
+# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
 CLAIMS = {
     "C09": (
         "A feature is represented more strongly alone, or with fewer others", "more strongly alone",
@@ -139,12 +139,12 @@ CLAIMS = {
 
 
 def target_of(results: Results, setting: str) -> str:
-    """Name of the target's factor, the first output."""
+    """Returns the name of the target's factor, which is the first output."""
     return results.outputs(setting)[0]
 
 
 def copy_of(target: str, other: str, number: int) -> str:
-    """Name of the factor that is the copy of the target which no output reports, the last one of its kind."""
+    """Returns the factor name of the copy of the target that no output reports: the last feature of its kind."""
     alike = bool(other) and OTHERS[other][0] == TARGETS[target]
     return f"{TARGETS[target]}_{2 + number * alike}"
 
@@ -178,7 +178,7 @@ CAPTIONS = {
     "features, but nothing new to learn.",
 }
 
-# The figure that shows a claim or a part of it; the first one, where none is named.
+# The figure that shows a claim or a part of it; the default is the first figure.
 FIGURES = {"C09": "absolute"}
 
 

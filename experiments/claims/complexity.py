@@ -61,7 +61,7 @@ EXPERIMENT = Experiment(
         ("composed", (("task.features", (EASY, COMPOSED)),)),
     ),
     conditions=CONDITIONS,
-    # Chosen by pass rate on seeds 1000 to 1015; what was tried is in results/complexity/tried.csv.
+    # These values were chosen by pass rate on seeds 1000 to 1015; results/complexity/tried.csv lists what was tried.
     tuned=(("sgd.ladder", (("optimizer.learning_rate", 0.02), ("training.epochs", 320))),),
     probes=("variance", "walsh", "partition", "readout"),
     presets=(
@@ -87,12 +87,13 @@ EXPERIMENT = Experiment(
 )
 
 
-# Under one unit for each feature the ladder takes longer: by accuracy alone, on calibration seeds.
+# With one output unit for each feature the ladder takes longer to learn. These values were chosen by accuracy alone, on
+# calibration seeds.
 CONFIRMATION_TUNED = {"sgd.ladder": LADDER}
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C01 to C04 and C36; a claim whose settings were not run has no parts and is not measured."""
+    """Returns C01 to C04 and C36; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, condition)
 
 
@@ -134,7 +135,11 @@ def _growth(results: Results, along: str, twin: str) -> tuple[Part, ...]:
 
 
 def _window(results: Results, setting: str) -> tuple[pd.Series, pd.Series]:
-    """First snapshots at which hard is over 60 % (balanced) and over 95 % (every class, three times in a row)."""
+    """Returns, by seed, the first and last step of the window in which hard is learned; NaN where there is none.
+
+    It begins at the first snapshot with a balanced accuracy over 60 % and ends at the first one at or after mastery (every
+    class over 95 %, three evaluations in a row).
+    """
     snapshots = contrasts.curve(results, setting, "variance", EASY).index
     accuracy = results.accuracy(setting, HARD, "accuracy")
     above = accuracy.loc[accuracy.index.isin(snapshots)] > 0.6
@@ -144,7 +149,10 @@ def _window(results: Results, setting: str) -> tuple[pd.Series, pd.Series]:
 
 
 def _relative_growth(results: Results, setting: str, begun: pd.Series, ended: pd.Series) -> pd.Series:
-    """Slope of easy's variance over the snapshots of a window, per 1,000 updates and its own value at mastery."""
+    """Returns the slope of easy's variance in a window, per 1,000 updates, divided by that variance at easy's mastery.
+
+    It is NaN if the window has fewer than 20 snapshots.
+    """
     curve = contrasts.curve(results, setting, "variance", EASY)
     start = contrasts.at_steps(curve, results.mastery(setting, EASY))
     slopes = {}
@@ -181,7 +189,7 @@ def _readout(results: Results, joint: str) -> tuple[Part, ...]:
     return (Part("", text, hard - easy, contrasts.at_end(results, joint, (EASY, HARD)), +1, float(np.log(1.1))),)
 
 
-# What is claimed, what the paper says of it, the settings it reads, and its parts.
+# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
 CLAIMS = {
     "C01": (
         "Easy explains more variance than hard at equal accuracy", "about .55 against .05", ("joint", "squared"), _gap, "P",
@@ -235,12 +243,12 @@ CAPTIONS = {
     "the whole feature, by layer. Each dot is a seed.",
 }
 
-# The figure that shows a claim or a part of it; the first one, where none is named.
+# The figure that shows a claim or a part of it; the default is the first figure.
 FIGURES = {"C02": "rungs", "C03": "along", "C04": "parts", "C04a": "walsh"}
 
 
 def _draw_gap(results: Results, settings: list[str]) -> Figure | None:
-    """The main figure: easy and hard at the penultimate layer, a pair a setting."""
+    """Returns the main figure: easy and hard at the penultimate layer, one pair per setting."""
     if not settings:
         return None
     figure, ((axes,),) = draw.grid(1, 1, 5.2, 3.9)
@@ -277,7 +285,7 @@ def _draw_along(results: Results, settings: list[str]) -> Figure | None:
             draw.band(top, contrasts.curve(results, alone, "r2_of_final", EASY), f"{EASY}, trained alone", STYLES[2])
         contrasts.null_band(top, results, setting, HARD)
         draw.floor(top, [0], [results.values(setting, "r2_of_final", EASY, step=0).mean()], "untrained network", "x")
-        bottom.set_ylim(top=1.03)  # an interval of a mean can reach beyond what an accuracy can
+        bottom.set_ylim(top=1.03)  # the interval of a mean accuracy can extend beyond 1
         bottom.axhline(0.95, linestyle=(0, (4, 3)), label="95 %", **draw.FLOOR)
         draw.label(top, f"Along training, {setting}", "updates (steps)", "variance explained,\nr2 of final (share)")
         draw.label(bottom, "Accuracy on test data", "updates (steps)", "balanced accuracy\n(share)")

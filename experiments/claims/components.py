@@ -55,7 +55,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C19 to C21."""
+    """Returns C19 to C21."""
     return contrasts.claims_of(CLAIMS, results, condition)
 
 
@@ -86,7 +86,7 @@ def _minus(
     results: Results, joint: str, label: str, text: str, metric: str, sesoi: float,
     second: Callable[[pd.Series, pd.Series], pd.Series] | None = None, name: str = "", **more: str,
 ) -> Part:  # fmt: skip
-    """A measure of easy minus that of hard; `second` makes the other measure of the two."""
+    """Returns a part: a measure of easy minus that of hard; `second` computes its second measure from the two."""
     easy, hard = contrasts.pair(results, joint, metric, EASY, HARD, **more)
     return Part(
         label, text, easy - hard, contrasts.at_end(results, joint, (EASY, HARD)), +1, sesoi,
@@ -95,7 +95,7 @@ def _minus(
     )  # fmt: skip
 
 
-# What is claimed, what the paper says of it, the settings it reads, and its parts.
+# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
 CLAIMS = {
     "C19": ("Easy dominates the top principal components", "easy dominates", ("joint",), _dominates, "P, F"),
     "C20": ("Of k components kept, easy survives at smaller k", "easy survives longer", ("joint",), _survives, "P"),

@@ -40,7 +40,7 @@ from repbias_jax.statistics import Claim, Part
 
 EASY, HARD = "parity1", "parity4"
 SIZES = ("64", "128", "256", "512")
-READ = ("64", "256")  # by C25's second measure, and by its first
+READ = ("64", "256")  # numbers of examples that C25 uses: for its second measure, and for its statistic
 REGULARISED = {"": "cross-validated", " strong": "strong (C = .001)", " weak": "weak (C = 1)"}
 FOLLOW = "conflicts that follow easy (share)"
 
@@ -56,7 +56,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C25."""
+    """Returns C25."""
     return contrasts.claims_of(CLAIMS, results, condition)
 
 
@@ -139,7 +139,7 @@ def _draw_layers(axes: Axes, results: Results, setting: str) -> None:
 
 
 def _floors(axes: Axes, x: np.ndarray, places: list[tuple[str, str]], results: Results, setting: str) -> None:
-    """Untrained network and shuffled labels, a mark a place (size and site), and the line of both alike."""
+    """Draws untrained networks and shuffled labels, one mark per place (size and site), and the line of equal reliance."""
     untrained = [_follow(results, setting, n, site=site, step=0).mean() for n, site in places]
     draw.floor(axes, x + 0.25, untrained, "follow easy, untrained network", "x")
     shuffled = [_follow(results, setting, n, "follow_shuffled", site=site).mean() for n, site in places]

@@ -52,7 +52,7 @@ EASY, HARD = "parity1", "parity4"
 A, B = "parity2_1", "parity2_2"
 ALONE, RAMP, BOTH = 160, 50, 160  # epochs
 TOTAL = ALONE + RAMP + BOTH
-RUNGS = 10  # of the ramp
+RUNGS = 10  # training phases of the ramp
 SWITCH = ALONE / TOTAL  # share of training at which the second feature is switched on
 ENDS = (*((ALONE + RAMP * k / RUNGS) / TOTAL for k in range(RUNGS + 1)), 1.0)
 RAMPED = (0.0, *(float(w) for w in np.geomspace(0.003, 1.0, RUNGS + 1)[:-1].round(4)), 1.0)
@@ -65,7 +65,7 @@ EXPERIMENT = Experiment(
     name="learning_order",
     title="Learned first: does the order of learning decide what fills the representation?",
     config=Config(
-        BinaryOptions(num_probe=1024),  # half of what others keep, for snapshots every 640 steps in 5 GB
+        BinaryOptions(num_probe=1024),  # half the default, so that snapshots every 640 steps take 5 GB
         MLPOptions(),
         training=Training(
             epochs=TOTAL, phase_ends=ENDS, loss_weights=((1.0, 1.0),) * len(ENDS), dense=(SWITCH, SWITCH + RAMP / TOTAL)
@@ -81,7 +81,7 @@ EXPERIMENT = Experiment(
         ("both_at_once", (TWO,)),
     ),
     # Two equally complex features are trained at a lower rate, at which the first one stays learned while the second is
-    # switched on: chosen by pass rate on seeds 1000 to 1015 (results/learning_order/tried.csv).
+    # switched on. The rate was chosen by pass rate on seeds 1000 to 1015 (results/learning_order/tried.csv).
     tuned=tuple((f"sgd.{name}", (("optimizer.learning_rate", 0.03),)) for name in ("first_a", "first_b", "both_at_once")),
     conditions=(
         ("sgd", ()),
@@ -121,12 +121,12 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C05 to C07; a claim whose settings were not run has no parts and is not measured."""
+    """Returns C05 to C07; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def _steps(results: Results, setting: str) -> tuple[int, int, int]:
-    """Steps at which both losses have been on for as long as in `joint`'s reading, of the switch, and of the end."""
+    """Returns three steps: the one after BOTH epochs, at which `joint` is read, that of the switch, and the last one."""
     end = results.last_step(setting)
     return round(end * BOTH / TOTAL), round(end * SWITCH), end
 
@@ -153,20 +153,20 @@ def _narrows(results: Results, joint: str, hard_first: str) -> tuple[Part, ...]:
 
 
 def _gap_at_mastery(results: Results, setting: str, first: str, second: str) -> pd.Series:
-    """r2(first) - r2(second) at the first snapshot at which both are mastered."""
+    """Returns r2(first) - r2(second) by seed, at the first snapshot at which both are mastered."""
     curves = [contrasts.curve(results, setting, "r2", feature) for feature in (first, second)]
     return contrasts.at_steps(curves[0] - curves[1], _both_mastered(results, setting, first, second))
 
 
 def _both_mastered(results: Results, setting: str, first: str, second: str) -> pd.Series:
-    """For each seed the first snapshot at which both features are mastered."""
+    """Returns for each seed the first snapshot at which both features are mastered."""
     regular = _regular(results, setting)
     mastered = np.maximum(*(results.mastery(setting, feature, every=regular) for feature in (first, second)))
     return contrasts.next_snapshot(contrasts.curve(results, setting, "r2", first).index, mastered)
 
 
 def _regular(results: Results, setting: str) -> int:
-    """Steps between the evaluations that all orders have, also where those after the switch are closer together."""
+    """Returns the number of steps between regular evaluations, without the additional ones during the ramp."""
     return int(results.settings.loc[setting, "training.observe_every"])
 
 
@@ -178,7 +178,7 @@ def _still(results: Results, hard_first: str) -> tuple[Part, ...]:
 
 
 def _first(results: Results, first_a: str, first_b: str) -> tuple[Part, ...]:
-    """Roles swapped: the mean over a first and b first, within a seed."""
+    """Returns the parts of C07, with roles swapped: each value is the mean over a first and b first, within a seed."""
     at_end, logs, accuracies, mastered, late, both = [], [], [], [], [], []
     for setting, first, second in ((first_a, A, B), (first_b, B, A)):
         _, switch, end = _steps(results, setting)
@@ -201,7 +201,7 @@ def _first(results: Results, first_a: str, first_b: str) -> tuple[Part, ...]:
     )  # fmt: skip
 
 
-# What is claimed, what the paper says of it, the settings it reads, and its parts.
+# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
 CLAIMS = {
     "C05": ("Training hard first narrows the gap", "narrows", ("joint", "hard_first"), _narrows, "P"),
     "C06": ("... but easy still wins", "easy still wins", ("hard_first",), _still, "P"),
@@ -239,7 +239,7 @@ CAPTIONS = {
     "along_equals": "The same for two features of equal complexity, a and b: both from the start, a first, or b first.",
 }
 
-# The figure that shows a claim or a part of it; the first one, where none is named.
+# The figure that shows a claim or a part of it; the default is the first figure.
 FIGURES = {"C07b": "mastery"}
 
 
@@ -255,7 +255,7 @@ def _draw_order(results: Results) -> Figure | None:
 
 
 def _read_at(results: Results, setting: str) -> int:
-    """The step at which an order is read: after equal updates with both losses on."""
+    """Returns the step at which an order is read: after equal updates with both losses on."""
     return _steps(results, setting)[2 if setting.split(".")[1] in STAGED else 0]
 
 

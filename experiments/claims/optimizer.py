@@ -67,7 +67,7 @@ SCALES = {"init_0.25": 0.25, "init_0.5": 0.5, "sgd_1e-1_d0": 1.0, "init_2": 2.0,
 
 
 class Cell(NamedTuple):
-    """A place on the map."""
+    """A cell of the map: an update rule, a learning rate and a dropout rate, by their names."""
 
     rule: str
     rate: str
@@ -75,7 +75,7 @@ class Cell(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """Its setting's name."""
+        """Name of the cell's setting."""
         return f"{self.rule}_{self.rate}_{self.dropout}"
 
 
@@ -105,7 +105,7 @@ EXPERIMENT = Experiment(
     probes=("variance",),
     presets=(
         ("full", Preset(SEEDS)),
-        # 8 seeds fill one chunk a cell; twelve, which a verdict needs, would take as long as sixteen.
+        # 8 seeds fill one chunk per cell; twelve, which a verdict needs, would take as long as sixteen.
         ("quick", Preset(8, settings=SHRINKS, overrides=(("training.epochs", 128),))),
         (
             "smoke",
@@ -120,14 +120,17 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C12; a part whose settings were not run has no seeds, and is not measured."""
+    """Returns C12; a part whose settings were not run is not measured.
+
+    Without the settings of part a, C12 has no parts at all; without those of part b, part b has no values.
+    """
     run = [name for name in (*SHRINKS, *REVERSES) if results.has(f"{condition}.{name}")]
     text, paper, _, parts, source = CLAIMS["C12"]
     return [Claim("C12", text, paper, parts(results, condition, run) if set(SHRINKS) <= set(run) else (), source)]
 
 
 def _shrinks_and_reverses(results: Results, condition: str, run: Sequence[str]) -> tuple[Part, ...]:
-    """Both parts, of the settings that were run."""
+    """Returns both parts, from the settings that were run."""
     shrinks, reverses = ([f"{condition}.{name}" for name in family] for family in (SHRINKS, REVERSES))
     return _shrinks(results, *shrinks), _reverses(results, reverses if set(REVERSES) <= set(run) else [])
 
@@ -144,7 +147,7 @@ def _shrinks(results: Results, with_dropout: str, without: str) -> Part:
 
 
 def _reverses(results: Results, cells: Sequence[str]) -> Part:
-    """Part b over the cells given; none given or none able to learn: a part without values."""
+    """Returns part b over the given cells; if none is given or none qualifies, the part has no values."""
     gaps, ratios, floored, accuracy = contrasts.gaps(results, cells, EASY, HARD)
     passed = contrasts.all_at_end(results, cells)
     learned = passed.set_axis(cells, axis=1)
@@ -162,15 +165,15 @@ def _reverses(results: Results, cells: Sequence[str]) -> Part:
 
 
 def chosen(gaps: pd.DataFrame, learned: pd.DataFrame) -> str | None:
-    """The cell that C12b tests, from the even seeds alone.
+    """Returns the cell that C12b tests, chosen on the even seeds alone.
 
     Args:
-      gaps: a row a seed, a column a cell.
-      learned: whether a seed passes the gate in a cell, alike.
+      gaps: `[seed, cell]`.
+      learned: `[seed, cell]`, whether a seed passes the gate in a cell.
 
     Returns:
-      Of the cells in which at least 75 % of the even seeds pass, the one with the lowest mean gap over those that do; the
-      first of equals; None where there is no such cell.
+      The cell with the lowest mean gap over the even seeds that pass, among the cells in which at least 75 % of the even
+      seeds pass; the first one if several are equal; None if there is no such cell.
     """
     even = learned[~_is_odd(learned.index)]
     able = even.columns[even.mean() >= MIN_PASS_RATE]
@@ -182,7 +185,7 @@ def _is_odd(seeds: pd.Index) -> np.ndarray:
     return seeds.to_numpy(int) % 2 == 1
 
 
-# What is claimed, what the paper says of it, the settings it reads, and its parts.
+# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
 CLAIMS = {
     "C12": (
         "Dropout with Adam shrinks the gap, and can reverse it", "shrinks, can reverse",
@@ -218,7 +221,7 @@ CAPTIONS = {
 
 
 def _draw_map(results: Results, condition: str) -> Figure | None:
-    """A panel a rule, cells at learning rate x dropout, colored by the gap on a scale that is centred on zero."""
+    """Returns the map, one panel per rule: learning rate x dropout, colored by the gap on a scale centred on zero."""
     run = {c: f"{condition}.{c.setting}" for c in CELLS if results.has(f"{condition}.{c.setting}")}
     if not run:
         return None
@@ -241,7 +244,7 @@ def _draw_map(results: Results, condition: str) -> Figure | None:
 
 
 def _draw_dropout(results: Results, condition: str) -> Figure | None:
-    """Easy and hard by dropout under Adam: a panel a learning rate."""
+    """Returns a figure of easy and hard by dropout under Adam, with one panel per learning rate."""
     run = [c for c in CELLS if c.rule == "adam" and results.has(f"{condition}.{c.setting}")]
     if not run:
         return None

@@ -90,14 +90,14 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C08, over the rungs that were run; with fewer than two it has no parts, and is not measured."""
+    """Returns C08, over the rungs that were run; with fewer than two it has no parts and is not measured."""
     run = {f"{condition}.{name}": p for name, p in PREVALENCES.items() if results.has(f"{condition}.{name}")}
     text, paper, _, parts, source = CLAIMS["C08"]
     return [Claim("C08", text, paper, parts(results, run) if len(run) > 1 else (), source)]
 
 
 def _rarer(results: Results, rungs: Mapping[str, float]) -> tuple[Part, ...]:
-    """The slope over rungs, prevalences by full name."""
+    """Returns the part of C08, the slope over `rungs`: prevalences by full name of the setting."""
     gaps, ratios, floored, accuracy = contrasts.gaps(results, list(rungs), FREQUENT, RARE)
     passed = contrasts.all_at_end(results, list(rungs))
     rarity = -np.log(list(rungs.values()))
@@ -110,7 +110,7 @@ def _rarer(results: Results, rungs: Mapping[str, float]) -> tuple[Part, ...]:
     return (part,)
 
 
-# What is claimed, what the paper says of it, the settings it reads, and its parts.
+# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
 CLAIMS = {
     "C08": (
         "The more prevalent feature is represented more strongly", "the more prevalent", tuple(PREVALENCES), _rarer, "P",
@@ -143,7 +143,7 @@ CAPTIONS = {
 
 
 def _draw_pair(axes: Axes, results: Results, condition: str, rungs: dict[str, float], title: str, x_label: str) -> None:
-    """Frequent and rare over a ladder, in even steps."""
+    """Draws the frequent and the rare feature over a ladder, whose levels are equally spaced."""
     own = {f"{value:g}": f"{condition}.{name}" for name, value in rungs.items() if results.has(f"{condition}.{name}")}
     contrasts.levels(axes, results, own, FREQUENT, RARE, ("the frequent feature", "its equal"))
     draw.label(axes, f"{title}, {condition} ({contrasts.passing(results, list(own.values()))})", x_label, draw.VARIANCE)
@@ -163,7 +163,7 @@ def _natural(results: Results, condition: str) -> dict[str, float]:
 
 
 def _crossed(name: str) -> str:
-    """The setting with the same networks on the crossed set."""
+    """Returns the name of the setting that has the same networks on the crossed set."""
     return name.replace("n", "p")
 
 

@@ -57,14 +57,14 @@ from repbias_jax.results import Results
 from repbias_jax.statistics import Claim, Part, Summary, pseudo_values, summarise
 
 EASY, HARD = "parity1", "parity4"
-LADDER = {"p50": 0.5, "p60": 0.6, "p70": 0.7, "p80": 0.8, "p90": 0.9}  # easy's predictivity; p: against the same hard
+LADDER = {"p50": 0.5, "p60": 0.6, "p70": 0.7, "p80": 0.8, "p90": 0.9}  # of easy; that of hard is HARD_PREDICTS
 HARD_PREDICTS, CHANCE = 0.9, 0.5
 ALONG = (("keep.every", 256), ("keep.until", 4096), ("keep.every_late", 1024))
 DECODED = "balanced accuracy of\na readout (share)"
 
 
 def _redundant(easy: float) -> Overrides:
-    """A target that both features predict."""
+    """Returns the overrides for a target that both features predict; `easy` is P(easy = target)."""
     return ("task.outputs", ("target",)), ("task.predictivity", (easy, HARD_PREDICTS))
 
 
@@ -78,7 +78,7 @@ EXPERIMENT = Experiment(
         ("shortcut", (("task.outputs", (HARD,)), ("task.predictivity", (0.8, 1.0)), *ALONG)),
         *((name, _redundant(p)) for name, p in LADDER.items()),
     ),
-    # As many updates as the others, and new examples enough that noisy labels are not learned by heart.
+    # These have as many updates as the other settings, and enough examples that networks do not memorise noisy labels.
     tuned=tuple(
         (f"{condition}.{name}", (("task.num_train", 32768), ("training.epochs", 40)))
         for condition, _ in CONDITIONS
@@ -123,7 +123,7 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C28 to C30, C33 and C34; a claim whose settings were not run has no parts and is not measured."""
+    """Returns C28 to C30, C33 and C34; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, condition)
 
 
@@ -135,7 +135,7 @@ def _untrained(results: Results, setting: str) -> tuple[Part, ...]:
 
 
 def _converged(results: Results, setting: str, feature: str, step: int | None, metric: str = "decode") -> pd.Series:
-    """For each seed whether the fits that led to a decoding accuracy reached their minimum, a column of the gate."""
+    """Returns whether the fits behind a decoding accuracy reached their minimum, by seed, as a column of the gate."""
     found = results.values(setting, f"{metric}_converged", feature, step=step) == 1
     return found.rename(f"{setting}, step {'last' if step is None else step} ({metric} of {feature} converged)")
 
@@ -146,7 +146,7 @@ def _enhanced(results: Results, target_easy: str, target_hard: str) -> tuple[Par
         passed = passed.join([_converged(results, setting, f, step) for f in (EASY, HARD) for step in (0, None)])
     asked = _changes(results, ((target_easy, EASY), (target_hard, HARD)))
     other = _changes(results, ((target_easy, HARD), (target_hard, EASY)))
-    both = "mean over networks asked for easy and for hard"
+    both = "mean over networks trained on easy and on hard"
     return (
         Part("a", f"decoding accuracy of the target, after minus before training, {both}", asked[0], passed, +1, 0.05),
         Part("b", f"the same of the other feature, {both}", other[0], passed, -1, 0.05),
@@ -155,30 +155,32 @@ def _enhanced(results: Results, target_easy: str, target_hard: str) -> tuple[Par
 
 
 def _changes(results: Results, read: tuple[tuple[str, str], ...]) -> tuple[pd.Series, pd.Series]:
-    """Mean over (setting, feature) of decoding accuracy after minus before training, and after minus chance."""
+    """Returns the decoding accuracy after minus before training, and after minus chance: means over (setting, feature)."""
     after = pd.DataFrame({s: results.values(s, "decode", feature) for s, feature in read})
     before = pd.DataFrame({s: results.values(s, "decode", feature, step=0) for s, feature in read})
     return (after - before).mean(axis=1, skipna=False), (after - CHANCE).mean(axis=1, skipna=False)
 
 
 def follow(results: Results, setting: str) -> tuple[pd.Series, pd.Series]:
-    """How the output goes with the features, by seed: A where they agree, F with easy where they do not.
+    """Returns how often the output follows the features, by seed: A and F, each a share of examples, 0 to 1.
 
-    On the crossed set half of the examples agree, so that agreement with easy is (A + F) / 2 and with hard (A + 1 - F) / 2.
+    Where the features agree, the output agrees with both in a share A; where they conflict, it follows easy in a share F.
+    On the crossed set the features agree in half of the examples, so the output's agreement with easy is (A + F) / 2 and
+    with hard (A + 1 - F) / 2.
     """
     easy, hard = contrasts.pair(results, setting, "agreement", EASY, HARD)
     return easy + hard - 0.5, easy - hard + 0.5
 
 
 def accuracy_of(agree: pd.Series | float, conflict: pd.Series | float, easy: float, hard: float) -> pd.Series | float:
-    """Accuracy on the training distribution, for predictivities of the two features.
+    """Returns the accuracy on the training distribution, given the predictivities of the two features.
 
-    Given the target they are independent. They agree on it with probability easy * hard, agree on its opposite with
-    (1 - easy)(1 - hard), and easy alone is right with easy (1 - hard), hard alone with (1 - easy) hard.
+    Given the target, the features are independent: both equal it with probability easy * hard, neither does with
+    (1 - easy)(1 - hard), only easy does with easy (1 - hard), and only hard does with (1 - easy) hard.
 
     Args:
-      agree: A, share of agreeing examples on which the output says what both say.
-      conflict: F, share of the others on which it says what easy says.
+      agree: A, the share of examples with agreeing features on which the output equals both.
+      conflict: F, the share of examples with conflicting features on which the output equals easy.
       easy: P(easy = target).
       hard: P(hard = target).
     """
@@ -187,7 +189,10 @@ def accuracy_of(agree: pd.Series | float, conflict: pd.Series | float, easy: flo
 
 
 def allowed(easy: float, hard: float, conflict: pd.Series | float | None = None) -> pd.Series | float:
-    """The most accuracy that labels allow (Bayes), or allow to one that follows easy in this share of conflicts."""
+    """Returns the highest accuracy that the labels allow (Bayes).
+
+    With `conflict`, it is the highest for a network that follows easy in this share of the conflicts.
+    """
     if conflict is None:
         conflict = float(easy > hard)
     return accuracy_of(1.0, conflict, easy, hard)
@@ -223,10 +228,12 @@ def _falls(results: Results, setting: str) -> tuple[Part, ...]:
 
 
 def at_peak(curve: pd.DataFrame) -> pd.Series:
-    """Each seed's value where the mean of the other half of the seeds peaks, step 0 left out.
+    """Returns each seed's value at the snapshot at which the mean of the other half of the seeds peaks.
+
+    Step 0 is left out. A half has every other seed; where the other half is empty, the value is NaN.
 
     Args:
-      curve: a row a snapshot, a column a seed; the halves are every other column. NaN where a half is empty.
+      curve: `[snapshot, seed]`.
     """
     later = curve[curve.index > 0]
     halves = later.iloc[:, ::2], later.iloc[:, 1::2]
@@ -236,13 +243,13 @@ def at_peak(curve: pd.DataFrame) -> pd.Series:
 
 def _recovered(results: Results, setting: str) -> tuple[Part, ...]:
     more = results.values(setting, "decode_nonlinear", EASY) - results.values(setting, "decode", EASY)
-    text = "accuracy of a nonlinear minus a linear decoder of easy, in a network asked for hard alone"
+    text = "accuracy of a nonlinear minus a linear decoder of easy, in a network trained on hard alone"
     passed = contrasts.all_at_end(results, [setting])
     passed = passed.join([_converged(results, setting, EASY, None, metric) for metric in ("decode", "decode_nonlinear")])
     return (Part("", text, more, passed, 0, 0.05),)
 
 
-# What is claimed, what the paper says of it, the settings it reads, and its parts.
+# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
 CLAIMS = {
     "C28": ("Untrained networks decode easy above hard", "easy above hard", ("target_easy",), _untrained, "HL20"),
     "C29": (
@@ -293,7 +300,7 @@ CAPTIONS = {
     "where the features are independent. Lines are means over seeds with 95 % bands.",
 }
 
-# The figure that shows a claim or a part of it; the first one, where none is named.
+# The figure that shows a claim or a part of it; the default is the first figure.
 FIGURES = {"C30": "reliance", "C33": "along", "C34": "decoders"}
 
 
@@ -380,14 +387,14 @@ def _draw_allowed(axes: Axes, results: Results, settings: dict[str, float]) -> N
 
 
 def crossing(preference: pd.DataFrame) -> Summary:
-    """The predictivity of easy at which the mean over seeds prefers neither, by the jackknife.
+    """Returns the predictivity of easy at which the mean over seeds prefers neither feature, with a jackknife interval.
 
     Args:
-      preference: agreement with easy minus with hard, -1 to 1: a row a rung, by its full setting; a column a seed.
+      preference: `[rung, seed]`, agreement with easy minus agreement with hard, -1 to 1; rungs by full name of the setting.
 
     Returns:
-      A predictivity between those of the ladder, with its interval over seeds; NaN where it, or that without some seed, has
-      no crossing.
+      A predictivity within the range of the ladder, with its interval over seeds; NaN if the mean over all seeds, or over
+      all but one, has no crossing.
     """
     x = np.array([LADDER[name.split(".")[1]] for name in preference.index])
 
@@ -399,7 +406,7 @@ def crossing(preference: pd.DataFrame) -> Summary:
 
 
 def crossover(x: np.ndarray, preference: np.ndarray) -> float:
-    """Where a preference first changes its sign along x, by linear interpolation; NaN where it does not."""
+    """Returns where a preference first changes its sign along x, by linear interpolation; NaN if it does not."""
     for i in range(len(x) - 1):
         a, b = preference[i], preference[i + 1]
         if a * b < 0:

@@ -72,23 +72,23 @@ EXPERIMENT = Experiment(
 
 
 class Similarities(NamedTuple):
-    """The models of one condition, by kind, compared by one measure."""
+    """Similarities between the models of one condition, by one measure; models are grouped by kind."""
 
     matrix: pd.DataFrame  # by (setting, step, seed), NaN for two models of one seed
     kinds: dict[str, tuple[str, int]]  # setting and step
 
     def block(self, one: str, other: str, seeds: Sequence[int]) -> np.ndarray:
-        """Similarities of the models of two kinds, `[K, K]`; NaN where a seed meets itself."""
+        """Returns the similarities between the models of two kinds, `[K, K]`; NaN between two models of one seed."""
         rows, columns = ([(*self.kinds[kind], seed) for seed in seeds] for kind in (one, other))
         return self.matrix.reindex(index=rows, columns=columns).to_numpy(float, copy=True)
 
     def mean(self, one: str, other: str, seeds: Sequence[int]) -> float:
-        """Mean over all pairs of models of different seeds; NaN where there is none."""
+        """Returns the mean over all pairs of models of different seeds; NaN if there is none."""
         values = self.block(one, other, seeds)[~np.eye(len(seeds), dtype=bool)]
         return float(values.mean()) if len(values) else np.nan
 
     def defined(self, kinds: Sequence[str], seeds: Sequence[int]) -> list[int]:
-        """Seeds none of whose models is constant or diverged, that is without any similarity."""
+        """Returns the seeds whose models all have similarities; a constant or diverged model has none."""
         alive = self.matrix.notna().any(axis=1)
         return [s for s in seeds if all(alive.get((*self.kinds[kind], s), False) for kind in kinds)]
 
@@ -103,27 +103,30 @@ def similarities(results: Results, condition: str, metric: str) -> Similarities:
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C26, C27, C32 and C35; a claim whose settings were not run has no parts and is not measured."""
+    """Returns C26, C27, C32 and C35; a claim whose settings were not run has no parts and is not measured."""
     return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def like_easy(own: Similarities, seeds: Sequence[int]) -> float:
-    """C26: a model of both is more like an easy-only one than like a hard-only one."""
+    """Returns the contrast of C26, above zero if models of both are more like easy-only than like hard-only ones."""
     return own.mean(BOTH, EASY_ONLY, seeds) - own.mean(BOTH, HARD_ONLY, seeds)
 
 
 def less_alike(own: Similarities, seeds: Sequence[int]) -> float:
-    """C27a: models of both are less like each other than like easy-only ones."""
+    """Returns the contrast of C27a, below zero if models of both are less like each other than like easy-only ones."""
     return own.mean(BOTH, BOTH, seeds) - own.mean(BOTH, EASY_ONLY, seeds)
 
 
 def easy_agree(own: Similarities, seeds: Sequence[int]) -> float:
-    """C27b: easy-only models agree more than hard-only ones."""
+    """Returns the contrast of C27b, above zero if easy-only models agree more than hard-only ones."""
     return own.mean(EASY_ONLY, EASY_ONLY, seeds) - own.mean(HARD_ONLY, HARD_ONLY, seeds)
 
 
 def like_untrained(own: Similarities, seeds: Sequence[int]) -> float:
-    """C32: models of one task are more like untrained ones than like those of the other; the mean over both tasks."""
+    """Returns the contrast of C32, a mean over both tasks.
+
+    It is above zero if models of one task are more like untrained ones than like those of the other task.
+    """
     untrained = own.mean(EASY_ONLY, UNTRAINED, seeds) + own.mean(HARD_ONLY, UNTRAINED, seeds)
     return untrained / 2 - own.mean(EASY_ONLY, HARD_ONLY, seeds)
 
@@ -132,16 +135,16 @@ def _part(
     results: Results, label: str, text: str, contrast: Contrast, models: Sequence[str], side: int,
     equal: tuple[str, str] | None = None,
 ) -> Part:  # fmt: skip
-    """A contrast of similarities as jackknife pseudo-values, by the primary and the secondary measure.
+    """Returns a part: a contrast of similarities as jackknife pseudo-values, by the primary and the secondary measure.
 
     Args:
       results: of the experiment.
       label: of the part.
       text: what is compared, without the measure.
       contrast: the statistic.
-      models: full names of the compared settings, and of the untrained networks where they are compared.
+      models: full names of the compared settings, and of the untrained networks if they are compared.
       side: expected sign.
-      equal: two of the settings that are to be learned equally well.
+      equal: two of the settings, which should be learned equally well; None if there is no such premise.
     """
     condition = models[0].split(".")[0]
     kinds = [name.removeprefix(f"{condition}.") for name in models]
@@ -206,12 +209,12 @@ def _spread(results: Results, both: str) -> tuple[Part, ...]:
 
 
 def variation(values: pd.Series) -> float:
-    """Coefficient of variation, sd / mean; NaN where the mean is not above zero."""
+    """Returns the coefficient of variation, sd / mean; NaN if the mean is not above zero."""
     return float(values.std() / values.mean()) if values.mean() > 0 else np.nan
 
 
 _ALL = (BOTH, EASY_ONLY, HARD_ONLY)
-# What is claimed, what the papers say of it, the settings it reads, and its parts.
+# For each claim: its text, what the papers say, the settings that it reads, a function that returns its parts, its source.
 CLAIMS = {
     "C26": (
         "RSA: a model of both looks like an easy-only one (in part from C01)", "more than like a hard-only one", _ALL,
@@ -291,7 +294,7 @@ def _draw_matrices(results: Results, conditions: list[str]) -> Figure | None:
 
 
 class Estimate(NamedTuple):
-    """What is drawn for one type of pairs: a dot a model, their mean and the ends of its interval."""
+    """Values drawn for one type of pairs: one dot per model, the mean over all pairs, and half of its 95 % interval."""
 
     dots: np.ndarray
     mean: float
@@ -299,7 +302,10 @@ class Estimate(NamedTuple):
 
 
 def estimate(own: Similarities, one: str, other: str) -> Estimate:
-    """Means of the models of one kind over those of another, and over all pairs with a 95 % jackknife interval."""
+    """Returns the mean of each model of kind `one` over the models of kind `other`, and the mean over all pairs.
+
+    The latter has a 95 % jackknife interval.
+    """
     seeds = own.defined((one, other), sorted(set(own.matrix.index.get_level_values("seed"))))
     block = own.block(one, other, seeds)
     apart = ~np.eye(len(seeds), dtype=bool)
@@ -352,7 +358,7 @@ def _draw_ceilings(results: Results, conditions: list[str]) -> Figure | None:
 
 
 def ceiling(own: Similarities, kind: str) -> tuple[float, float]:
-    """Lower and upper noise ceiling of one kind's models, from their correlations."""
+    """Returns the lower and upper noise ceiling of one kind's models, from the correlations of their RDMs."""
     seeds = own.defined((kind,), sorted(set(own.matrix.index.get_level_values("seed"))))
     block = own.block(kind, kind, seeds)
     np.fill_diagonal(block, 1.0)

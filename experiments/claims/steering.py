@@ -64,19 +64,22 @@ EXPERIMENT = Experiment(
 
 
 def claims(results: Results, condition: str) -> list[Claim]:
-    """C22 to C24."""
+    """Returns C22 to C24."""
     return contrasts.claims_of(CLAIMS, results, condition)
 
 
 def flips(results: Results, setting: str, metric: str, feature: str, output: str, site: str = SITE) -> pd.DataFrame:
-    """Flips by dose: a row a dose, rising, and a column a seed."""
+    """Returns the share of examples whose output flips, `[dose, seed]`, with rising doses."""
     table = results.table(setting, metric, feature, site, other=output)
     table = table[table["at"] != "own"]
     return table.assign(dose=table["at"].astype(float)).pivot(index="dose", columns="seed", values="value")
 
 
 def dose_reaching(curve: pd.DataFrame, level: float) -> pd.Series:
-    """For each seed the dose at which a curve first reaches a level, linear in log dose; NaN where it never does."""
+    """Returns for each seed the dose at which a curve first reaches a level, linear in log dose.
+
+    If the level is reached at the smallest dose, that dose is returned; NaN if it is never reached.
+    """
     found = {}
     for seed, values in curve.items():
         reached = np.flatnonzero(values.to_numpy() >= level)
@@ -90,7 +93,7 @@ def dose_reaching(curve: pd.DataFrame, level: float) -> pd.Series:
 
 
 def at_dose(curve: pd.DataFrame, doses: pd.Series) -> pd.Series:
-    """For each seed the curve at a dose of its own, linear in log dose; NaN where the dose is missing."""
+    """Returns each seed's curve at a dose given for this seed, linear in log dose; NaN where the dose is missing."""
     return pd.Series({k: np.interp(np.log(d), np.log(curve.index), curve[k]) for k, d in doses.items()}, dtype=float)
 
 
@@ -129,7 +132,7 @@ def _smaller_push(results: Results, joint: str) -> tuple[Part, ...]:
     return (Part("", text, hard - easy, passed, -1, float(np.log(1.1)), accuracy=accuracy),)
 
 
-# What is claimed, what the paper says of it, the settings it reads, and its parts.
+# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
 CLAIMS = {
     "C22": ("The present-minus-absent vector of a feature flips its output", "flips it", ("joint",), _flips_its_own, "P"),
     "C23": ("... and leaves the other output alone", "leaves it alone", ("joint",), _leaves_the_other, "P"),

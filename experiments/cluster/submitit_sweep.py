@@ -1,9 +1,9 @@
-"""A sweep by submitit: N independent processes, each with its share of the chunks; the last one reports.
+"""Runs a sweep with submitit: N independent processes, each with its shard of the chunks; the last one reports.
 
   pip install submitit
   python experiments/cluster/submitit_sweep.py 4 --experiment=complexity --workdir=/shared/repbias
 
-Run it again until it says that all are done: what is done is skipped, and another N may be given.
+Run it again until it prints that all are done. Finished work is skipped, and N may change from one time to the next.
 """
 
 import subprocess
@@ -12,14 +12,21 @@ from collections.abc import Sequence
 
 
 def run(share: str, arguments: Sequence[str]) -> int:
-    """One process of the sweep, as a job. Returns: its exit status."""
+    """Runs one process of the sweep, as a job. Returns: its exit status."""
     line = [sys.executable, "-m", "experiments.run", f"--shard={share}", *arguments]
     return subprocess.run(line, check=False).returncode  # noqa: S603
 
 
 def main(count: int, arguments: Sequence[str], cluster: str | None = None, folder: str = "submitit_logs") -> int:
-    """Submits all shares and waits. Args: cluster, `slurm`, `local` or what submitit finds. Returns: an exit status."""
-    import submitit  # pyright: ignore[reportMissingImports]  # only who uses it needs it
+    """Submits all shards, waits for them and returns an exit status.
+
+    Args:
+      count: number of shards, N.
+      arguments: of `experiments.run`.
+      cluster: `slurm`, `local` or None for what submitit finds.
+      folder: for the logs of submitit.
+    """
+    import submitit  # pyright: ignore[reportMissingImports]  # an optional dependency
 
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     executor.update_parameters(timeout_min=60, cpus_per_task=2, mem_gb=8)

@@ -23,8 +23,8 @@
 
 # %% tags=["parameters"]
 SIZE = {"preset": "quick", "num_seeds": 8, "settings": ["joint"]}  # {"preset": "full"} is the reference run
-WORKDIR = "/tmp/repbias_notebook"  # the same folder and size again: what is done is not done twice
-REPOSITORY = "https://github.com/OWNER/repbias_jax"  # where Colab clones from: put the owner of your copy in
+WORKDIR = "/tmp/repbias_notebook"  # with the same folder and size again, finished work is skipped
+REPOSITORY = "https://github.com/OWNER/repbias_jax"  # where Colab clones from: replace OWNER with the owner of your copy
 
 # %% [markdown]
 # ## Install
@@ -57,7 +57,7 @@ from repbias_jax.report import card
 # %% [markdown]
 # ## A quick run
 #
-# Eight networks take a few minutes on two cores. They show the effect and are too few for a verdict: that takes twelve.
+# Eight networks take a few minutes on two cores. They show the effect and are too few for a verdict, which needs twelve.
 
 # %%
 results = repbias_jax.run(complexity, WORKDIR, **SIZE)

@@ -1,12 +1,12 @@
 """Strings of bits with features in disjoint blocks, for MLPs.
 
-Each feature reads its own block of bits at a fixed place. Every feature has an unused twin: the same function of other
-bits, which no output reports. The remaining bits distract. Factors are drawn first, then inputs that have them:
+Each feature reads its own block of bits at a fixed position. Every feature has an unused twin: the same function of other
+bits, which no output reports. The remaining bits are distractors. Factors are drawn first, then inputs that have them:
 
   target ~ Bernoulli(1/2)
   feature f = target            with probability 2 q_f - 1      (q: predictivity, 1/2 by default: never)
             ~ Bernoulli(p_f)    else                            (p: prevalence)
-  bits of f's block uniform among those with that value, all other bits uniform
+  bits of f's block: uniform among those with that value; all other bits: uniform
 
   task = BinaryOptions(features=("parity1", "parity4"))
   block of parity1: bit 0; of parity4: bits 1-4; of twin_parity1: bit 5; of twin_parity4: bits 6-9; distractors: 10-31
@@ -67,7 +67,7 @@ def _own(config: Config) -> BinaryOptions:
 
 
 class Example(NamedTuple):
-    """One example, or with leading axes many."""
+    """One example, or, with leading axes, many."""
 
     inputs: Array  # [num_bits], float32 in {0, 1}
     factors: dict[str, Array]  # [] each, int32: target, features, their parts, their twins
@@ -84,12 +84,12 @@ class Block(NamedTuple):
 
     @property
     def places(self) -> slice:
-        """Where the bits of the block stand in the input."""
+        """The positions of the block's bits in the input."""
         return slice(self.first, self.first + self.feature.arity)
 
 
 def feature_names(task: BinaryOptions) -> tuple[str, ...]:
-    """Names of the features as factors: `parity4`, or `parity4_1`, `parity4_2` where a feature is repeated."""
+    """Returns the features' names as factors: `parity4`, or `parity4_1`, `parity4_2` if a feature is repeated."""
     seen: dict[str, int] = {}
     names = []
     for name in task.features:
@@ -99,7 +99,7 @@ def feature_names(task: BinaryOptions) -> tuple[str, ...]:
 
 
 def blocks(task: BinaryOptions) -> tuple[Block, ...]:
-    """The features' blocks in order, then their twins'."""
+    """Returns the features' blocks in order, then their twins'."""
     features = [FEATURES[name] for name in task.features]
     lengths = [f.arity for f in features]
     first = task.first_bits or tuple(int(x) for x in np.cumsum([0, *lengths[:-1]]))
@@ -119,7 +119,7 @@ def blocks(task: BinaryOptions) -> tuple[Block, ...]:
 
 
 def check(task: BinaryOptions) -> None:
-    """Raises ConfigError, naming the field, when the task cannot be made."""
+    """Raises ConfigError, naming the field, if the task cannot be generated."""
     for name in task.features:
         if name not in FEATURES:
             raise ConfigError(f"config.task.features={name}: unknown; known: {', '.join(FEATURES)}")
@@ -173,17 +173,17 @@ def _check_places(task: BinaryOptions) -> None:
 
 
 def input_spec(task: BinaryOptions) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of one example's input."""
+    """Returns the shape and dtype of one example's input."""
     return jax.ShapeDtypeStruct((task.num_bits,), jnp.float32)
 
 
 def factors(task: BinaryOptions) -> dict[str, Factor]:
-    """What every drawn example has: the latent target, features, each followed by its parts, then their twins."""
+    """Returns the factors of every drawn example: the latent target, each feature and its parts, then the twins."""
     return {"target": Factor(2, "latent"), **_read_from_bits(task)}
 
 
 def probe_factors(task: BinaryOptions, name: str) -> dict[str, Factor]:
-    """The factors of a probe set: a crossed one has no target, and where bits are crossed it has those."""
+    """Returns the factors of a probe set; the crossed one has no target, and has the bits if these are crossed."""
     if name != "balanced":
         return factors(task)
     asked, _, by_bits = _design(task)
@@ -192,7 +192,7 @@ def probe_factors(task: BinaryOptions, name: str) -> dict[str, Factor]:
 
 
 def _read_from_bits(task: BinaryOptions) -> dict[str, Factor]:
-    """The factors that are functions of the input."""
+    """Returns the factors that are functions of the input."""
     found = {}
     for i, block in enumerate(blocks(task)):
         if i >= len(task.features):
@@ -205,12 +205,12 @@ def _read_from_bits(task: BinaryOptions) -> dict[str, Factor]:
 
 
 def base_rates(task: BinaryOptions) -> tuple[float, ...]:
-    """P(feature = 1) under uniform bits, for each feature."""
+    """Returns P(feature = 1) under uniform bits, for each feature."""
     return tuple(FEATURES[name].base_rate for name in task.features)
 
 
 def fair(task: BinaryOptions, dials: Dials) -> Dials:
-    """Dials under which features are independent, at their base rates and always seen."""
+    """Returns dials under which features are independent, at their base rates, and their labels are always seen."""
     own = {
         "prevalence": jnp.asarray(base_rates(task), jnp.float32),
         "predictivity": jnp.full_like(dials.task["predictivity"], 0.5),
@@ -220,12 +220,12 @@ def fair(task: BinaryOptions, dials: Dials) -> Dials:
 
 
 def draw(task: BinaryOptions, dials: Dials, key: Array) -> None:
-    """What a run draws once: nothing."""
+    """Returns None, since a run draws nothing once."""
     del task, dials, key
 
 
 def order_of(task: BinaryOptions, dials: Dials, drawn: None) -> Array:
-    """The listed output at each output position, int32 `[O]`."""
+    """Returns the listed output at each output position, int32 `[O]`."""
     del task, drawn
     return dials.task["output_order"]
 
@@ -235,7 +235,7 @@ def sample(task: BinaryOptions, dials: Dials, drawn: None, key: Array) -> Exampl
     del drawn
     everything = blocks(task)
     key_factors, key_seen, key_rest = jax.random.split(key, 3)
-    draws = jax.random.uniform(key_factors, (3 * len(everything) + 1,))  # one call: each costs compilation
+    draws = jax.random.uniform(key_factors, (3 * len(everything) + 1,))  # one call, since each costs compile time
     target = (draws[0] < 0.5).astype(jnp.int32)
     bits = jax.random.bernoulli(key_rest, 0.5, (task.num_bits,)).astype(jnp.int32)
     for i, block in enumerate(everything):
@@ -251,7 +251,7 @@ def sample(task: BinaryOptions, dials: Dials, drawn: None, key: Array) -> Exampl
 
 
 def _value(feature: Feature, uniform: Array, prevalence: Array) -> Array:
-    """A value of a feature from a uniform number in [0, 1): two values by prevalence, more at their base rates."""
+    """Returns a feature's value from a uniform number in [0, 1): two values by prevalence, more at their base rates."""
     if feature.num_values == 2:
         return (uniform < prevalence).astype(jnp.int32)
     table = np.asarray(feature.table)
@@ -260,12 +260,12 @@ def _value(feature: Feature, uniform: Array, prevalence: Array) -> Array:
 
 
 def labels_of(task: BinaryOptions, factors: dict[str, Array]) -> Array:
-    """The reported factors as listed. Args: factors `[]` each. Returns: int32 `[O]`."""
+    """Returns the reported factors in the order listed. Args: factors `[]` each. Returns: int32 `[O]`."""
     return jnp.stack([factors[name] for name in task.outputs or feature_names(task)])
 
 
 def factors_of(task: BinaryOptions, bits: Array) -> dict[str, Array]:
-    """Features, their parts and their twins. Args: bits `[num_bits]`. Returns: int32 `[]` by name."""
+    """Computes features, their parts and their twins. Args: bits `[num_bits]`. Returns: int32 `[]` by name."""
     found = {}
     for i, block in enumerate(blocks(task)):
         own = bits[block.places]
@@ -276,7 +276,7 @@ def factors_of(task: BinaryOptions, bits: Array) -> dict[str, Array]:
 
 
 def _design(task: BinaryOptions) -> tuple[tuple[Block, ...], int, bool]:
-    """The asked blocks, the number of their combinations, and whether bits (or else only values) are crossed."""
+    """Returns the features' blocks, the number of crossed combinations, and whether bits or only values are crossed."""
     asked = blocks(task)[: len(task.features)]
     total = sum(block.feature.arity for block in asked)
     by_bits = 2**total <= task.num_probe // 2
@@ -285,24 +285,25 @@ def _design(task: BinaryOptions) -> tuple[tuple[Block, ...], int, bool]:
 
 
 def num_combinations(task: BinaryOptions) -> int:
-    """Combinations that the balanced probe set crosses: of the features' bits where they fit, else of their values."""
+    """Returns the number of combinations in the balanced probe set: of the features' bits if they fit, else of values."""
     return _design(task)[1]
 
 
 def probe_set(
     task: BinaryOptions, dials: Dials, drawn: None, name: str, key: Array
 ) -> tuple[Array, dict[str, Array], Array]:  # fmt: skip
-    """Examples to look at a representation with; the first half is to fit on, the second to score on.
+    """Draws the examples on which representations are probed: the first half to fit on, the second to score on.
 
-    `natural`: drawn as the training set is. `decorrelated`: every feature independent, at its base rate. `balanced`:
-    exactly crossed. All combinations of the features' bits (of their values, where the bits have more combinations than
-    there are examples) appear equally often in each half, with independent draws of the distractors; the twins take the
-    same combinations in an order of their own, so each is balanced but, by chance, not quite uncorrelated with the rest.
+    The `natural` set is drawn like the training set. In the `decorrelated` set every feature is independent, at its base
+    rate. The `balanced` set is exactly crossed: all combinations of the features' bits (or of their values, if a half has
+    fewer examples than the bits have combinations) appear equally often in each half, with independent distractors. The
+    twins take the same combinations in an independent order, so each twin is balanced but has small chance correlations
+    with the other factors.
 
     Args:
-      task: what to draw.
+      task: options of the generator.
       dials: prevalence and predictivity, for `natural`.
-      drawn: what the run drew once, from `draw`.
+      drawn: the result of `draw` for this run.
       name: `natural`, `decorrelated` or `balanced`.
       key: a PRNG key.
 
@@ -324,7 +325,7 @@ def probe_set(
 
 
 def _balanced_half(task: BinaryOptions, key: Array, half: int) -> Array:
-    """Bits `[half, num_bits]` of one half of the balanced set."""
+    """Returns the bits `[half, num_bits]` of one half of the balanced set."""
     key_rest, key_twins, key_bits = jax.random.split(key, 3)
     bits = jax.random.bernoulli(key_rest, 0.5, (half, task.num_bits)).astype(jnp.int32)
     bits = _fill(task, bits, blocks(task)[: len(task.features)], jnp.arange(half), jax.random.fold_in(key_bits, 0))
@@ -333,7 +334,7 @@ def _balanced_half(task: BinaryOptions, key: Array, half: int) -> Array:
 
 
 def _fill(task: BinaryOptions, bits: Array, into: tuple[Block, ...], rows: Array, key: Array) -> Array:
-    """Writes combination `rows[n] modulo their number` into example n's blocks."""
+    """Writes combination `rows[n]`, modulo the number of combinations, into the blocks of example n; returns the bits."""
     _, combinations, by_bits = _design(task)
     rest = (rows % combinations).astype(jnp.int32)
     for i, block in enumerate(into):

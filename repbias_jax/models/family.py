@@ -1,4 +1,4 @@
-"""What a family of models declares, before anything runs."""
+"""The contract of a family of models: what it declares before anything runs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from jax import Array
 from repbias_jax.config import ConfigError, Model, Task
 
 IMPOSSIBLE = -1e9  # the logit of a value that an output does not have
-PLACES = ("all", "layers", "last_hidden", "before_last")  # what probes name
+PLACES = ("all", "layers", "last_hidden", "before_last")  # the names that probes use
 
 
 class View(NamedTuple):
@@ -18,10 +18,10 @@ class View(NamedTuple):
 
     Attributes:
       site: the site that is read.
-      read: from the site's value to `[D]`.
-      spread: from a change of the reading `[D]` to the change of the site that brings it about; None: interventions do not
-        apply. `read(x + spread(c)) == read(x) + c`.
-      label_fed: whether the reading depends on labels that the model is given.
+      read: maps the site's value to `[D]`.
+      spread: maps a change of the reading `[D]` to a change of the site with this effect, so that
+        `read(x + spread(c)) == read(x) + c`; None if interventions do not apply.
+      label_fed: whether the reading depends on labels that are given to the model.
     """
 
     site: str
@@ -36,10 +36,10 @@ class Family(NamedTuple):
     Attributes:
       options: a subclass of `Model`.
       build: `(options, num_outputs, num_values, switches) -> nn.Module`; `switches` names the dials that are on.
-      check: raises ConfigError, naming the option, when the model cannot be made.
+      check: raises ConfigError, naming the option, if the model cannot be built.
       views: `(options, task) -> {name: View}`, in layer order.
-      places: `(options, task) -> {place: (view, ...)}` for PLACES: `layers` are those whose measures are compared,
-        `last_hidden` and `before_last` one view each (or none). None of them is label-fed.
+      places: `(options, task) -> {place: (view, ...)}` for PLACES: `layers` are the views whose measures are compared;
+        `last_hidden` and `before_last` are one view each (or none). None of these views is label-fed.
     """
 
     options: type[Model]
@@ -52,7 +52,7 @@ class Family(NamedTuple):
 def resolve(
     name: str, places: Mapping[str, tuple[str, ...]], views: Mapping[str, Any] | tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The views that a place or a view's own name stands for.
+    """Returns the views that a name stands for: those of a place, or the view of that name.
 
     Raises:
       ConfigError: the name is neither.
@@ -65,11 +65,11 @@ def resolve(
 
 
 def possible(logits: Array, values: Array | None) -> Array:
-    """Logits with IMPOSSIBLE for the values that an output does not have.
+    """Returns the logits, with IMPOSSIBLE for the values that an output does not have.
 
     Args:
       logits: `[..., O, C]`.
-      values: int `[O]` or `[..., O]`, how many of the C values each output has; None: all have all.
+      values: int `[O]` or `[..., O]`, how many of the C values each output has; None: every output has all C.
     """
     if values is None:
         return logits
@@ -79,5 +79,5 @@ def possible(logits: Array, values: Array | None) -> Array:
 
 
 def flatten(value: Array) -> Array:
-    """A site's value as one vector `[D]`."""
+    """Returns a site's value as one vector `[D]`."""
     return value.reshape(-1)

@@ -47,7 +47,7 @@ class MLP(nn.Module):
         edits: Mapping[str, Array] | None = None,
         values: Array | None = None,
     ) -> tuple[Array, dict[str, Array]]:
-        """Logits `[O, C]` and sites of one example; dropout where the model has it and a key is given."""
+        """Returns logits `[O, C]` and sites of one example; applies dropout if the model has it and a key is given."""
         del labels, values
         sites: dict[str, Array] = {}
         edits = edits or {}
@@ -63,7 +63,7 @@ class MLP(nn.Module):
 
 
 def readout(x: Array, num_outputs: int, num_values: int, head: str, dials: Dials) -> Array:
-    """The head: logits `[O * C]`. A unit z gives the logits (-z/2, z/2), whose cross-entropy is that of a sigmoid."""
+    """Returns the head's logits `[O * C]`. A unit z gives the logits (-z/2, z/2), whose cross-entropy is a sigmoid's."""
     if head == "pair":
         return _dense(num_outputs * num_values, dials, "readout")(x)
     z = _dense(num_outputs, dials, "readout")(x) / 2
@@ -71,7 +71,7 @@ def readout(x: Array, num_outputs: int, num_values: int, head: str, dials: Dials
 
 
 def drop(x: Array, rate: Array, key: Array) -> Array:
-    """Inverted dropout with a traced rate (which `nn.Dropout` refuses). Args: x `[...]`; rate `[]` in [0, 1)."""
+    """Applies inverted dropout with a traced rate, which `nn.Dropout` refuses. Args: x `[...]`; rate `[]` in [0, 1)."""
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
 
@@ -84,26 +84,26 @@ def _dense(width: int, dials: Dials, name: str) -> nn.Dense:
 
 
 def build(options: MLPOptions, num_outputs: int, num_values: int, switches: tuple[str, ...]) -> MLP:
-    """An MLP of the given shape. Args: as in `Family`."""
+    """Returns an MLP of the given shape. Args: as in `Family`."""
     dropout = "model.dropout" in switches
     return MLP(options.widths, options.activation, num_outputs, num_values, dropout, options.head)
 
 
 def check(options: MLPOptions, task: Task) -> None:
-    """Raises ConfigError where there is no hidden layer."""
+    """Raises ConfigError if there is no hidden layer."""
     del task
     if not options.widths:
         raise ConfigError("config.model.widths is empty: expected at least one hidden layer, such as 128,64")
 
 
 def views(options: MLPOptions, task: Task) -> dict[str, View]:
-    """Every site as it is."""
+    """Returns the views: every site, unchanged."""
     del task
     return {name: View(name, flatten, lambda change: change) for name in ("input", *_hidden(options), "logits")}
 
 
 def places(options: MLPOptions, task: Task) -> dict[str, tuple[str, ...]]:
-    """The named places of PLACES."""
+    """Returns the views of each place in PLACES."""
     hidden = _hidden(options)
     return {
         "all": tuple(views(options, task)),

@@ -6,6 +6,6 @@ from jax import Array
 
 
 def site(sites: dict[str, Array], edits: Mapping[str, Array], name: str, value: Array) -> Array:
-    """Adds the edit of a site, if there is one, records the result, and returns it for the layers that follow."""
+    """Adds the edit of a site, if there is one, records the result and returns it for the following layers."""
     sites[name] = value + edits[name] if name in edits else value
     return sites[name]

@@ -17,7 +17,7 @@ def write(folder: Path, experiment: Experiment, module: ModuleType, restoring: R
     """Writes `claims.csv`, `figures/` and `report.html`; returns their names within the folder.
 
     Raises:
-      ConfigError: what a confirmation decides is not what was written down for it.
+      ConfigError: the deciding parts of a confirmed claim differ from its entries in `confirm.json`.
     """
     results, family = Results(folder, restoring), confirmation.family(experiment.confirmed)
     rows: list[dict[str, Any]] = []

@@ -81,7 +81,7 @@ def rows_of(sources: Sequence[Source], family: Sequence[str] | None = None) -> l
         of the card.
     """
     rows = tables.with_parts([row for source in sources for row in source.rows])
-    rows.sort(key=lambda row: (row["exploratory"] == "True", tables.claim_of(row["id"])))  # stable: else as they came
+    rows.sort(key=lambda row: (row["exploratory"] == "True", tables.claim_of(row["id"])))  # stable: ties keep their order
     tested = [i for i, row in enumerate(rows) if _is_tested(row) and (family is None or row["id"] in family)]
     absent = set(family or ()) - {rows[i]["id"] for i in tested}
     p = {str(i): float(rows[i]["p"] or "nan") for i in tested} | {f"absent {id_}": float("nan") for id_ in absent}

@@ -83,7 +83,7 @@ def above_null(
 def log_ratio(
     results: Results, setting: str, first: str, second: str, metric: str = "r2", **more: Any
 ) -> tuple[pd.Series, pd.Series]:  # fmt: skip
-    """log of r2 of one feature over r2 of another, each as in `above_null`.
+    """Returns log(r2 of one feature / r2 of another), each r2 as in `above_null`.
 
     Returns:
       By seed, the log ratio and how many of its two values were set to the end of the null band.
@@ -106,7 +106,7 @@ def accuracy_gap(results: Results, setting: str, first: str, second: str, step: 
 
 
 class Gaps(NamedTuple):
-    """Differences between two features: in each frame a row a seed and a column a setting.
+    """Differences between two features; each frame has one row per seed and one column per setting.
 
     Attributes:
       apart: r2 of one feature minus r2 of another.
@@ -185,7 +185,7 @@ def similarities(results: Results, condition: str, metric: str) -> pd.DataFrame:
 
 def passing(results: Results, settings: Sequence[str]) -> str:
     """Returns how many of the networks shown learned every trained feature, as text for a title."""
-    passed = [all_at_end(results, [s]).to_numpy() for s in settings]  # each has seeds of its own
+    passed = [all_at_end(results, [s]).to_numpy() for s in settings]  # settings may have different seeds
     return f"{sum(p.sum() for p in passed)} of {sum(p.size for p in passed)} networks learned all"
 
 

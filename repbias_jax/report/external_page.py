@@ -1,4 +1,4 @@
-"""Figures and a page for activations that were made elsewhere: one panel per site, one line per feature."""
+"""Figures and a page for activations that were computed elsewhere: one panel per site, one line per feature."""
 
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
@@ -20,9 +20,9 @@ from repbias_jax.report import figures as draw
 from repbias_jax.report import page
 from repbias_jax.report.figures import FLOOR, STYLES, Drawn
 
-ACROSS = 3  # panels beside each other
-LONGEST = 22  # characters of a name beside an axis
-LINES = len(STYLES)  # features whose lines can be told apart
+ACROSS = 3  # maximum number of panels in a row
+LONGEST = 22  # maximum number of characters of a name in a figure
+LINES = len(STYLES)  # how many lines of features can be told apart
 CAPTIONS = {
     "variance": "Share of variance explained by each feature. Alone: r2 of the feature by itself, scored on examples "
     "that were not used for fitting. Unique: how much the joint r2 of all features falls without this feature; the "
@@ -64,18 +64,18 @@ class Numbers:
         self.features = list(rows[rows["metric"] == "distinct"]["feature"])
 
     def defined(self) -> "Numbers":
-        """The same of the sites and features of which there is something to draw."""
+        """Returns the same numbers, limited to the sites and features with something to draw."""
         chosen, there = copy.copy(self), [k for k, v in self.values.items() if k[1] == "r2" and np.isfinite(v)]
         chosen.sites = [site for site in self.sites if any(site == k[0] for k in there)]
         chosen.features = [feature for feature in self.features if any(feature == k[2] for k in there)]
         return chosen
 
     def of(self, site: str, metric: str, feature: str = "", at: str = "") -> float:
-        """One number; NaN where there is none."""
+        """Returns one number; NaN if there is none."""
         return self.values.get((site, metric, feature, at), np.nan)
 
     def with_interval(self, site: str, metric: str, features: Sequence[str], at: str = "") -> np.ndarray:
-        """Value, lower and upper end by feature, `[3, F]`."""
+        """Returns value, lower and upper end by feature, `[3, F]`."""
         names = (metric, f"{metric}_low", f"{metric}_high")
         return np.array([[self.of(site, name, feature, at) for feature in features] for name in names])
 
@@ -94,7 +94,7 @@ def write(
       folder: to write to.
       rows: of `external.probe`.
       title: of the page.
-      text: what the page says: `inputs`, `notes` and `dissociated`, sentences each, and `features`, table rows of their
+      text: texts of the page: `inputs`, `notes` and `dissociated` are lists of sentences; `features` has table rows of
         name, kind and classes.
       record: versions.
       decodable: balanced accuracy from which a feature counts as decodable.
@@ -118,13 +118,13 @@ def write(
 
 
 def cells(numbers: Numbers, site: str, feature: str) -> list[str]:
-    """A row of the page's table."""
+    """Returns a row of the page's table."""
     found = [numbers.with_interval(site, metric, [feature], at)[:, 0] for _, metric, at, _ in SHOWN]
     return [interval(own if wide else own[:1]) for own, (*_, wide) in zip(found, SHOWN, strict=True)]
 
 
 def interval(values: np.ndarray) -> str:
-    """`0.312 [0.280, 0.344]`, a number alone, or nothing."""
+    """Returns `0.312 [0.280, 0.344]`; a number alone if no ends are given; empty if the value is not finite."""
     if not np.isfinite(values[0]):
         return ""
     first, *ends = [f"{round(float(value), 3) + 0.0:.3f}" for value in values]  # no -0.000
@@ -132,7 +132,7 @@ def interval(values: np.ndarray) -> str:
 
 
 def figures(numbers: Numbers, decodable: float) -> Iterator[Drawn]:
-    """All figures that have something to show."""
+    """Yields all figures; none if no site has something to draw."""
     numbers = numbers.defined()
     if not numbers.sites:
         return
@@ -160,7 +160,7 @@ def _by_site(numbers: Numbers, panel: Callable[[Axes, Numbers, str], None]) -> F
 
 
 def _align(panels: Sequence[Axes]) -> None:
-    """The same horizontal axis for all sites, with a margin on both sides."""
+    """Sets the same horizontal axis for all sites, with a margin on both sides."""
     low, high = min(axes.get_xlim()[0] for axes in panels), max(axes.get_xlim()[1] for axes in panels)
     for axes in panels:
         axes.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
@@ -175,7 +175,7 @@ def _short(name: str) -> str:
 
 
 def _lines(axes: Axes, numbers: Numbers) -> np.ndarray:
-    """A line a feature, the first on top; returns their places."""
+    """Sets one line per feature, the first on top; returns the vertical positions of the lines."""
     y = np.arange(len(numbers.features))[::-1].astype(float)
     axes.set_yticks(y, [_short(name) for name in numbers.features])
     axes.set_ylim(-0.6, len(y) - 0.4)
@@ -184,7 +184,7 @@ def _lines(axes: Axes, numbers: Numbers) -> np.ndarray:
 
 
 def _marks(axes: Axes, y: np.ndarray, found: np.ndarray, name: str, style: Mapping[str, Any]) -> None:
-    """Values with their intervals. Args: found `[3, F]`, as `Numbers.with_interval` has them."""
+    """Draws values with their intervals. Args: found `[3, F]`, from `Numbers.with_interval`."""
     if np.isfinite(found[0]).any():
         ends = np.array([found[0] - found[1], found[2] - found[0]])  # an interval holds its value (`design.interval`)
         own = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
@@ -192,7 +192,7 @@ def _marks(axes: Axes, y: np.ndarray, found: np.ndarray, name: str, style: Mappi
 
 
 def _bands(axes: Axes, y: np.ndarray, found: np.ndarray, name: str) -> None:
-    """A grey bar behind each line. Args: found lower and upper end `[2, F]`."""
+    """Draws a grey bar behind each line. Args: found: lower and upper end, `[2, F]`."""
     axes.barh(y, found[1] - found[0], left=found[0], height=0.8, color="0.78", linewidth=0, zorder=0, label=name)
 
 
@@ -231,7 +231,7 @@ def _similarity(axes: Axes, numbers: Numbers, site: str) -> None:
 
 
 def _components(axes: Axes, numbers: Numbers, site: str) -> None:
-    """Lines over components, which are few, so that they are told apart by marker."""
+    """Draws lines over components, with markers, since there are few components."""
     top = sorted(numbers.features, key=lambda f: -np.nan_to_num(numbers.of(site, "top_r2", f, "2"), nan=-1))[:LINES]
     known = [k for k in range(1, 100) if (site, "component_share", "", str(k)) in numbers.values]
     share = [numbers.of(site, "component_share", at=str(k)) for k in known]

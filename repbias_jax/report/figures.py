@@ -1,7 +1,7 @@
-"""Figures: variance explained and accuracy along training, by layer, by rung, and the Walsh spectrum.
+"""Drawing helpers for figures: curves and dots over seeds, floors, maps of signed values, legends, and image files.
 
-Every panel of variance explained shows three floors: the null band, the untrained network and the unused twins. Lines
-differ in dash and marker as well as in color, so they can be told apart in grey.
+By convention every panel of variance explained shows three floors: the null band, the untrained network and the unused
+twins. Lines differ in dash and marker as well as in color, so they can be told apart in grey.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ def dots(axes: Axes, x: ArrayLike, by_seed: pd.DataFrame, name: str, style: Mapp
     place = np.asarray(x, float) + shift
     mean, k = by_seed.mean(axis=1), np.maximum(by_seed.count(axis=1), 1)
     half = np.nan_to_num(stats.t.ppf(0.975, np.maximum(k - 1, 1)) * by_seed.std(axis=1) / np.sqrt(k))
-    spread = 0.05 * np.diff(np.sort(place)).min(initial=1)  # dots of neighbours stay apart
+    spread = 0.05 * np.diff(np.sort(place)).min(initial=1)  # so that dots of neighbours do not overlap
     for i, at in enumerate(place):
         own = by_seed.iloc[i].dropna()  # levels may differ in their seeds
         axes.plot(at + np.linspace(-spread, spread, len(own)), own, ".", color=style["color"], alpha=0.45, markersize=3)

@@ -47,14 +47,14 @@ def write(
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from one of the templates beside this file; values are escaped."""
+    """Returns a page rendered from one of the templates in this folder; values are escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.get_template(template).render(**values)
 
 
 def _seeds(results: Results) -> str:
-    """Seeds of a setting: `16`, or `4 to 24` where not all have as many."""
+    """Returns the number of seeds per setting: `16`, or `4 to 24` if it differs between settings."""
     counts = results.curves.groupby("setting")["seed"].nunique()
     return " to ".join(str(n) for n in np.unique([counts.min(), counts.max()]))
 
@@ -81,9 +81,10 @@ def figure(folder: Path, item: Drawn) -> dict[str, str]:
 
 def readouts(results: Results) -> list[dict[str, Any]]:
     """Returns norm and margin (logits) of each output's readout, the means over seeds at the last step."""
-    rows = []
+    measured, rows = results.rows[results.rows["metric"] == "readout_norm"], []
     for setting in results.settings.index:
-        for output in results.outputs(setting):
+        known = set(measured[measured["setting"] == setting]["feature"])
+        for output in (name for name in results.outputs(setting) if name in known):
             norm, margin = (results.values(setting, metric, output).mean() for metric in ("readout_norm", "margin"))
             if np.isfinite(norm):
                 rows.append(
@@ -128,13 +129,13 @@ def _final(results: Results) -> pd.DataFrame:
 
 
 def _name(results: Results, setting: str, output: Any) -> str:
-    """The factor of a curve; results of the first release have its place in the list."""
+    """Returns the factor of a curve; results of the first release have its position in the list of outputs instead."""
     names = results.outputs(setting)
     return output if output in names else names[int(output)]
 
 
 def _asked(results: Results, setting: str, output: str) -> bool:
-    """Whether an output that reports a factor ever has a weight in the loss."""
+    """Returns whether an output that reports a factor has a positive loss weight in any phase."""
     weights = str(results.settings.loc[setting, "training.loss_weights"])
     places = [i for i, name in enumerate(results.outputs(setting)) if name == output]
     return weights == "[]" or any(row[i] > 0 for row in json.loads(weights) for i in places)

@@ -90,7 +90,7 @@ def claims_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def claim_of(id_: Any) -> str:
-    """`C01` of `C01` and of its part `C01a`."""
+    """Returns the id of the claim: `C01` for `C01` and for its part `C01a`."""
     return str(id_).rstrip(string.ascii_lowercase)
 
 
@@ -117,7 +117,8 @@ def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path)
     write_claims(target, rows)
     last = results.rows["setting"].map(lambda s: results.last_step(s))
     final = results.rows[results.rows["step"] == last].drop(columns=["experiment", "group", "split"])
-    # Means over seeds of every measure, and each seed's own value of the main ones; of pairs the mean over models.
+    # Every measure is averaged over seeds; measures of pairs over the seeds of both models. The main measures are also
+    # written by seed.
     final["other"] = final["other"].str.replace(r"/\d+", "", n=1, regex=True)
     paired = ["other"] if set(final["other"]) != {""} else []
     final = final if paired else final.drop(columns="other")
