@@ -222,6 +222,7 @@ def test_scale_counts_files_memory_and_disk(tmp_path):
     with open(tmp_path / "scale.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row.pop("activations") for row in rows] == ["keep", "discard"]
+    assert len(json.loads((tmp_path / "scale_manifest.json").read_text())["load_before"]) == len(rows)
     for row in rows:
         assert int(row["run_steps"]) == 4 * int(row["runs"])
         assert all(float(row[name]) > 0 for name in row)

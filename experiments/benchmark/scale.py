@@ -1,6 +1,6 @@
 """Measures time, memory, disk and open files of one command that trains many tiny runs, by number of runs, on the CPU.
 
-  python -m experiments.benchmark --part=scale [--smoke] [--output=DIR]      writes scale.csv
+  python -m experiments.benchmark --part=scale [--smoke] [--output=DIR]      writes scale.csv and its manifest
 
 A child process trains and measures a tiny network with this number of seeds, once keeping the activations and once
 discarding those of each chunk as soon as they are measured. Its open files are read from /proc ten times per second, its
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.benchmark.workers import machine
 from experiments.command import DONE, FAILED, complain
 from repbias_jax import store
 
@@ -79,12 +80,16 @@ def used_mb(folder: Path) -> float:
 
 
 def measure(output: Path, smoke: bool) -> int:
-    """Writes a row for each number of runs, with activations kept and discarded, once measured; returns the exit status."""
+    """Writes a row for each number of runs, with activations kept and discarded, once measured; returns the exit status.
+
+    `scale_manifest.json` has versions, machine, commit and the load of the machine before each row.
+    """
     if not Path("/proc/self/fd").exists():
         return complain("--part=scale: expected a system with /proc, where memory and open files are read")
-    rows = []
+    rows, loads = [], []
     for runs, activations in [(size, how) for size in SIZES[smoke] for how in ACTIVATIONS]:
         with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile("w+") as log:
+            loads.append(list(os.getloadavg()))
             begun, line = time.perf_counter(), command(runs, activations, Path(name))
             process = subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log)  # noqa: S603
             peaks = watch(process, Path(name))
@@ -95,5 +100,6 @@ def measure(output: Path, smoke: bool) -> int:
             numbers = (seconds, 1e6 * seconds / steps, peaks.memory_mb, peaks.disk_mb)
             rows.append((runs, activations, steps, *(f"{value:.6g}" for value in numbers), peaks.files))
             store.write_table(output / "scale.csv", COLUMNS, rows)
+            store.write_json(output / "scale_manifest.json", {**machine(), "smoke": smoke, "load_before": loads})
             print(dict(zip(COLUMNS, rows[-1], strict=True)), flush=True)  # before the folder is removed, which takes time
     return DONE

@@ -1,9 +1,7 @@
 """The parts of the benchmark on two CPU cores, and their table; the package's docstring describes them."""
 
 import contextlib
-import importlib.metadata
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from experiments.benchmark.workers import (
     Team,
     break_even,
     installed,
+    machine,
     missing,
     paired,
     rounds_of,
@@ -30,12 +29,10 @@ from experiments.benchmark.workers import (
 from repbias_jax import store
 from repbias_jax.config import flatten
 from repbias_jax.layout import LANES
-from repbias_jax.provenance import commit
 
 COLUMNS = ("part", "name", "quantity", "unit", "rounds", "min", "median", "max")
 CORES = 2
 CHECKPOINT_SECONDS = 10.0  # the default of --checkpoint_seconds
-PACKAGES = ("jax", "jaxlib", "numpy", "torch", "scikit-learn")
 US, RATE = "us/run-step", "GFLOP/s"
 
 
@@ -361,19 +358,8 @@ def report_probe(bench: Bench) -> None:
 
 def record(bench: Bench, load_before: Sequence[float], spent: Mapping[str, float]) -> dict[str, Any]:
     """Returns the manifest: versions, machine, commit, load and cost."""
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "format": store.FORMAT,
-        "versions": {**versions, "python": platform.python_version()},
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "commit": commit(),
+        **machine(),
         "smoke": bench.smoke,
         "rounds": bench.rounds,
         "load_before": list(load_before),

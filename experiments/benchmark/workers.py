@@ -1,10 +1,12 @@
 """Measuring in the benchmark: teams of worker processes that take turns, and rows made from one number per round."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import math
 import os
+import platform
 import select
 import statistics
 import subprocess
@@ -16,7 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.benchmark.baselines import KINDS as BASELINES
+from repbias_jax import store
+from repbias_jax.provenance import commit
 
+PACKAGES = ("jax", "jaxlib", "numpy", "torch", "scikit-learn")
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 1800.0  # limit for one call, in seconds; the longest takes a few minutes
 
@@ -66,6 +71,24 @@ def break_even(overhead: float, each: float, other_overhead: float, other_each: 
 def installed(module: str) -> bool:
     """Returns whether a library is installed."""
     return importlib.util.find_spec(module) is not None
+
+
+def machine() -> dict[str, Any]:
+    """Returns versions, processor, cores and commit, for a manifest."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "format": store.FORMAT,
+        "versions": {**versions, "python": platform.python_version()},
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "commit": commit(),
+    }
 
 
 class Team:
