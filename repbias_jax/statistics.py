@@ -375,7 +375,9 @@ def together(parts: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
         "verdict": decided,
         "verdict_all_seeds": everyone,
         "partial": partial,
-        "note": "; ".join(dict.fromkeys(str(row["note"]) for row in deciding.values() if row["note"])),
+        "note": "; ".join(
+            dict.fromkeys(text for row in deciding.values() for text in str(row["note"]).split("; ") if text)
+        ),
     }
 
 

@@ -347,6 +347,13 @@ def test_equal_accuracy_that_is_not_shown_is_said():
     assert row["accuracy_difference"] == pytest.approx(0.02)
 
 
+def test_a_note_of_several_parts_is_there_once():
+    unequal, few = pd.Series(seeds(0.02, 0.001)), np.arange(16) >= 6
+    parts = part(seeds(0.2, 0.02), passed=few, label="a"), part(seeds(0.2, 0.02), passed=few, label="b", accuracy=unequal)
+    short = "10 seeds, pass rate 0.62: expected at least 12 seeds and 0.75"
+    assert one(*parts)[0]["note"] == f"{short}; equal accuracy not shown"
+
+
 def test_sources_are_said_and_how_we_know_them():
     row = judge([Claim("C99", "made", "", (part(seeds(0.2, 0.02)),), "P, HL20; after both")], "sgd", False)[0]
     assert (row["source"], row["known_from"]) == ("P, HL20; after both", f"{SOURCES['P']}; {SOURCES['HL20']}")
