@@ -55,7 +55,7 @@ flags.DEFINE_integer("draws", external.NUM_DRAWS, "number of bootstrap draws ove
 
 
 class Interrupted(Exception):
-    """The command was asked to stop before anything was written."""
+    """Raised when the command is interrupted before anything was written."""
 
 
 class Request(NamedTuple):
@@ -70,7 +70,7 @@ class Request(NamedTuple):
 
 
 def parse(arguments: Sequence[str]) -> None:
-    """Reads the flags. Bad ones are one line and status 2."""
+    """Reads the flags. Exits with status 2 and one line on standard error if they are bad, with 0 after `--help`."""
     if any(a in ("--help", "-h", "-help", "--helpfull") for a in arguments):
         named = [FLAGS[name] for name in FLAGS]
         lines = [f"  --{flag.name}: {flag.help} (default: {flag.default_as_str or 'none'})" for flag in named]
@@ -85,7 +85,7 @@ def parse(arguments: Sequence[str]) -> None:
 
 
 def run() -> int:
-    """Reads, measures, writes, prints; returns the exit status."""
+    """Reads the input, measures, writes the results and prints a summary; returns the exit status."""
     stop = catch_signals()
     try:
         request = _read()
@@ -107,7 +107,7 @@ def run() -> int:
 
 
 def catch_signals() -> Callable[[], bool]:
-    """Notes the first SIGTERM, SIGINT or SIGUSR1, to be polled; a second one exits at once."""
+    """Returns a function that tells whether SIGTERM, SIGINT or SIGUSR1 has arrived; a second signal exits at once."""
     caught: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
@@ -134,7 +134,7 @@ def _required(name: str) -> str:
 
 
 def _read() -> Request:
-    """All input, read and checked; nothing is written."""
+    """Returns all input, read and checked; writes nothing."""
     path, table, folder = Path(_required("activations")), Path(_required("features")), Path(_required("workdir"))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: not a folder; expected a folder or the name of a new one")
@@ -172,7 +172,7 @@ def _chosen(sites: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
 
 
 def _measured(request: Request, stop: Callable[[], bool]) -> pd.DataFrame:
-    """Rows of `results.csv`, with numbers."""
+    """Returns the rows of `results.csv`, with numbers. Raises Interrupted at the next measurement after a signal."""
 
     def say(text: str) -> None:
         if stop():
@@ -197,7 +197,7 @@ def _text(request: Request, rows: pd.DataFrame) -> dict[str, list[Any]]:
 
 
 def _write(request: Request, rows: pd.DataFrame, text: Mapping[str, list[Any]]) -> None:
-    """Every file whole or not at all, the manifest last."""
+    """Writes all files, each one whole or not at all, and the manifest last."""
     folder, recorded = request.folder, record.versions()
     for place in (folder, folder / "figures"):
         store.sweep(place)
@@ -217,7 +217,7 @@ def _sum(array: np.ndarray) -> str:
 
 
 def main() -> None:
-    """The console script `repbias-probe`."""
+    """Runs the console script `repbias-probe`."""
     parse(sys.argv)
     sys.exit(run())
 

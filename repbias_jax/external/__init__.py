@@ -26,13 +26,13 @@ from repbias_jax.external.features import Feature, features_of, text_of
 from repbias_jax.probes.moments import Measured
 
 NUM_DRAWS = 200
-DECODABLE, SMALL = 0.9, 0.05  # balanced accuracy from which, and share of variance below which, a feature is pointed out
+DECODABLE, SMALL = 0.9, 0.05  # a feature with at least this balanced accuracy and below this share of variance is reported
 
 
 class Choices(NamedTuple):
     """Options of `probe_activations`."""
 
-    draws: int = NUM_DRAWS  # of the bootstrap over examples
+    draws: int = NUM_DRAWS  # number of bootstrap draws over examples
     decodable: float = DECODABLE
     small: float = SMALL
 
@@ -54,8 +54,8 @@ def variance_explained(
 
     Args:
       activations: finite real numbers `[N, ...]`, flattened to `[N, D]`.
-      features: by name, N values each; text, booleans and at most 20 distinct whole numbers are classes, other numbers are
-        continuous. Missing values are refused.
+      features: by name, N values each; text, booleans and whole numbers of at most 20 distinct values are classes, other
+        numbers are continuous. Missing values are refused.
       split: `fit` or `score` (or 0 and 1) for each example, `[N]`; by default a random half each, drawn with a fixed seed.
       categorical: names of features to treat as classes, at most 50 classes each.
       continuous: names of features to treat as continuous numbers.
@@ -71,8 +71,8 @@ def variance_explained(
       NaN where the activations do not vary.
 
     Raises:
-      ConfigError: shapes that do not fit, values that are missing or not finite, a feature that is constant in one half,
-        fewer than 20 examples (10 in a half), more than 32 features or 50 classes.
+      ConfigError: shapes that do not match, values that are missing or not finite, a feature that is constant in one half,
+        fewer than 20 examples (10 in a half), or more than 32 features or 50 classes.
 
     Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of sums, halves and null are ours.
     """
@@ -106,13 +106,14 @@ def probe_activations(
 
     Returns:
       One row for each number, with the columns of `results.csv`. Metrics that end in `_low` and `_high` are the ends of
-      95 % intervals over examples (`design.interval`); a value that is not defined is NaN, with the reason.
+      95 % intervals over examples (`design.interval`), or of null bands if `null` precedes; an undefined value is NaN, with
+      the reason.
 
     Raises:
       ConfigError: as for `variance_explained`, except that a feature that is constant in one half gets rows without a
       value.
 
-    Source: that of each probe; halves, intervals and limits are ours.
+    Source: as for each probe; halves, intervals and limits are ours.
     """
     several = activations if isinstance(activations, Mapping) else {"activations": activations}
     sites = {str(name): np.asarray(array) for name, array in several.items()}
@@ -132,9 +133,9 @@ def probe(
 
     Args:
       sites: arrays `[N, ...]` by name.
-      features: of the N examples.
+      features: of the N examples, as from `features_of`.
       split, choices: as for `probe_activations`.
-      say: called with a text that names the next measurement.
+      say: is called with the name of the next measurement.
 
     Raises:
       ConfigError: as for `probe_activations`, before the first row.
@@ -177,7 +178,7 @@ def _site(
     draws: int,
     say: Callable[[str], None],
 ) -> Iterator[tuple[str, Measured, float, str]]:
-    """Probe, name, value and the reason why it is missing."""
+    """Yields probe, name and value of each measure of one site, and the reason if the value is missing."""
     say(f"{site}: centring")
     phi, scale = design.centred(activations, rows)
     total = float(jnp.sum(jnp.square(phi[1])) / len(phi[1])) * scale * scale

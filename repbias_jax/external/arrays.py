@@ -1,12 +1,13 @@
 """Reads arrays that were made elsewhere, as data and nothing else.
 
-One strict reader for `.npy`, `.npz` and zarr v3 (`.zarr`): no pickle, no code, no link followed, nothing allocated that
-the file's own description has not been checked for. What is not plain numbers is refused with a `ConfigError` of one line.
+This is a strict reader for `.npy`, `.npz` and zarr v3 (`.zarr`). It loads no pickle, runs no code and follows no link, and
+it checks the file's own description before it allocates memory for it. Anything but plain numbers is refused with a
+`ConfigError` of one line.
 
-How much damage is found depends on the format. Every member of an npz has a CRC-32. A zarr array has the checksums that
-its writer asked for (`crc32c`, or `zstd` with `checksum`; in shards `crc32c` alone is proof against damage in several
-places). An npy has none: a flipped bit among its values is another
-value, here as in numpy; what is promised is that its description and its length agree.
+How much damage is detected depends on the format. Every member of an npz has a CRC-32. A zarr array has the checksums that
+its writer chose (`crc32c`, or `zstd` with `checksum`; in shards only `crc32c` detects damage in several places). An npy has
+none: a flipped bit among its values gives another value, here as in numpy; only the agreement of its description and its
+length is checked.
 """
 
 import contextlib
@@ -29,13 +30,13 @@ from repbias_jax.config import ConfigError, safe_name
 
 DTYPES = {name: np.dtype(name) for name in ("bool", "float16", "float32", "float64")}
 DTYPES |= {f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
-MAX_HEADER = 10_000  # characters of an npy header, as numpy has it
+MAX_HEADER = 10_000  # characters of an npy header, the limit of numpy
 MAX_JSON = 2**20  # bytes of a zarr.json, and of a zip's list of members
 MAX_ARRAYS = 1000
 MAX_FILES = 2**20  # inside a zarr folder
 BLOCK = 2**24  # bytes read at a time
 KNOWN = "known: .npy, .npz and .zarr, a folder of zarr v3"
-# The header of an npy is a Python dict. We match it rather than have numpy evaluate it: numpy.dtype("M8[s/0]") ends the
+# The header of an npy is a Python dict. We match it instead of letting numpy evaluate it: numpy.dtype("M8[s/0]") ends the
 # process with a signal (numpy 2.4), and a header can name any type.
 GAP, WHOLE = r"[ \t\n]*", r"(?:0|[1-9][0-9]{0,30})"
 SHAPE = rf"\({GAP}\)|\((?:{GAP}{WHOLE}{GAP},)+(?:{GAP}{WHOLE})?{GAP}\)"
@@ -43,19 +44,19 @@ ITEM = rf"{GAP}'(descr|fortran_order|shape)'{GAP}:{GAP}('[^']*'|True|False|{SHAP
 HEADER = re.compile(rf"\{{{ITEM},{ITEM},{ITEM},?{GAP}\}}{GAP}")
 STORED = {order + dtype.str[1:]: np.dtype(order + dtype.str[1:]) for dtype in DTYPES.values() for order in "<>"}
 STORED |= {dtype.str: dtype for dtype in DTYPES.values()}  # "|b1" and so on: one byte has no order
-# What a hostile path, zip or zarr.json makes the standard library raise.
+# Exceptions that a hostile path, zip or zarr.json can make the standard library raise.
 PATH_ERRORS = (OSError, ValueError)
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError)
 JSON_ERRORS = (ValueError, RecursionError)
 ZIP_BITS = 0x1 | 0x20 | 0x40 | 0x2000  # encrypted, patched, strongly encrypted, names encrypted
 MAX_CODECS = 8
-GRIDS = ("regular", "sharding_indexed")  # a codec that has chunks of its own is written as a grid is
+GRIDS = ("regular", "sharding_indexed")  # a codec with chunks of its own is described in the same way as a grid
 WRITE_ALL = "zarr-python leaves out chunks of zeros unless config={'write_empty_chunks': True}"
 ARRAY_CODECS = ("bytes", "sharding_indexed")
 PACKERS = ("zstd", "gzip", "blosc")
 CODECS = (*ARRAY_CODECS, "transpose", *PACKERS, "crc32c")
 ARRAY_KEYS = {"shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs"}
-NODE_KEYS = {  # of each type of zarr node: needed, then allowed
+NODE_KEYS = {  # for each type of zarr node: required keys, then optional ones
     "array": ({"zarr_format", "node_type", *ARRAY_KEYS}, {"attributes", "dimension_names", "storage_transformers"}),
     "group": ({"zarr_format", "node_type"}, {"attributes", "consolidated_metadata"}),
 }
@@ -64,18 +65,20 @@ NODE_KEYS = {  # of each type of zarr node: needed, then allowed
 def read_arrays(path: Path, max_bytes: int = 8 * 2**30) -> dict[str, np.ndarray]:
     """Reads every array of a file from outside.
 
-    Arrays come in the machine's byte order, with the shape in the file; `[]` and arrays of no values are arrays too.
+    Arrays have the machine's byte order and the shape in the file. Arrays of shape `[]` and arrays without values are
+    accepted.
 
     Args:
-      path: `NAME.npy` (one array, `NAME`), `NAME.npz` (one a member) or a folder `NAME.zarr` of zarr v3 (an array,
-        `NAME`, or a group and the arrays directly in it).
-      max_bytes: bound on the arrays together, and for zarr also on what is on disk and on its chunks as if all were whole.
+      path: `NAME.npy` (one array, `NAME`), `NAME.npz` (one array for each member) or a folder `NAME.zarr` of zarr v3 (an
+        array, `NAME`, or a group and the arrays directly in it).
+      max_bytes: limit for the bytes of all arrays together, and for zarr also for the bytes on disk and for the arrays if
+        all chunks were whole.
 
     Returns:
       Arrays by name: bool, 8 to 64-bit integers, float16 to float64, all finite.
 
     Raises:
-      ConfigError: anything else; the message says what, what was expected and where.
+      ConfigError: anything else; the message says what was found, what was expected and where.
 
     Source: ours; formats as in NEP 1, PKWARE's APPNOTE and the zarr v3 core specification.
     """
@@ -85,13 +88,13 @@ def read_arrays(path: Path, max_bytes: int = 8 * 2**30) -> dict[str, np.ndarray]
 
 
 def refusal(where: object, text: str) -> ConfigError:
-    """The error for a file that is refused: one line, whatever the file put into it."""
+    """Returns the error for a refused file; it is one printable line, whatever text from the file it contains."""
     return ConfigError("".join(c if c.isprintable() else "?" for c in f"{where}: {text}"))
 
 
 @contextlib.contextmanager
 def reading(where: object, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Turns the named exceptions into a refusal."""
+    """Converts the given exceptions into a refusal."""
     try:
         yield
     except ConfigError:  # is a ValueError too
@@ -103,7 +106,7 @@ def reading(where: object, kinds: tuple[type[Exception], ...]) -> Iterator[None]
 
 @contextlib.contextmanager
 def opened(path: Path, more_flags: int = 0) -> Iterator[tuple[IO[bytes], int]]:
-    """A regular file and its size, as the open handle has it. Opening does not wait for a pipe's other end."""
+    """Yields an open regular file and its size, taken from the open handle. Opening never waits for a pipe's other end."""
     with reading(path, PATH_ERRORS):
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | more_flags)
     info = os.fstat(handle)
@@ -117,7 +120,7 @@ def opened(path: Path, more_flags: int = 0) -> Iterator[tuple[IO[bytes], int]]:
 
 
 def _size(shape: Any, itemsize: int, where: object, max_bytes: int) -> int:
-    """Bytes of an array. Raises ConfigError for sizes that are none or too much, a size of 0 counted as 1."""
+    """Returns the bytes of an array. Raises ConfigError for invalid or too large shapes, where a size of 0 counts as 1."""
     sizes = isinstance(shape, list | tuple) and len(shape) <= 32 and all(type(n) is int and 0 <= n < 2**63 for n in shape)
     if not sizes:
         raise refusal(where, "shape: expected at most 32 whole numbers, each from 0 to 2^63")
@@ -133,7 +136,7 @@ def _wrong_type(where: object, found: Any) -> ConfigError:
 
 
 def _checked(array: np.ndarray, where: object) -> np.ndarray:
-    """The array, if its values are finite and its bools 0 or 1."""
+    """Returns the array. Raises ConfigError unless its values are finite and its bools 0 or 1."""
     if array.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
         raise refusal(where, "bool values other than 0 and 1")
     if array.dtype.kind == "f":
@@ -152,7 +155,7 @@ def _read_npy(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _npy(stream: IO[bytes], size: int, where: object, max_bytes: int) -> np.ndarray:
-    """Reads one array from a stream of `size` bytes that opens with an npy header."""
+    """Reads one array from a stream of `size` bytes that starts with an npy header."""
     head = stream.read(min(size, MAX_HEADER + 12))
     shape, fortran, stored, offset = _npy_header(head, where)
     dtype = stored.newbyteorder("=")
@@ -172,9 +175,9 @@ def _npy(stream: IO[bytes], size: int, where: object, max_bytes: int) -> np.ndar
 
 
 def _npy_header(head: bytes, where: object) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, whether columns come first, type as stored and length of the header of an npy."""
+    """Returns shape, whether the order is Fortran's, stored type and end of the header of an npy."""
     start = {b"\x93NUMPY\1\0": 10, b"\x93NUMPY\2\0": 12}.get(head[:8])
-    if start is None:  # 3.0 is for field names, which we refuse
+    if start is None:  # version 3.0 is for field names, which we refuse
         raise refusal(where, f"opens with {head[:8]!r}; expected the magic of npy 1.0 or 2.0")
     end = start + int.from_bytes(head[8:start], "little")
     if end > len(head):
@@ -203,10 +206,10 @@ def _read_npz(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _check_directory(file: IO[bytes], size: int, path: Path) -> None:
-    """Bounds a zip's list of members, which `zipfile` reads whole; a comment after it is refused."""
+    """Raises ConfigError if a zip's list of members, which `zipfile` reads whole, is too long or followed by a comment."""
     start = file.read(4)
     file.seek(max(0, size - 98))
-    tail = file.read(98).rjust(98, b"\0")  # records of 56 and 20 bytes, in zips above 4 GiB, and one of 22
+    tail = file.read(98).rjust(98, b"\0")  # records of 56 and 20 bytes (in zips above 4 GiB) and of 22
     if start != b"PK\3\4" or tail[-22:-18] != b"PK\5\6":
         raise refusal(path, "is no zip, is empty, cut short or has something appended; expected what np.savez writes")
     large = tail[:4] == b"PK\6\6"
@@ -218,14 +221,14 @@ def _check_directory(file: IO[bytes], size: int, path: Path) -> None:
 
 
 def _members(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """The members by the names of their arrays. Raises ConfigError unless each is a plain `NAME.npy`."""
+    """Returns the members by the names of their arrays. Raises ConfigError unless each is a plain `NAME.npy`."""
     members: dict[str, zipfile.ZipInfo] = {}
     if not 1 <= len(archive.infolist()) <= MAX_ARRAYS:
         raise refusal(path, f"{len(archive.infolist())} members; expected 1 to {MAX_ARRAYS}")
     for info in archive.infolist():
         what = f"{path}, member {reprlib.repr(info.orig_filename)}"
         name = safe_name(info.orig_filename.removesuffix(".npy"), what)
-        # `filename` is `orig_filename` up to a zero byte, or what an extra field says.
+        # `filename` is `orig_filename` up to a zero byte, or the name in an extra field.
         if not info.orig_filename == info.filename == f"{name}.npy" or name in members:
             raise refusal(what, "expected NAME.npy, every name once")
         if info.flag_bits & ZIP_BITS or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -260,7 +263,10 @@ def _read_zarr(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _survey(folder: Path, max_bytes: int) -> tuple[list[Path], int]:
-    """Every file that holds values, and their bytes. Raises ConfigError for links, pipes, devices and too much."""
+    """Returns every file that holds values, and their bytes in total.
+
+    Raises ConfigError for links, pipes, devices, and too many files or bytes.
+    """
     todo, files, stored = [str(folder)], [], 0
     while todo:
         with reading(folder, (OSError,)), os.scandir(todo.pop()) as entries:
@@ -279,7 +285,7 @@ def _survey(folder: Path, max_bytes: int) -> tuple[list[Path], int]:
 
 
 def _node(folder: Path) -> dict[str, Any]:
-    """The content of a zarr.json, with the keys that an array or a group has."""
+    """Returns the content of a zarr.json. Raises ConfigError unless it has the keys of an array or a group."""
     path = folder / "zarr.json"
     if not os.path.lexists(path):
         old = any(os.path.lexists(folder / name) for name in (".zarray", ".zgroup"))
@@ -301,8 +307,11 @@ def _node(folder: Path) -> dict[str, Any]:
 
 
 def _zarr_array(folder: Path, max_bytes: int) -> tuple[np.ndarray, int]:
-    """One zarr array, and its bytes with all chunks whole. What is declared is bounded before anything is opened."""
-    from repbias_jax import store  # reads by tensorstore, which nothing else of this package needs
+    """Returns one zarr array, and its bytes if all chunks were whole.
+
+    The declared sizes are checked before any chunk is opened.
+    """
+    from repbias_jax import store  # it imports tensorstore, which nothing else in this package needs
 
     node, where = _node(folder), folder / "zarr.json"
     if node["node_type"] != "array":
@@ -331,7 +340,7 @@ def _zarr_array(folder: Path, max_bytes: int) -> tuple[np.ndarray, int]:
 
 
 def _chunk_shape(grid: Any, rank: int, where: str) -> list[int]:
-    """The chunk shape of a regular grid, or of a codec's configuration that has one."""
+    """Returns the chunk shape of a regular grid, or of a codec with chunks of its own."""
     configuration = grid.get("configuration") if isinstance(grid, dict) and grid.get("name") in GRIDS else None
     chunk = configuration.get("chunk_shape") if isinstance(configuration, dict) else None
     if not isinstance(chunk, list) or len(chunk) != rank or not all(type(n) is int and n >= 1 for n in chunk):
@@ -340,7 +349,11 @@ def _chunk_shape(grid: Any, rank: int, where: str) -> list[int]:
 
 
 def _codec_names(codecs: Any, where: object, allowed: tuple[str, ...] = CODECS) -> list[str]:
-    """The names in a list of codecs: known, one makes bytes of arrays, at most one packs, so that nothing expands twice."""
+    """Returns the names in a list of codecs.
+
+    Raises ConfigError unless all are known, exactly one turns arrays into bytes and at most one compresses, so that nothing
+    expands twice.
+    """
     known = isinstance(codecs, list) and all(isinstance(c, dict) and c.get("name") in allowed for c in codecs)
     if not known or len(codecs) > MAX_CODECS or not all(isinstance(c.get("configuration", {}), dict) for c in codecs):
         text = f"codecs: expected at most {MAX_CODECS} of {', '.join(allowed)}, each with its name and a configuration"
@@ -353,7 +366,7 @@ def _codec_names(codecs: Any, where: object, allowed: tuple[str, ...] = CODECS) 
 
 
 def _check_codecs(node: dict[str, Any], values: int, stored: int, where: object) -> None:
-    """Refuses unknown codecs, and shards with more pieces than their files can have an index of."""
+    """Raises ConfigError for unknown codecs, and for shards with more pieces than the index in their files can list."""
     names = _codec_names(node["codecs"], where)
     if "sharding_indexed" not in names:
         return
@@ -361,7 +374,7 @@ def _check_codecs(node: dict[str, Any], values: int, stored: int, where: object)
         raise refusal(where, "codecs: expected nothing after sharding_indexed")
     shard = node["codecs"][-1]
     inner, inside = _chunk_shape(shard, len(node["shape"]), f"{where}, sharding_indexed"), f"{where}, inside shards"
-    # Within a shard, sizes that blosc claims could not be looked at before it allocates them.
+    # Blosc is refused within a shard, where the sizes it claims could not be checked before it allocates them.
     _codec_names(shard["configuration"].get("codecs"), inside, ("bytes", "transpose", "zstd", "gzip", "crc32c"))
     _codec_names(shard["configuration"].get("index_codecs"), inside, ("bytes", "crc32c"))
     if values // math.prod(inner) * 16 > stored:  # an index has 16 bytes for each piece
@@ -369,10 +382,10 @@ def _check_codecs(node: dict[str, Any], values: int, stored: int, where: object)
 
 
 def _check_heads(codecs: list[dict[str, Any]], files: list[Path], piece: int) -> None:
-    """Refuses chunks whose first bytes claim too much, or deny the checksum that the array is said to have.
+    """Raises ConfigError for chunks whose first bytes claim too large a size, or lack the checksum declared in zarr.json.
 
-    Blosc allocates what its header claims, up to 2 GiB. Of zstd, the checksum does not cover the bit that says it is
-    there: with that bit gone, nothing is checked.
+    Blosc allocates what its header claims, up to 2 GiB. The checksum of zstd does not cover the bit that declares it:
+    without that bit nothing is checked.
     """
     configurations = {codec["name"]: codec.get("configuration", {}) for codec in codecs}
     checksum = configurations.get("zstd", {}).get("checksum") is True
@@ -382,7 +395,7 @@ def _check_heads(codecs: list[dict[str, Any]], files: list[Path], piece: int) ->
         if checksum and not (head[:4] == b"\x28\xb5\x2f\xfd" and head[4] & 4):
             raise refusal(path, "no zstd with a checksum; expected what zarr.json says")
         claimed = int.from_bytes(head[4:], "little")
-        if not checksum and claimed > piece + 4 * MAX_CODECS:  # a crc32c within has 4 bytes
+        if not checksum and claimed > piece + 4 * MAX_CODECS:  # each crc32c inside adds 4 bytes
             raise refusal(path, f"blosc piece of {claimed} bytes; expected {piece}")
 
 

@@ -1,8 +1,8 @@
 """Fit and score half, columns of the features, centred activations, and the bootstrap over examples.
 
-One half of the examples is fitted on, the other scored on. By default that is a random order drawn with a fixed seed, and
-not even and odd rows, since rows often come in an order with a period; whatever belongs together (frames of one film,
-tokens of one sentence) has to stand on one side, which only the caller can say.
+Probes are fitted on one half of the examples and scored on the other. By default the halves are random, drawn with a fixed
+seed. They are not the even and the odd rows, since the order of rows often has a period. Examples that belong together
+(frames of one film, tokens of one sentence) must be in the same half; only the caller can ensure that, by `split`.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,21 @@ from repbias_jax.config import ConfigError
 from repbias_jax.external.features import Feature
 from repbias_jax.probes.moments import orders
 
-Rows = tuple[np.ndarray, np.ndarray]  # of the examples to fit on and of those to score on
+Rows = tuple[np.ndarray, np.ndarray]  # row numbers of the examples to fit on and of those to score on
 
 MIN_EXAMPLES = 20
 SIDES = {"fit": 0, "score": 1, 0: 0, 1: 1}
-BLOCK = 2**22  # values that are centred at a time
+BLOCK = 2**22  # number of values centred at a time
 
 
 class Design(NamedTuple):
-    """The columns of F features, on both sides.
+    """The columns of F features, in both halves.
 
     Attributes:
-      x: standardised on the fit side, after a first column of ones, float32 `[N, Q]` each.
-      columns: which are whose.
-      middle: mean of each column on the fit side before it was standardised, `[Q]`.
+      x: a column of ones, then the features' columns standardised with the fit half's mean and deviation, float32 `[N, Q]`
+        for each half.
+      columns: for each feature, the indices of its columns.
+      middle: mean of each column in the fit half before it was standardised, `[Q]`.
       scale: its standard deviation, `[Q]`.
     """
 
@@ -44,10 +45,11 @@ def halves(count: int, split: Sequence[Any] | None = None) -> Rows:
 
     Args:
       count: number of examples, N.
-      split: `fit` or `score`, or 0 and 1, for each example; none: a random half each.
+      split: `fit` or `score` (or 0 and 1) for each example; None: a random half each.
 
     Raises:
-      ConfigError: fewer than 20 examples, other words, another number of them, or a half with fewer than 10 examples.
+      ConfigError: fewer than 20 examples, other values in `split` or another number of them, or a half with fewer than 10
+        examples.
     """
     if count < MIN_EXAMPLES:
         raise ConfigError(f"{count} examples; expected at least {MIN_EXAMPLES}")
@@ -68,19 +70,19 @@ def halves(count: int, split: Sequence[Any] | None = None) -> Rows:
 
 
 def varies(feature: Feature, rows: Rows) -> bool:
-    """Whether a feature takes more than one value on both sides; without that nothing of it is defined."""
+    """Returns whether a feature takes more than one value in each half; otherwise its measures are undefined."""
     return all(np.ptp(feature.values[own]) > 0 for own in rows)
 
 
 def columns_of(feature: Feature) -> np.ndarray:
-    """A column of zeros and ones for each class but the first, or the number itself: float64 `[N, q]`."""
+    """Returns a column of zeros and ones for each class but the first, or the number itself, float64 `[N, q]`."""
     if not feature.levels:
         return feature.values[:, None]
     return (feature.values[:, None] == np.arange(1, len(feature.levels))).astype(np.float64)
 
 
 def design_matrix(features: Sequence[Feature], rows: Rows) -> Design:
-    """The columns of all features; standardised in float64."""
+    """Returns the columns of all features, standardised in float64."""
     made, columns, place = [np.ones((len(features[0].values), 1))], [], 1
     for feature in features:
         own = columns_of(feature)
@@ -99,15 +101,17 @@ def design_matrix(features: Sequence[Feature], rows: Rows) -> Design:
 
 
 def centred(activations: np.ndarray, rows: Rows) -> tuple[tuple[Array, Array], float]:
-    """Both sides about the fit side's mean and over a common scale, centred in float64 so that an offset costs no digits.
+    """Returns the activations of both halves minus the fit half's mean, divided by a common scale.
+
+    They are centred in float64, so that an offset costs no digits.
 
     Args:
       activations: `[N, ...]`, finite.
-      rows: of both sides.
+      rows: of both halves.
 
     Returns:
-      float32 `[N, D]` each, with mean square 1 over both; the scale, in units of activation, 0 where nothing varies. A unit
-      that varies by no more than the rounding of its own type counts as constant.
+      Activations of each half, float32 `[N, D]`, with mean square 1 over both; the scale in units of activation, 0 if
+      nothing varies. A unit that varies by no more than the rounding of its own type counts as constant.
     """
     phi = activations.reshape(len(activations), -1)
     units = phi.shape[1]
@@ -129,19 +133,22 @@ def centred(activations: np.ndarray, rows: Rows) -> tuple[tuple[Array, Array], f
 
 
 def class_codes(feature: Feature, rows: Rows) -> tuple[np.ndarray, int]:
-    """Classes to decode, int32 `[N]`, and how many: of a continuous feature, whether it is above the fit side's median."""
+    """Returns the classes to decode, int32 `[N]`, and their number.
+
+    For a continuous feature the two classes are whether it is above the fit half's median.
+    """
     if feature.levels:
         return feature.values, len(feature.levels)
     return (feature.values > np.median(feature.values[rows[0]])).astype(np.int32), 2
 
 
 def permutations(rows: Rows) -> tuple[Array, Array]:
-    """The same permutations that the null band of `variance` has, of both sides."""
+    """Returns permutations of both halves, the ones that the null band of `variance` uses."""
     return jnp.asarray(orders(len(rows[0]), 0)), jnp.asarray(orders(len(rows[1]), 1))
 
 
 def resampled(count: int, draws: int, side: int) -> np.ndarray:
-    """How often each of `count` examples is drawn by a bootstrap, uint8 `[draws, count]`; the same for every site."""
+    """Returns how often a bootstrap draws each of `count` examples, uint8 `[draws, count]`; the same for every site."""
     rng = np.random.default_rng([draws, side])
     counts = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(draws)]
     return np.stack(counts).astype(np.uint8)
@@ -150,10 +157,10 @@ def resampled(count: int, draws: int, side: int) -> np.ndarray:
 def interval(value: np.ndarray, draws: np.ndarray, floor: float = -np.inf) -> tuple[np.ndarray, np.ndarray]:
     """Returns both ends of the 95 % interval of a number, from its bootstrap draws; the number always lies within.
 
-    A draw holds fewer distinct examples than the data, so a fit to it loses as much against the data as a fit to the data
-    loses against endless examples: r2 of a feature of C classes falls short by (C - 1) / N_fit each time. With many units
-    that loss is larger than the spread of the draws, and their plain quantiles exclude the number itself. So the quantiles
-    are taken about the draws' mean, and the interval reaches from the number as measured, which is what a fit to so many
+    A draw has fewer distinct examples than the data. So the draws fall short of the data by about as much as the data fall
+    short of an infinite sample: for r2 of a feature of C classes, by (C - 1) / N_fit each time. With many units this loss
+    is larger than the spread of the draws, and their plain quantiles exclude the number itself. Therefore the quantiles are
+    taken about the draws' mean, and the interval reaches from the number as measured, which is what a fit to so many
     examples explains, to the number without the loss, which is what the feature explains in the population:
 
       loss = value - mean(draws)
@@ -161,17 +168,17 @@ def interval(value: np.ndarray, draws: np.ndarray, floor: float = -np.inf) -> tu
       high = value + max(loss, 0) + quantile(draws, 0.975) - mean(draws)
 
     Each end holds for the nearer of the two, so the interval covers either one in at least about 95 % of data sets. It is
-    cautious where noise in many units makes up most of the number.
+    conservative if noise in many units makes up most of the number.
 
     Args:
       value: as measured, any shape.
-      draws: the same number for each draw, `[draws, ...]`; draws without a value are left out.
-      floor: below which the number cannot fall; no number of this package can exceed 1.
+      draws: the same number for each draw, `[draws, ...]`; NaN draws are left out.
+      floor: lowest possible value of the number; the highest is 1 for every number of this package.
 
     Returns:
-      Lower and upper ends, shaped as `value`; NaN where it has no value, or no draw has.
+      Lower and upper ends, shaped as `value`; NaN where `value` or every draw is NaN.
 
-    Source: bias-corrected bootstrap (Efron and Tibshirani 1993, chapter 10); both ends together are ours.
+    Source: bias-corrected bootstrap (Efron and Tibshirani 1993, chapter 10); combining both ends is ours.
     """
     defined = np.isfinite(value) & np.isfinite(draws).any(axis=0)
     kept = np.where(defined & np.isfinite(draws), draws, np.where(defined, np.nan, 0.0))

@@ -1,6 +1,6 @@
 """Checks of the features themselves, before any activation is read: how balanced and how dependent they are.
 
-The r2 of a feature is hard to interpret if the feature is unbalanced (r2 of a rare feature is small whatever the
+The r2 of a feature is hard to interpret if the feature is unbalanced (the r2 of a rare feature is small whatever the
 representation does) or depends on another feature (their shared variance counts in the r2 of both). Both are measured and
 reported.
 
@@ -22,19 +22,19 @@ from repbias_jax.external.readouts import KINDS
 from repbias_jax.probes.balance import dependence, evenness
 from repbias_jax.probes.moments import Measured
 
-EVEN = 0.95  # below, a feature is called unbalanced: of two classes, where the rarer has under .39
-DEPENDENT = 0.1  # a correlation above, and above what chance gives, is called dependent
-FEW = 10  # examples of a class in a half, below which this is reported
+EVEN = 0.95  # evenness below which a feature is called unbalanced: for two classes, if the rarer has a share below 0.39
+DEPENDENT = 0.1  # correlation above which, if also above the level of chance, two features are called dependent
+FEW = 10  # examples of a class in one half below which their number is reported
 
 
 def describe(features: Sequence[Feature], rows: Rows) -> Iterator[tuple[Measured, float]]:
-    """Evenness, shares of classes and dependence, over both halves.
+    """Yields the names and values of evenness, shares of classes and dependence, over both halves.
 
-    Returns:
-      `examples` (`at` fit, score); of each feature `distinct`, its number of values; of each feature of classes
-      `class_share` (`at` the class), `evenness` (as `balance.evenness`) and `fewest` (examples of its rarest class, in the
-      half that has fewer); of each pair `dependence` (as `balance.dependence`) and `dependence_null`, about what
-      independent features reach by chance.
+    Yields:
+      `examples` (`at` fit, score); for each feature `distinct`, its number of values; for each feature of classes
+      `class_share` (`at` the class), `evenness` (as in `balance.evenness`) and `fewest` (examples of its rarest class, in
+      the half that has fewer); for each pair of features that vary in both halves `dependence` (as in `balance.dependence`)
+      and `dependence_null`, about what independent features reach by chance.
     """
     both = np.concatenate(rows)
     for side, own in zip(("fit", "score"), rows, strict=True):

@@ -1,8 +1,9 @@
 """Variance explained, its parts, single units and principal components of one site, with intervals over examples.
 
-Examples are drawn with replacement within each half, with a fixed seed; `design.interval` makes intervals of the draws. An
-interval covers the choice of examples. How much another training run of the same network would differ is another matter, of
-which one set of activations says nothing. Principal axes are those of all examples of the fit half and are not drawn again.
+The bootstrap draws examples with replacement within each half, with a fixed seed; `design.interval` turns the draws into
+intervals. An interval covers the choice of examples. It does not cover how much another training run of the same network
+would differ, which one set of activations cannot show. Principal axes are those of all examples of the fit half and are not
+recomputed for each draw.
 
 Source: Lampinen et al. 2024 (the measures); intervals are ours.
 """
@@ -50,7 +51,7 @@ PROBE_OF = {
 
 
 class Alone(NamedTuple):
-    """What one feature explains by itself, each a number; `variance` in squared units of phi, summed over units."""
+    """What one feature explains by itself, as scalars; `variance` is in squared units of phi, summed over units."""
 
     r2: Array
     variance: Array
@@ -63,11 +64,11 @@ class Alone(NamedTuple):
 
 
 def alone(phi: Sides, feature: Feature, rows: Rows, orders: Sides) -> Alone:
-    """Returns what one feature explains; both public functions take their numbers from here.
+    """Returns what one feature explains by itself; both public functions take these numbers from here.
 
     Args:
       phi: centred activations `[N, D]` of both halves.
-      feature: of all examples.
+      feature: one feature of all examples.
       rows: of both halves.
       orders: permutations of each half, `[P, N]`.
     """
@@ -87,7 +88,7 @@ def measure(
       scale: of phi, in units of activation.
       features: those that vary in both halves.
       rows: of both halves.
-      draws: of the bootstrap.
+      draws: number of bootstrap draws.
     """
     orders = permutations(rows)
     single = [alone(phi, feature, rows, orders) for feature in features]
@@ -105,18 +106,18 @@ def measure(
         yield "variance", Measured("variance", feature.name), float(found.variance) * (scale * scale)
         free = max(1, len(feature.levels) - 1)
         yield "units", Measured("selective_null", feature.name), float(found.selective_null)
-        yield "units", Measured("participation_null", feature.name), free / (free + 2)  # squares of `free` normal numbers
+        yield "units", Measured("participation_null", feature.name), free / (free + 2)  # for `free` squared normal numbers
 
 
 def _with_draws(phi: Sides, design: Design, draws: int) -> tuple[Found, Found]:
-    """The measures of the examples as they are, and of each draw of the bootstrap `[draws, ...]`."""
+    """Returns the measures for all examples once, and for each bootstrap draw `[draws, ...]`."""
     axes = _axes(phi[0])
     z = (dot(phi[0], axes), dot(phi[1], axes))
     first = [own[0] for own in design.columns]
     middle, scale = (jnp.asarray(a[first], jnp.float32) for a in (design.middle, design.scale))
     width = design.x[0].shape[1] * max(*(len(half) for half in phi), phi[0].shape[1])
     batch = max(1, min(8, 2**22 // width))
-    # All examples once come first, as often as makes the number of rows one of whole batches, which are compiled once.
+    # Rows that count every example once come first, as many as are needed for whole batches, which share one compilation.
     ahead = batch - draws % batch
     counts = [jnp.asarray(resampled(len(half), draws, side)) for side, half in enumerate(phi)]
     counts = tuple(jnp.concatenate([jnp.ones((ahead, own.shape[1]), jnp.uint8), own]) for own in counts)
@@ -149,7 +150,7 @@ def _axes(phi_fit: Array) -> Array:
 
 @jax.jit(static_argnames="num_classes")
 def _classes_alone(codes: Sides, phi: Sides, orders: Sides, num_classes: int) -> Alone:
-    """A feature of classes: class means of the fit half, as the probe `variance` has them. Args: codes int `[N]`."""
+    """Returns what a feature of classes explains by the fit half's class means, as in `variance`. Args: codes int `[N]`."""
 
     def sums(order: Sides) -> moments.Moments:
         fit, score = (moments.one_hot(own[rows], num_classes) for own, rows in zip(codes, order, strict=True))
@@ -169,7 +170,7 @@ def _classes_alone(codes: Sides, phi: Sides, orders: Sides, num_classes: int) ->
 
 @jax.jit
 def _number_alone(x: Sides, phi: Sides, orders: Sides) -> Alone:
-    """A continuous feature: a line, by least squares. Args: x: ones and the standardised number `[N, 2]`."""
+    """Returns what a continuous feature explains by a least-squares line. Args: x: ones, standardised values `[N, 2]`."""
     s = regression.sums(x, phi, (jnp.ones(len(x[0])), jnp.ones(len(x[1]))))
     inverse = regression.inverses(s, ((1,),))[0]
     null, mixed = regression.permuted(x, phi, ((1,),), orders)
@@ -180,14 +181,14 @@ def _number_alone(x: Sides, phi: Sides, orders: Sides) -> Alone:
 
 
 def _alone(phi: Sides, by_unit: Array, predicted: Array, permuted: Array, mixed: Array, free: Array) -> Alone:
-    """Ratios of what is explained.
+    """Returns the measures of one feature, from sums of squares.
 
     Args:
       phi: centred activations of both halves.
-      by_unit, mixed: SST - SSE of each unit `[D]`, and the same with the feature's values permuted.
-      predicted: activations of the score half `[N, D]`.
+      by_unit, mixed: SST - SSE of each unit `[D]`, and the same with the feature's values permuted once.
+      predicted: predicted activations of the score half `[N, D]`.
       permuted: SST - SSE over all units, for each permutation `[P]`.
-      free: columns of the feature beside the constant.
+      free: number of the feature's columns, without the constant.
     """
     total = jnp.square(phi[1]).sum(0)  # of each unit
     low, high = jnp.quantile(permuted / total.sum(), jnp.asarray([0.025, 0.975]))
@@ -207,7 +208,7 @@ def _alone(phi: Sides, by_unit: Array, predicted: Array, permuted: Array, mixed:
 def _drawn(
     x: Sides, phi: Sides, z: Sides, draws: Any, middle: Array, scale: Array, columns: regression.Columns, batch: int
 ) -> Found:
-    """The measures for each row of counts `[draws, N]` of both sides: `[draws, ...]`."""
+    """Returns the measures `[draws, ...]` for each row of counts. Args: draws: counts `[draws, N]` of both halves."""
 
     def one(counts: Sides) -> Found:
         weights = counts[0].astype(jnp.float32), counts[1].astype(jnp.float32)
@@ -217,12 +218,15 @@ def _drawn(
 
 
 def _found(s: regression.Sums, by_axis: regression.Sums, middle: Array, scale: Array, columns: regression.Columns) -> Found:
-    """The measures. Args: sums of the units and of the components; mean and deviation of each feature's first column."""
+    """Returns the measures from weighted sums.
+
+    Args: sums for the units and for the components; mean and standard deviation of each feature's first column.
+    """
     inverse = regression.inverses(s, columns)
     parts, total = regression.shares(s, inverse), regression.total(s)
     living, first = units.alive(total), np.array([own[0] for own in columns])
     prevalence = middle + scale * s.inner_score[0, first] / s.inner_score[0, 0]
-    rarest = jnp.minimum(prevalence, 1 - prevalence) * s.inner_score[0, 0]  # examples, none in some draws
+    rarest = jnp.minimum(prevalence, 1 - prevalence) * s.inner_score[0, 0]  # number of examples, which is 0 in some draws
     alone = jnp.stack([regression.explained(s, inverse[f], own) for f, own in enumerate(columns)])  # [F, D]
     spread = jnp.stack([regression.spread(s, inverse[f], own) for f, own in enumerate(columns)])
     lengths = regression.total(by_axis)

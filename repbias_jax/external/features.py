@@ -1,13 +1,14 @@
-"""Reads features of examples from a csv (a row an example, a column a feature) or from Python values, as data only.
+"""Reads features of examples from a csv or from Python values, as data only.
 
-The first line names the columns. A column is
+A csv has one row for each example and one column for each feature; its first line names the columns. Unless the caller
+decides otherwise, the values of a column determine its kind:
 
-  binary       two distinct values
-  categorical  text, true and false, or whole numbers of at most 20 distinct values: a class each
+  categorical  text, true and false, or whole numbers of at most 20 distinct values; each value is a class
+  binary       the same with two classes
   continuous   other numbers
 
-unless the caller says otherwise. Missing values are refused, since leaving out an example is the caller's decision; so is
-what is no plain table, with a `ConfigError` of one line.
+Missing values are refused, since leaving out an example is the caller's decision. Files that are not plain tables are
+refused too. Each refusal is a `ConfigError` of one line.
 
 Source: ours.
 """
@@ -29,10 +30,10 @@ from repbias_jax.external.arrays import PATH_ERRORS, opened, reading, refusal
 MAX_BYTES = 2**26
 MAX_COLUMNS = 256
 MAX_FEATURES = 32
-MAX_COLUMNS_OF_FEATURES = 200  # the classes of all features, each less one
+MAX_COLUMNS_OF_FEATURES = 200  # sum over features of the number of classes minus one
 MAX_CLASSES = 50
-MAX_WHOLE = 20  # distinct whole numbers that are taken for classes
-MAX_LEVEL = 64  # characters of a class's name
+MAX_WHOLE = 20  # most distinct whole numbers that count as classes
+MAX_LEVEL = 64  # characters in the name of a class
 MISSING = ("", "nan", "nat", "na", "n/a", "<na>", "null")
 INFINITE = ("inf", "-inf", "+inf", "infinity", "-infinity")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -43,10 +44,10 @@ class Feature(NamedTuple):
     """One feature of N examples.
 
     Attributes:
-      name: safe to stand in a table and on a page.
-      kind: how it is measured; binary is a categorical of two classes.
+      name: safe to write into a table and a page.
+      kind: how it is measured; a binary feature is a categorical one with two classes.
       values: int32 codes of the classes, or float64 numbers, `[N]`.
-      levels: the classes' names, in the order of their codes; none for a continuous feature.
+      levels: names of the classes, in the order of their codes; empty for a continuous feature.
     """
 
     name: str
@@ -60,13 +61,14 @@ def read_columns(path: Path, count: int) -> dict[str, list[str]]:
 
     Args:
       path: of the file, UTF-8, at most 64 MiB.
-      count: examples there are.
+      count: number of examples.
 
     Returns:
       By column, the text of each example, `count` long.
 
     Raises:
-      ConfigError: anything else: what is no csv, unsafe, empty or repeated names, missing values, another number of rows.
+      ConfigError: the file is not a csv, names are unsafe, empty or repeated, values are missing, or the number of rows is
+        not `count`.
     """
     with opened(path) as (file, size):
         if size > MAX_BYTES:
@@ -95,7 +97,7 @@ def read_columns(path: Path, count: int) -> dict[str, list[str]]:
 
 
 def text_of(features: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
-    """Writes Python values as the text that a csv would hold, so that both are typed by one rule.
+    """Returns Python values as the text that a csv would hold, so that the same rule decides the kind of both.
 
     Args:
       features: by name, one-dimensional values of any kind, `[N]`.
@@ -120,15 +122,16 @@ def text_of(features: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
 def features_of(
     columns: Mapping[str, Sequence[str]], categorical: Collection[str] = (), continuous: Collection[str] = ()
 ) -> list[Feature]:
-    """Decides what each column is.
+    """Returns the features in these columns, and decides the kind of each.
 
     Args:
-      columns: text by name, as `read_columns` has it.
-      categorical: names of columns to take for classes, whatever they hold.
-      continuous: names of columns to take for numbers.
+      columns: text by name, as `read_columns` returns it.
+      categorical: names of columns to treat as classes, whatever their values.
+      continuous: names of columns to treat as continuous numbers.
 
     Raises:
-      ConfigError: a name that is no column, a column that cannot be what is asked, too many features or classes.
+      ConfigError: a name that is not a column or is given both kinds, a column that cannot have the given kind, or too many
+        features or classes.
     """
     for asked in (*categorical, *continuous):
         if asked not in columns or (asked in categorical and asked in continuous):
@@ -161,7 +164,7 @@ def _feature(name: str, column: Sequence[str], forced: str) -> Feature:
 
 
 def _classes(name: str, column: Sequence[str], meaning: Mapping[str, float | str]) -> Feature:
-    """A feature of classes. Args: meaning: of each text in the column, so that 1 and 1.0 are one class."""
+    """Returns a feature of classes. Args: meaning: value of each text in the column, so that 1 and 1.0 are one class."""
     levels = sorted(set(meaning.values()))  # pyright: ignore[reportArgumentType]
     if len(levels) > MAX_CLASSES:
         hint = "leave it out, or say that it is continuous"
@@ -177,7 +180,7 @@ def _classes(name: str, column: Sequence[str], meaning: Mapping[str, float | str
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the lines they end on."""
+    """Yields rows, each with the number of the line on which it ends."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     with reading(path, (csv.Error,)):
         for row in reader:
@@ -185,7 +188,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _names(path: Path, header: Sequence[str]) -> list[str]:
-    """Column names. Raises ConfigError unless each is safe and there once."""
+    """Returns the column names. Raises ConfigError unless each is safe and occurs once."""
     if not 1 <= len(header) <= MAX_COLUMNS:
         raise refusal(path, f"{len(header)} columns; expected 1 to {MAX_COLUMNS}; {HINT}")
     names = [safe_name(name.strip(), f"{path}, column {i}") for i, name in enumerate(header, start=1)]

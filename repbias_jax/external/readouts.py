@@ -1,8 +1,9 @@
 """What can be read out of one site: linear and kernel readouts with permuted controls, and what is decodable but small.
 
-The decoders are `probes.decoding`'s, fitted on at most 2,048 examples of the fit half and scored on at most 8,192 of the
-score half, both drawn with a fixed seed: the kernel costs the cube of the first. A continuous feature is asked whether it
-is above the fit half's median. Intervals are by bootstrap over the scored examples, with the readouts as they are.
+The decoders are those of `probes.decoding`. They are fitted on at most 2,048 examples of the fit half and scored on at most
+8,192 of the score half, both drawn with a fixed seed: the cost of the kernel readout grows with the cube of the first
+number. For a continuous feature the label is whether it is above the fit half's median. Intervals are by bootstrap over the
+scored examples; the readouts are not refitted.
 
 Source: ours.
 """
@@ -26,16 +27,17 @@ KINDS = {"linear": "decode", "nonlinear": "decode_nonlinear"}  # metrics of the 
 def readouts(
     phi: tuple[Array, Array], features: Sequence[Feature], rows: Rows, draws: int
 ) -> Iterator[tuple[str, Measured, float]]:
-    """Accuracies of one site: probe, name and value.
+    """Yields the accuracies of one site: probe, name and value.
 
-    Balanced accuracy of `decode` and `decode_nonlinear`, with `_shuffled` (labels permuted on both sides, 1 / C whatever
-    the representation), `_low` and `_high`, `_converged`, and `chance` (1 / C).
+    These are the balanced accuracies `decode` and `decode_nonlinear`, each with the endings `_shuffled` (labels permuted on
+    both sides, 1 / C whatever the representation), `_low` and `_high` (ends of the 95 % interval) and `_converged` (1 or
+    0), and `chance` (1 / C). Values are NaN if a feature is constant among the examples that are used.
 
     Args:
-      phi: centred activations `[N, D]` of both sides.
-      features: those that vary on both sides, of all examples.
-      rows: of both sides.
-      draws: of the bootstrap.
+      phi: centred activations `[N, D]` of both halves.
+      features: those that vary in both halves, of all examples.
+      rows: of both halves.
+      draws: number of bootstrap draws.
     """
     (phi_fit, fit), (phi_score, score) = (
         _drawn(half, own, most) for half, own, most in zip(phi, rows, (MAX_FIT, MAX_SCORE), strict=True)
@@ -44,7 +46,7 @@ def readouts(
     asked = [(f.name, *class_codes(f, rows)) for f in features]
     for number in sorted({number for _, _, number in asked}):
         own = [(name, codes) for name, codes, own_number in asked if own_number == number]
-        # Names of our own, which sort as they stand: those from outside may mean something to the probes.
+        # Factors get internal names, which sort in this order: a user's names may mean something to the probes.
         factors = [{f"f{i:03d}": jnp.asarray(c[side]) for i, (_, c) in enumerate(own)} for side in (fit, score)]
         for name, _ in own:
             yield "decode", Measured("chance", name), 1 / number
@@ -58,7 +60,9 @@ def readouts(
 
 
 def dissociations(values: dict[Measured, float], decodable: float, small: float) -> Iterator[tuple[str, Measured, float]]:
-    """Whether a feature is decodable but explains little variance: 1 or 0, `at` the decoder, linear or nonlinear.
+    """Yields for each feature whether it is decodable but explains little variance: probe, name, and 1 or 0.
+
+    There is one value for each decoder (`at` linear or nonlinear); it is NaN if the accuracy is.
 
     Args:
       values: of one site, by name.
@@ -80,7 +84,7 @@ PROGRAMS = {"decode": _program(decoding.linear_answers), "decode_nonlinear": _pr
 
 
 def _drawn(half: Array, rows: np.ndarray, most: int) -> tuple[Array, np.ndarray]:
-    """At most so many examples of a half, in their order: activations and rows among all examples."""
+    """Returns the activations and rows of at most `most` random examples of a half, in their original order."""
     kept = np.sort(np.random.default_rng(len(rows)).permutation(len(rows))[:most])
     return half[kept], rows[kept]
 
@@ -88,7 +92,11 @@ def _drawn(half: Array, rows: np.ndarray, most: int) -> tuple[Array, np.ndarray]
 def _accuracies(
     codes: np.ndarray, said: np.ndarray, converged: np.ndarray, number: int, counts: np.ndarray
 ) -> Iterator[tuple[str, float]]:
-    """Endings of a decoder's names, and values. Args: of real and permuted labels `[2, N]` and `[2]`."""
+    """Yields the endings of a decoder's metrics, with values.
+
+    Args: codes, predictions and convergence for real and then permuted labels, `[2, N]`, `[2, N]` and `[2]`; number of
+    classes; counts of the bootstrap `[draws, N]`.
+    """
     right = said == codes
     hot = codes[..., None] == np.arange(number)  # [2, N, C]
     for k, ending in enumerate(("", "_shuffled")):
@@ -99,7 +107,10 @@ def _accuracies(
 
 
 def _balanced(counts: np.ndarray, right: np.ndarray, hot: np.ndarray) -> np.ndarray:
-    """Mean over the classes that occur of the share that is right, `[draws]`. Args: `[draws, N]`, `[N]`, `[N, C]`."""
+    """Returns the share of correct examples, averaged over classes that occur, `[draws]`.
+
+    Args: counts `[draws, N]`; which examples are correct `[N]`; one-hot classes `[N, C]`.
+    """
     weights = counts.astype(np.float64)
     of = weights @ hot
     return np.nanmean(np.where(of > 0, weights @ (hot & right[:, None]) / np.maximum(of, 1), np.nan), axis=1)

@@ -1,4 +1,4 @@
-"""What is kept of a measurement: rows of `results.csv`, and the versions that made them.
+"""The record of a measurement: rows of `results.csv`, and the versions of the software that made them.
 
 Source: ours.
 """
@@ -16,12 +16,12 @@ PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pandas", "matplotlib", "tensorst
 
 
 def row(site: str, probe: str, name: Measured, value: float, reason: str = "") -> tuple[Any, ...]:
-    """A row of `results.csv`. There is one run and one snapshot, so the columns that tell those apart are empty or zero."""
+    """Returns a row of `results.csv`; with one run and one snapshot, the columns that identify them are empty or 0."""
     return (EXPERIMENT, "", "", 0, 0, site, probe, *name, "score", value, reason)
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that are used, of Python, and the devices, for the manifest and the page."""
+    """Returns the versions of Python and of the packages that are used, and the devices, for the manifest and the page."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return {**found, "python": platform.python_version(), "devices": devices}

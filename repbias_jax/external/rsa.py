@@ -1,12 +1,13 @@
 """Representational similarity: whether examples that differ in a feature are far apart in the representation.
 
-The feature's model has distance 1 between examples of different classes and 0 within a class; of a continuous feature, the
-difference of the numbers. It is compared with the Euclidean distances of the activations by Pearson's correlation (`rsa`)
-and by Spearman's (`rsa_rank`), over the pairs of at most 1,024 examples of the score half.
+The model RDM of a feature of classes has distance 1 between examples of different classes and 0 within a class; that of a
+continuous feature has the absolute differences of the numbers. It is compared with the Euclidean distances of the
+activations by Pearson's correlation (`rsa`) and by Spearman's (`rsa_rank`), over the pairs of at most 1,024 examples of the
+score half.
 
-Range: -1 to 1; direction: higher is more alike; perfect: 1; random: about 0, for which a band is drawn by permuting the
-feature's examples. In the bootstrap pairs are weighted by how often both examples were drawn, and an example makes no pair
-with itself; ranks are those of all examples.
+Range: -1 to 1; direction: higher is more similar; perfect: 1; random: about 0, with a null band from permutations of the
+feature's examples. In the bootstrap, each pair is weighted by the product of the numbers of times its two examples were
+drawn, and an example makes no pair with itself; ranks are those of all examples.
 
 Source: Kriegeskorte et al. 2008 (RSA); Nili et al. 2014 (resampling examples); feature models and band are ours.
 """
@@ -31,13 +32,15 @@ COMPARED = ("rsa", "rsa_rank")
 def rsa(
     phi: Array, rows: np.ndarray, features: Sequence[Feature], draws: int
 ) -> Iterator[tuple[str, Measured, float]]:  # fmt: skip
-    """RSA of one site with each feature: probe, name and value; NaN where a feature is constant among the examples.
+    """Yields probe, name and value of the RSA of one site with each feature.
+
+    Values are NaN if the feature is constant among the compared examples.
 
     Args:
-      phi: activations of the score side `[N, D]`.
-      rows: of the score side, among all examples `[N]`.
+      phi: activations of the score half `[N, D]`.
+      rows: of the score half, among all examples `[N]`.
       features: of all examples.
-      draws: of the bootstrap.
+      draws: number of bootstrap draws.
     """
     kept = np.sort(np.random.default_rng(len(rows)).permutation(len(rows))[:MAX_EXAMPLES])
     counts = jnp.asarray(resampled(len(kept), draws, 2))
@@ -54,7 +57,7 @@ def rsa(
 
 
 def _model(feature: Feature, rows: np.ndarray) -> np.ndarray:
-    """What the feature would look like as a representation, float32 `[N, C]` or `[N, 1]`."""
+    """Returns a representation with the distances of the feature's model, up to scale, float32 `[N, C]` or `[N, 1]`."""
     own = feature.values[rows]
     if feature.levels:
         return (own[:, None] == np.arange(len(feature.levels))).astype(np.float32) / np.float32(np.sqrt(2))
@@ -65,7 +68,10 @@ def _model(feature: Feature, rows: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _compare(own: Array, model: Array, orders: Array, counts: Array) -> tuple[Array, Array, Array]:
-    """The correlation, under permutations `[P]`, and under draws `[draws]`. Args: vectors of all pairs, of length 1."""
+    """Returns the correlation of two RDMs: as it is, under permutations `[P]` and under bootstrap draws `[draws]`.
+
+    Args: both RDMs as vectors of all pairs, with mean 0 and length 1; permutations `[P, N]`; counts `[draws, N]`.
+    """
     a, b = _square(own, orders.shape[1]), _square(model, orders.shape[1])
     band = jax.lax.map(lambda order: jnp.sum(a * b[order][:, order]) / 2, orders)
     weights = counts.astype(jnp.float32)
@@ -73,7 +79,7 @@ def _compare(own: Array, model: Array, orders: Array, counts: Array) -> tuple[Ar
     def over_pairs(x: Array) -> Array:
         return jnp.sum(jnp.matmul(weights, x, precision="highest") * weights, axis=1) / 2
 
-    # Of unit length over so many pairs, entries are small: in units of their own deviation no square is lost.
+    # The entries of a unit vector over so many pairs are small: scaled to unit deviation, no square is lost in float32.
     a, b = a * jnp.sqrt(len(own)), b * jnp.sqrt(len(own))
     pairs = (jnp.square(weights.sum(1)) - jnp.square(weights).sum(1)) / 2
     mean_a, mean_b, aa, bb, ab = (over_pairs(x) / pairs for x in (a, b, a * a, b * b, a * b))
@@ -82,6 +88,6 @@ def _compare(own: Array, model: Array, orders: Array, counts: Array) -> tuple[Ar
 
 
 def _square(pairs: Array, count: int) -> Array:
-    """A symmetric matrix with zeros on its diagonal, from its upper triangle."""
+    """Returns the symmetric matrix with a zero diagonal that has this upper triangle."""
     upper = jnp.zeros((count, count)).at[np.triu_indices(count, 1)].set(pairs)
     return upper + upper.T

@@ -1,7 +1,8 @@
-"""Principal components: what each feature is of them, and what the network can still report from the first few.
+"""Principal components: what each feature explains of them, and what the network can still report from the first few.
 
-With the covariance S = Phi' Phi / N of the fit set, centred with its mean, and its eigenvectors V `[D, D]` by falling
-eigenvalue, component k of an example is z_k = phi V_k. Axes come from the fit set, all else is scored on the score set.
+Let S = Phi' Phi / N be the covariance of the fit set, centred with its mean, and V `[D, D]` its eigenvectors by falling
+eigenvalue. Component k of an example is z_k = phi V_k. Axes come from the fit set; everything else is scored on the score
+set.
 
 Source: Lampinen et al. 2024 (principal components, truncation); sizes, shares and the area are ours.
 """
@@ -21,13 +22,16 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def components(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
-    """Share of the first principal components that each feature explains.
+    """Returns how much of each of the first principal components every feature explains.
 
-    `component_share` of component k (`at`): its part of all variance, range 0 to 1; falling in k on the fit set; random,
-    isotropic: 1 / D. `component_r2` of a feature and k: r2 of the feature for the one-dimensional z_k; range, direction,
-    perfect and random values as r2 of `variance`. `top_r2` (`at` 2): the same for the first two together, SSE and SST
-    summed over both, and `top_null_high` the upper end of its null band, the 97.5th percentile under permuted labels.
-    Invariant to rotation, shift and scale of the representation.
+    - `component_share` of component k (`at`) is its share of all variance. Range: 0 to 1; it falls with k on the fit set;
+      random (isotropic): 1 / D.
+    - `component_r2` of a feature and k is r2 of the feature for the one-dimensional z_k. Range, direction, perfect and
+      random values are those of r2 in `variance`.
+    - `top_r2` (`at` 2) is the same for the first two components together, with SSE and SST summed over both, and
+      `top_null_high` is the upper end of its null band, the 97.5th percentile under permuted labels.
+
+    All are invariant to rotation, shift and scale of the representation.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take axes and class means from.
@@ -35,8 +39,8 @@ def components(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
       roles: number of values and role of each factor.
 
     Returns:
-      For k = 1 to 10 (or D): `component_share`, and `component_r2` of every factor but single bits; of those `top_r2` and
-      `top_null_high`. NaN where a component has no variance.
+      For k = 1 to 10 (or D): `component_share`, and `component_r2` of every factor but single bits. For the same factors
+      also `top_r2` and `top_null_high`. NaN where a component has no variance.
 
     Source: Lampinen et al. 2024; the ratio of sums is ours.
     """
@@ -58,18 +62,22 @@ def components(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
 
 
 def truncation(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
-    """How well the network's own readout reports each output from the first k principal components.
+    """Returns how well the network's own readout reports each output from the first k principal components.
 
-    The representation's other components are set to the fit set's mean. `kept_accuracy` of k (`at`): balanced accuracy,
-    range 0 to 1; direction: higher survives better; perfect, with all components of a network that has learned: 1; with
-    components that say nothing, as of a random representation: about 1 / C. `kept_area`: area under it over k from 1 to D,
-    divided by D - 1, and `kept_area_log2`: over log2 k, divided by log2 D, in which the first few components count; the
-    same range. All are invariant to a rotation that the readout follows.
+    The representation's other components are set to the fit set's mean.
+
+    - `kept_accuracy` of k (`at`) is the balanced accuracy. Range: 0 to 1; direction: higher survives truncation better;
+      perfect (all components of a network that has learned): 1; with uninformative components, as those of a random
+      representation: about 1 / C.
+    - `kept_area` is the area under this curve over k from 1 to D, divided by D - 1. `kept_area_log2` is the area over
+      log2 k, divided by log2 D, which gives the first few components more weight. Both have the same range.
+
+    All are invariant to a rotation that the readout follows.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take axes from.
       score: the same, of other examples.
-      outputs: logits of a side, with its representation changed, as in `repbias_jax.probes`.
+      outputs: returns the logits of a side after a change of its representation, as in `repbias_jax.probes`.
 
     Returns:
       `kept_accuracy` of each output for k in SIZES below D and for D, and both areas.
@@ -96,14 +104,15 @@ def truncation(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array
 
 
 def principal_axes(centred_fit: Array) -> Array:
-    """Eigenvectors of the covariance, by falling eigenvalue. Args: `[N, D]`, centred. Returns: columns `[D, D]`."""
+    """Returns eigenvectors of the covariance by falling eigenvalue, as columns `[D, D]`. Args: `[N, D]`, centred."""
     return jnp.linalg.eigh(dot(centred_fit.T, centred_fit) / len(centred_fit))[1][:, ::-1]
 
 
 def first_axes(centred_fit: Array) -> Array:
-    """The first SHOWN of them, or as many as there are, from the smaller of the two Gram matrices: `[D, K]`.
+    """Returns the first SHOWN principal axes, or as many as there are, `[D, K]`. Args: `[N, D]`, centred.
 
-    With more units than examples, Phi Phi' = U diag(s^2) U' and the axes are Phi' U / s; NaN where there is no variance.
+    They come from the smaller of the two Gram matrices. With more units than examples, Phi Phi' = U diag(s^2) U' and the
+    axes are Phi' U / s, NaN where there is no variance.
     """
     examples, units = centred_fit.shape
     if units <= examples:

@@ -1,7 +1,7 @@
-"""What can be read out of a frozen representation: linear and nonlinear decoders, and what they lean on.
+"""What can be read out of a frozen representation: linear and nonlinear decoders, and which features they rely on.
 
-Readouts are fitted on the fit set and scored on the score set. Everything they choose (standardisation, regularisation)
-is chosen within the fit set. Beside every accuracy stands that of the same procedure on permuted labels.
+Readouts are fitted on the fit set and scored on the score set. Standardisation and regularisation are determined within
+the fit set. For every decoding accuracy, that of the same procedure on permuted labels is also reported.
 
 Source: Hermann and Lampinen 2020 (decoding), Lampinen et al. 2024 (conflicts); solvers, controls and sizes are ours.
 """
@@ -32,28 +32,31 @@ from repbias_jax.probes.moments import (
 from repbias_jax.probes.readout import balanced_accuracy
 
 SIZES = (64, 128, 256, 512)  # examples that a downstream readout is trained on
-NUM_CONTROLS = 16  # labelings that no feature predicts, for each of them
+NUM_CONTROLS = 16  # control labelings for each size, which neither feature predicts
 RIDGES = (0.01, 0.1, 1.0, 10.0)  # added to the kernel matrix, whose diagonal is 1
 STRONG, WEAK = logistic.GRID[0], logistic.GRID[-1]
 
 
 class Answers(NamedTuple):
-    """What readouts say of N examples: of F factors, and then of the same with permuted labels."""
+    """Predictions of readouts for N examples: for F factors, and then for the same factors with permuted labels."""
 
-    codes: Array  # [2 F, N], what is right
-    said: Array  # [2 F, N]
+    codes: Array  # [2 F, N], the correct codes
+    said: Array  # [2 F, N], the predicted codes
     converged: Array  # [2 F], 1 where every fit reached its minimum, else 0
 
 
 def decode(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
-    """Accuracy of a linear readout of each factor: L2-regularised logistic regression.
+    """Returns the accuracy of a linear readout of each factor: L2-regularised logistic regression.
 
-    Units are standardised; two values share one readout, more have one each against the rest. Regularisation by the log
-    loss on held-out quarters of the fit set. Range of `decode`: 0 to 1, the mean over classes of the share of score
-    examples that are right; direction: higher is more decodable; perfect (linearly separable): 1; random: 1 / C.
-    `decode_shuffled` is the same for permuted labels, on both sides: 1 / C whatever the representation. `decode_converged`
-    is 1 where every fit that led to `decode` reached the minimum, else 0. Invariant to shift and to the scale of each
-    unit, but for rounding.
+    Units are standardised. A factor of two values has one readout, a factor of more values one per value against the rest.
+    Regularisation is chosen by the log loss on held-out quarters of the fit set.
+
+    - `decode` is the balanced accuracy, the mean over classes of the share of score examples predicted correctly. Range: 0
+      to 1; direction: higher is more decodable; perfect (linearly separable): 1; random: 1 / C.
+    - `decode_shuffled` is the same for labels permuted on both sides: 1 / C whatever the representation.
+    - `decode_converged` is 1 if every fit that led to `decode` reached the minimum, else 0.
+
+    All are invariant to shift and to the scale of each unit, except for rounding.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to fit on.
@@ -61,7 +64,7 @@ def decode(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
       roles: number of values and role of each factor.
 
     Returns:
-      The three for every factor but single bits. NaN where the layer or the factor is constant.
+      These three for every factor but single bits. NaN where the layer or the factor is constant.
 
     Source: Hermann and Lampinen 2020; solver, grid and control are ours.
     """
@@ -69,13 +72,14 @@ def decode(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
 
 
 def decode_nonlinear(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
-    """Accuracy of a nonlinear readout of each factor: kernel ridge classification with a Gaussian kernel.
+    """Returns the accuracy of a nonlinear readout of each factor: kernel ridge classification with a Gaussian kernel.
 
-    With standardised units, k(x, z) = exp(-|x - z|^2 / (2 m^2)), m the median distance over disjoint pairs of examples,
-    and targets +/-1 about their mean, a readout is (K + ridge)^-1 y: closed form. Ridge by the squared error on held-out
-    quarters of the fit set. As many examples as `decode` has, so that the two differ in nothing but the readout; that
-    costs about N^3, which is why it is run at the penultimate layer alone. Range, direction, perfect and random values as
-    for `decode`; `decode_nonlinear_converged` is 1 where the last linear system is solved to .01 of a target, else 0.
+    Units are standardised, the kernel is k(x, z) = exp(-|x - z|^2 / (2 m^2)), where m is the median distance over disjoint
+    pairs of examples, and targets y are +/-1 minus their mean. A readout has the closed form (K + ridge)^-1 y. The ridge is
+    chosen by the squared error on held-out quarters of the fit set. The examples are those of `decode`, so that the two
+    differ only in the readout. The cost is about N^3, which is why this probe runs only at the penultimate layer. Range,
+    direction, perfect and random values are those of `decode`; `decode_nonlinear_converged` is 1 if the last linear system
+    is solved to within 0.01 of a target, else 0.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to fit on.
@@ -92,7 +96,7 @@ def decode_nonlinear(fit: Side, score: Side, roles: Roles) -> dict[Measured, Arr
 
 
 def linear_answers(fit: Side, score: Side, names: list[str], num_values: int) -> Answers:
-    """What the readouts of `decode` say of each example of the score set. Args: as there."""
+    """Returns what the readouts of `decode` predict for each score example. Args: names: factors of `num_values` values."""
     codes, order = _questions(fit, score, names)
     x, targets = fit[0][order], logistic.columns(codes[0][:, order], num_values)
     l2, converged = logistic.cross_validated(x, targets)
@@ -102,7 +106,7 @@ def linear_answers(fit: Side, score: Side, names: list[str], num_values: int) ->
 
 
 def nonlinear_answers(fit: Side, score: Side, names: list[str], num_values: int) -> Answers:
-    """What the readouts of `decode_nonlinear` say of each example of the score set. Args: as there."""
+    """Returns what the readouts of `decode_nonlinear` predict for each score example. Args: as for `linear_answers`."""
     codes, order = _questions(fit, score, names)
     targets = 2 * logistic.columns(codes[0][:, order], num_values) - 1  # [F, J, N]
     flat = targets.reshape(-1, targets.shape[-1]).T  # [N, M]
@@ -115,25 +119,29 @@ def nonlinear_answers(fit: Side, score: Side, names: list[str], num_values: int)
 
 
 def transfer(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
-    """What a readout relies on when two features predict its label perfectly.
+    """Returns which feature a readout relies on when two features predict its label perfectly.
 
-    For each pair of features a, b a logistic readout is trained on n examples on which they agree (as many of each
-    value), and asked about examples on which they do not. Range of `follow`: 0 to 1, the share of those (balanced over
-    the values of a) given the value of a; direction: higher relies more on a; perfect reliance on a: 1, on b: 0; a random
-    representation, or one that holds both alike: 1/2 for two values. `follow_accuracy` is the balanced accuracy on other
-    examples that agree (perfect 1, random 1 / C); `follow_shuffled` is `follow` for shuffled training labels, which neither
-    feature predicts, the mean over NUM_CONTROLS of them: about 1 / C. `follow_converged` is 1 where every fit that led
-    to the cross-validated `follow` reached its minimum, else 0.
+    For each pair of features a, b a logistic readout is trained on n examples on which they agree (equally many of each
+    value) and tested on examples of the score set.
+
+    - `follow` is the share of examples on which a and b differ (balanced over the values of a) for which the readout
+      predicts the value of a. Range: 0 to 1; direction: higher relies more on a; perfect reliance on a: 1, on b: 0; a
+      random representation, or one that represents both equally: 1/2 for two values.
+    - `follow_accuracy` is the balanced accuracy on score examples on which they agree (perfect 1, random 1 / C).
+    - `follow_shuffled` is `follow` for shuffled training labels, which neither feature predicts, averaged over NUM_CONTROLS
+      of them: about 1 / C.
+    - `follow_converged` is 1 if every fit that led to the cross-validated `follow` reached its minimum, else 0.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]`.
-      score: the same, other examples.
+      score: the same, of other examples.
       roles: number of values and role of each factor.
 
     Returns:
       For each pair, `feature` a and `other` b, and each n of SIZES that a balanced fit set of this length can supply (at =
-      "64" to "512"): the four, with l2 by cross-validation; `follow` and `follow_accuracy` also with the strongest and the
-      weakest l2 (at = "256 strong", "256 weak"). NaN where the layer is constant or examples are missing.
+      "64" to "512"): these four, with l2 by cross-validation; `follow` and `follow_accuracy` also with the strongest and
+      the weakest l2 (at = "256 strong", "256 weak"). NaN if the layer is constant or the features agree on too few
+      examples; `follow` and `follow_shuffled` also if they never differ.
 
     Source: the question is that of Lampinen et al. 2024; sizes and solver are ours.
     """
@@ -142,7 +150,7 @@ def transfer(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     for a, b in combinations(names, 2):
         num_values = roles[a].values
         if roles[b].values != num_values:
-            continue  # a readout of one cannot be asked for the other
+            continue  # a readout of one cannot predict the other
         for size in (n for n in SIZES if n <= len(fit[0]) // num_values and n % num_values == 0):
             rows, enough = _agreeing(fit[1][a], fit[1][b], size, num_values)
             x, y = logistic.after(fit[0][rows], *earlier), fit[1][a][rows]
@@ -156,17 +164,17 @@ def transfer(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
 
 
 def reliance(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
-    """How far the network's own outputs go with each feature.
+    """Returns how often the network's own outputs agree with each feature.
 
-    `agreement` = the share of the probe set, both halves, on which an output says the feature's value, balanced over the
-    feature's values. Range: 0 to 1; direction: higher goes with the feature more; perfect: 1; random: 1 / C. On a set on
-    which features are independent an output that is one of them agrees with the others at 1 / C; and the same at every
-    site, since the rest of the network is run from there.
+    `agreement` is the share of the probe set, both halves, on which an output equals the feature's value, balanced over the
+    feature's values. Range: 0 to 1; direction: higher agrees with the feature more; perfect: 1; random: 1 / C. On a set
+    with independent features, an output that equals one of them agrees with the others at 1 / C. The value is the same at
+    every site, since the rest of the network is run from there.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]`.
-      score: the same, other examples.
-      outputs: logits of a side, with its representation changed, as in `repbias_jax.probes`.
+      score: the same, of other examples.
+      outputs: returns the logits of a side after a change of its representation, as in `repbias_jax.probes`.
 
     Returns:
       `agreement` for every factor but single bits (`feature`) and every output (`other`); NaN for a constant factor.
@@ -187,12 +195,12 @@ def reliance(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
 
 
 def _downstream(x: Array, y: Array, score: Side, pair: tuple[str, str], num_values: int) -> dict[tuple[str, str], Array]:
-    """A label's readouts, by metric and what is added to the size. Args: x `[n, D]`, y `[n]`, as `_agreeing` has them."""
+    """Returns the measures of `transfer` by metric and suffix of `at`. Args: x `[n, D]`, y `[n]` in `_agreeing`'s order."""
     first, second = (score[1][name] for name in pair)
     labels = jnp.concatenate([y[None], jnp.asarray(_controls(len(y), num_values), y.dtype)])
     targets = logistic.columns(labels, num_values)
     l2, converged = logistic.cross_validated(x, targets)
-    # Real and control labels with the l2 they chose, and the real ones with the two that are fixed.
+    # Real and control labels are fitted with their cross-validated l2; real labels also with the two fixed l2.
     targets = jnp.concatenate([targets, targets[:1], targets[:1]])
     readout = logistic.readouts(x, targets, jnp.concatenate([l2, jnp.asarray([STRONG, WEAK])]))
     said = logistic.predict(readout, score[0], jnp.ones((len(targets), num_values), bool))
@@ -212,10 +220,10 @@ def _downstream(x: Array, y: Array, score: Side, pair: tuple[str, str], num_valu
 
 @functools.cache
 def _controls(size: int, num_values: int) -> np.ndarray:
-    """Labels that those of `_agreeing`, each value in turn, do not predict: `[NUM_CONTROLS, n]`, the same for every run.
+    """Returns control labels that the labels of `_agreeing` do not predict, `[NUM_CONTROLS, n]`, the same for every run.
 
-    Each holds every value equally often for each value of the label. Several, since one and the same pattern of few
-    examples resembles, in every run, some function of the bits that are crossed.
+    For each value of the label, every control holds all values equally often. There are several controls, since a single
+    fixed pattern over few examples resembles some function of the crossed bits, and would do so in every run.
     """
     generator = np.random.default_rng(size)
     control = np.empty((NUM_CONTROLS, size), np.int32)
@@ -226,7 +234,10 @@ def _controls(size: int, num_values: int) -> np.ndarray:
 
 
 def _agreeing(a: Array, b: Array, size: int, num_values: int) -> tuple[Array, Array]:
-    """`size` rows on which two features agree, each value in turn, in a fixed random order; whether there are enough."""
+    """Returns `size` rows on which two features agree, in a fixed random order, and whether there are enough.
+
+    The values of the features alternate: 0, 1, ..., C - 1, 0, 1, ...
+    """
     order = orders(len(a), 0)[1]
     share = size // num_values
     hits = (a == b)[order][None] & (a[order][None] == jnp.arange(num_values)[:, None])  # [C, N]
@@ -235,7 +246,7 @@ def _agreeing(a: Array, b: Array, size: int, num_values: int) -> tuple[Array, Ar
 
 
 def _questions(fit: Side, score: Side, names: list[str]) -> tuple[list[Array], Array]:
-    """Codes of both sides `[2 F, N]`, the second half permuted; an order of the fit set's rows."""
+    """Returns the codes of both sides, real and then permuted, `[2 F, N]`; and a random order of the fit set's rows."""
     codes = []
     for side, (phi, factors) in enumerate((fit, score)):
         real = jnp.stack([factors[name] for name in names])
@@ -246,13 +257,13 @@ def _questions(fit: Side, score: Side, names: list[str]) -> tuple[list[Array], A
 def _named(
     metric: str, fit: Side, score: Side, roles: Roles, answer: Callable[[Side, Side, list[str], int], Answers]
 ) -> dict[Measured, Array]:  # fmt: skip
-    """Rows of a decoder; factors with equally many values are answered together."""
+    """Returns the measures of a decoder; factors with equally many values are fitted together."""
     by_values: dict[int, list[str]] = {}
     for name in whole_factors(roles):
         by_values.setdefault(roles[name].values, []).append(name)
     out: dict[Measured, Array] = {}
     for num_values, names in by_values.items():
-        earlier = tuple(out.values())[-1:]  # factorisations of one program in a fixed order
+        earlier = tuple(out.values())[-1:]  # fixes the order of factorisations in one program
         ordered = (logistic.after(fit[0], *earlier), fit[1])
         out |= _of_answers(metric, ordered, score, names, answer(ordered, score, names, num_values), num_values)
     return out
@@ -271,20 +282,22 @@ def _of_answers(
 
 
 def _defined(fit: Side, score: Side) -> Array:
-    """Whether a layer varies by more than rounding."""
+    """Returns whether a layer varies by more than rounding."""
     return ~is_constant(score[0], jnp.sum(jnp.square(centred(fit, score)[1])))
 
 
 def _present(codes: Array, num_values: int) -> Array:
-    """Which values occur. Args: `[F, N]`. Returns: `[F, C]`."""
+    """Returns which values occur, `[F, C]`. Args: codes `[F, N]`."""
     return jnp.any(codes[..., None] == jnp.arange(num_values)[None, None], axis=1)
 
 
 def _kernel_ridge(x: Array, targets: Array, others: Array) -> tuple[Array, Array]:
-    """Kernel ridge regression of M targets about their means, with each of RIDGES, R in number.
+    """Fits kernel ridge regression of M targets about their means, with each of the R values of RIDGES.
 
     Args:
-      x: activations `[N, D]`; targets: `[N, M]`; others: activations to predict for `[Q, D]`.
+      x: activations `[N, D]`.
+      targets: `[N, M]`.
+      others: activations to predict for `[Q, D]`.
 
     Returns:
       Predictions `[R, Q, M]`; the largest residual of each linear system `[R, M]`.
@@ -305,7 +318,10 @@ def _kernel_ridge(x: Array, targets: Array, others: Array) -> tuple[Array, Array
 
 
 def _best_ridge(x: Array, targets: Array, together: int) -> Array:
-    """Place in RIDGES with the least squared error on held-out quarters `[M]`; `together` targets in a row share theirs."""
+    """Returns the index in RIDGES with the smallest squared error on held-out quarters, `[M]`.
+
+    Each `together` consecutive targets share one ridge.
+    """
 
     def one_fold(train: Array, held: Array) -> Array:
         said, _ = _kernel_ridge(x[train], targets[train], x[held])
@@ -318,6 +334,6 @@ def _best_ridge(x: Array, targets: Array, together: int) -> Array:
 
 
 def _gaussian(a: Array, b: Array, width: Array) -> Array:
-    """exp(-|a - b|^2 / (2 width)), `[N, Q]`; a width of 0 is that of a constant layer, of which nothing is said."""
+    """Returns exp(-|a - b|^2 / (2 width)), `[N, Q]`; a width of 0, as in a constant layer, is read as 1."""
     squares = jnp.sum(jnp.square(a), axis=1)[:, None] + jnp.sum(jnp.square(b), axis=1)[None] - 2 * dot(a, b.T)
     return jnp.exp(-jnp.maximum(squares, 0) / (2 * jnp.where(width > 0, width, 1.0)))

@@ -1,12 +1,12 @@
 """L2-regularised logistic readouts: many small fits at once, by Newton's method.
 
-For activations x `[N, D]`, targets y in {0, 1} and their signs s = 2 y - 1 one readout minimises
+For activations x `[N, D]`, targets y in {0, 1} and their signs s = 2 y - 1, one readout minimises
 
   sum_n log(1 + exp(-s_n (w x_n + b))) + l2 / 2 |w|^2          (l2 = 1 / C of scikit-learn; b is not penalised)
 
-A Newton step solves H d = -g with H = X' diag(p (1 - p)) X + l2, by conjugate gradients: H is never formed, so that a step
-costs N D instead of N D^2, and the fits of one set of examples share their matrix products. They are preconditioned with
-the inverse of X' X / 4 + l2, which bounds H from above and is the same for all targets. Everything is divided by N.
+A Newton step solves H d = -g with H = X' diag(p (1 - p)) X + l2, by conjugate gradients. H is never formed, so a step costs
+N D instead of N D^2, and the fits of one set of examples share their matrix products. The preconditioner is the inverse of
+X' X / 4 + l2, which bounds H from above and is the same for all targets. Everything is divided by N.
 
 Source: the algorithm is textbook (Newton with conjugate gradients); limits and grid are ours.
 """
@@ -20,39 +20,39 @@ from jax import Array
 
 from repbias_jax.probes.moments import dot
 
-GRID = (1000.0, 100.0, 10.0, 1.0)  # l2, from strong to weak; C from .001 to 1
+GRID = (1000.0, 100.0, 10.0, 1.0)  # l2, from strong to weak; C from 0.001 to 1
 FOLDS = 4
-STEPS, INNER_STEPS = 40, 60  # limits of Newton's method and of the conjugate gradients in a step
-TOLERANCE = 2e-6  # of the largest entry of the gradient, per example; float32 rounds it by about 1e-7
-ROUGH = 1e-4  # the same in folds, where losses are compared and nothing else
+STEPS, INNER_STEPS = 40, 60  # limits of Newton steps, and of conjugate-gradient steps in each
+TOLERANCE = 2e-6  # for the largest entry of the gradient, per example; float32 rounds it by about 1e-7
+ROUGH = 1e-4  # the same in folds, where only losses are compared
 WIDE = 1024  # units above which a layer with fewer examples is fitted in the span of its examples
-LEFT = 0.3  # of a step's residual, where conjugate gradients stop
+LEFT = 0.3  # share of a step's residual at which conjugate gradients stop
 
 
 class Readout(NamedTuple):
-    """Fitted readouts: F factors (or other questions), J columns each (one for two values, else one a value)."""
+    """Fitted readouts of F label vectors, with J columns each: one for two values, else one for each value."""
 
-    mean: Array  # [D], of the examples fitted on
+    mean: Array  # [D], of the examples in the fit
     scale: Array  # [D], their standard deviation; infinite for units that are constant
-    weights: Array  # [F, J, D], of standardised units
+    weights: Array  # [F, J, D], for standardised units
     intercept: Array  # [F, J]
     converged: Array  # [F], 1 where every column's fit converged, else 0
 
 
 def columns(codes: Array, num_values: int) -> Array:
-    """Targets in {0, 1}. Args: codes int `[..., N]`. Returns: float `[..., J, N]`, J = 1 for two values, else C."""
+    """Returns targets in {0, 1}, float `[..., J, N]`, with J = 1 for two values, else C. Args: codes int `[..., N]`."""
     values = jnp.arange(1, 2) if num_values == 2 else jnp.arange(num_values)
     return jax.vmap(lambda own: own == codes, out_axes=-2)(values).astype(jnp.float32)
 
 
 def cross_validated(x: Array, targets: Array) -> tuple[Array, Array]:
-    """The l2 of GRID with the least log loss on held-out quarters of the examples, for each factor.
+    """Returns for each factor the l2 of GRID with the smallest log loss on held-out quarters of the examples.
 
-    The examples are split before anything is computed: units are standardised with the mean and deviation of those that
-    are fitted on.
+    The examples are split before anything is computed: units are standardised with the mean and standard deviation of the
+    examples in the fit.
 
     Args:
-      x: activations `[N, D]`, in random order, since folds are stretches of them.
+      x: activations `[N, D]`, in random order, since folds are contiguous.
       targets: `[F, J, N]` in {0, 1}; the columns of a factor share their regularisation.
 
     Returns:
@@ -72,7 +72,7 @@ def cross_validated(x: Array, targets: Array) -> tuple[Array, Array]:
             loss = _log_loss((2 * targets[..., held] - 1) * dot(weights, ahead.T))
             return weights, (loss.sum((1, 2)), done.min(1))
 
-        # From strong to weak, each from the last one's minimum.
+        # The fits go from strong to weak, each starting from the minimum of the one before.
         return jax.lax.scan(one_l2, jnp.zeros((*targets.shape[:2], z.shape[1])), jnp.asarray(GRID))[1]
 
     losses, converged = jax.vmap(one_fold)(jnp.asarray(train), jnp.asarray(held))  # [FOLDS, G, F]
@@ -80,9 +80,9 @@ def cross_validated(x: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def readouts(x: Array, targets: Array, l2: Array) -> Readout:
-    """Readouts of all examples. Args: x `[N, D]`, targets `[F, J, N]` in {0, 1}, l2 `[F]`."""
+    """Returns readouts fitted to all examples. Args: x `[N, D]`, targets `[F, J, N]` in {0, 1}, l2 `[F]`."""
     mean, scale = standard(x)
-    # The two factorisations of a wide layer's program, here and in `cross_validated`, must not run at once (`after`).
+    # The factorisations of a wide layer, here and in `cross_validated`, must not run at the same time (see `after`).
     basis = _basis(_standardised(after(x, l2) if _is_wide(*x.shape) else x, mean, scale))
     z = _within(_standardised(x, mean, scale), basis)
 
@@ -96,15 +96,15 @@ def readouts(x: Array, targets: Array, l2: Array) -> Readout:
 
 
 def predict(readout: Readout, x: Array, present: Array | None = None) -> Array:
-    """The code that each readout gives to each example.
+    """Returns the code that each readout predicts for each example.
 
     Args:
       readout: F readouts of J columns.
       x: activations `[N, D]`.
-      present: `[F, J]`, which values were fitted on; the others are never given. Not read where J = 1.
+      present: `[F, J]`, which values occur in the fit; the others are never predicted. Not used if J = 1.
 
     Returns:
-      int32 `[F, N]`.
+      int32 `[F, N]`; -1 where a logit is NaN.
     """
     z = _standardised(x, readout.mean, readout.scale)[:, :-1]
     logits = dot(readout.weights, z.T) + readout.intercept[..., None]
@@ -112,9 +112,9 @@ def predict(readout: Readout, x: Array, present: Array | None = None) -> Array:
 
 
 def decided(logits: Array, present: Array | None = None) -> Array:
-    """The code with the largest logit, or for one column its sign. Args: `[F, J, N]`, `[F, J]`.
+    """Returns the code with the largest logit, or for one column the logit's sign. Args: `[F, J, N]`, `[F, J]`.
 
-    Returns: int32 `[F, N]`; -1 where a logit is no number, so that no code is made of it.
+    Returns: int32 `[F, N]`; -1 where a logit is NaN, so that NaN never counts as a prediction.
     """
     if logits.shape[1] == 1:
         codes = logits[:, 0] > 0
@@ -124,14 +124,14 @@ def decided(logits: Array, present: Array | None = None) -> Array:
 
 
 def folds(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to fit on and rows held out, `[FOLDS, ...]` each; what is left over after equal folds is always fitted on."""
+    """Returns rows to fit on and held-out rows, `[FOLDS, ...]` each; rows left over from equal folds are never held out."""
     size = count // FOLDS
     held = np.arange(FOLDS * size).reshape(FOLDS, size)
     return np.stack([np.setdiff1d(np.arange(count), own) for own in held]), held
 
 
 def standard(x: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of each unit, infinite where that is no more than rounding. Args: `[N, D]`."""
+    """Returns each unit's mean and standard deviation, infinite where it is no more than rounding. Args: `[N, D]`."""
     mean = x.mean(0)
     mean = mean + (x - mean[None]).mean(0)
     deviation = jnp.sqrt(jnp.mean(jnp.square(x - mean[None]), axis=0))
@@ -140,15 +140,15 @@ def standard(x: Array) -> tuple[Array, Array]:
 
 
 def fit(x: Array, y: Array, l2: Array, near: Array, start: Array, tolerance: float) -> tuple[Array, Array]:
-    """One readout.
+    """Fits one readout.
 
     Args:
       x: standardised activations with a last column of ones `[N, D + 1]`.
       y: targets in {0, 1} `[N]`.
       l2: `[]`.
       near: `[D + 1, D + 1]`, symmetric: the preconditioner, `_inverse(x, l2)`.
-      start: weights to begin with, the intercept last `[D + 1]`.
-      tolerance: of the largest entry of the gradient.
+      start: initial weights, with the intercept last `[D + 1]`.
+      tolerance: for the largest entry of the gradient.
 
     Returns:
       Weights with the intercept last `[D + 1]`; 1 if every entry of the gradient is within the tolerance, else 0.
@@ -167,7 +167,7 @@ def fit(x: Array, y: Array, l2: Array, near: Array, start: Array, tolerance: flo
         bend = jax.nn.sigmoid(at) * jax.nn.sigmoid(-at) / len(x)
         d = _solve(lambda v: dot(x.T, bend * dot(x, v)) + penalty * v, near, -g)
         along, lengths = dot(x, d), jnp.asarray([1.0, 0.5, 0.25, 0.0625])[:, None]
-        # Far from the minimum a whole step can be too long. Losses of several lengths cost no matrix product.
+        # Far from the minimum a full step can be too long. Losses at several lengths cost no matrix product.
         reached = jnp.mean(_log_loss(signs[None] * (at[None] + lengths * along[None])), axis=1)
         loss = reached + jnp.sum(penalty[None] * jnp.square(w[None] + lengths * d[None]), axis=1) / 2
         w = w + lengths[jnp.argmin(loss)] * d
@@ -178,7 +178,10 @@ def fit(x: Array, y: Array, l2: Array, near: Array, start: Array, tolerance: flo
 
 
 def _solve(product, near: Array, target: Array) -> Array:
-    """Conjugate gradients for a symmetric positive `product`, until LEFT of the residual is left, or the limit."""
+    """Solves `product(d) = target` for a symmetric positive definite `product`, by conjugate gradients.
+
+    It stops when the residual, in the norm of `near`, is at most LEFT times its initial size, or after INNER_STEPS steps.
+    """
 
     def go_on(state) -> Array:
         i, _, _, _, left = state
@@ -199,12 +202,12 @@ def _solve(product, near: Array, target: Array) -> Array:
 
 
 def after(value: Array, *earlier: Array) -> Array:
-    """`value`, and whatever follows from it, computed once `earlier` are there, whatever these are.
+    """Returns `value` unchanged, but makes it depend on `earlier`, so that it is used only after these are computed.
 
-    Two batched factorisations of one program that do not depend on each other are run at once, on CPU each waits for
-    threads of one pool, and where the pool has two both wait for ever (seen with jaxlib 0.10.2). So they are made to, by
-    a value: an optimisation barrier is gone before the program is scheduled. A NaN among `earlier` is that of another
-    fit, and stays there.
+    Two batched factorisations of one program that do not depend on each other run at the same time. On CPU each waits for
+    threads of one pool, and in a pool of two threads both wait for ever (seen with jaxlib 0.10.2). Hence a dependence by
+    value: an optimisation barrier is removed before the program is scheduled. A NaN or infinity in `earlier` does not
+    spread to `value`.
     """
     if not earlier:
         return value
@@ -213,28 +216,28 @@ def after(value: Array, *earlier: Array) -> Array:
 
 
 def _log_loss(margins: Array) -> Array:
-    """log(1 + exp(-margin)), faster than `softplus`, which allows for infinite ones."""
+    """Returns log(1 + exp(-margin)); faster than `softplus`, which also handles infinite margins."""
     return jnp.maximum(-margins, 0) + jnp.log1p(jnp.exp(-jnp.abs(margins)))
 
 
 def _standardised(x: Array, mean: Array, scale: Array) -> Array:
-    """Standardised units, and a last column of ones. Args: `[N, D]`. Returns: `[N, D + 1]`."""
+    """Returns standardised units with a last column of ones, `[N, D + 1]`. Args: `[N, D]`."""
     return jnp.concatenate([(x - mean[None]) / scale[None], jnp.ones((len(x), 1))], axis=1)
 
 
 def _is_wide(examples: int, units: int) -> bool:
-    """Whether fits are made in the span of the examples, since a matrix of units by units would take too much memory."""
+    """Returns whether to fit in the span of the examples, since a matrix of units by units would take too much memory."""
     return units > WIDE and units > examples
 
 
 def _basis(x: Array) -> Array | None:
-    """Orthonormal columns whose span holds every example of a wide layer; none of a layer that is not wide.
+    """Returns an orthonormal basis of the span of a wide layer's examples, as columns; None if the layer is not wide.
 
-    The gradient of the loss with respect to w is a sum of examples, and that of the penalty is w itself: the minimum lies
-    in the span of the N examples, and in coordinates of an orthonormal basis of it the penalty is the same l2 / 2 |w|^2.
+    The gradient of the loss with respect to w is a weighted sum of examples, and that of the penalty is a multiple of w.
+    So the minimum lies in the span of the N examples, and in an orthonormal basis of it the penalty is still l2 / 2 |w|^2.
 
-    By QR. The eigenvectors of the Gram matrix take a third of its time, but squares lose in float32 what is weaker than
-    about a thousandth of the strongest direction, which is where features of little variance are.
+    The basis is computed by QR. The eigenvectors of the Gram matrix would take a third of the time, but in float32 squares
+    lose directions weaker than about a thousandth of the strongest, which is where features of little variance are.
 
     Args:
       x: standardised activations and a last column of ones `[N, D + 1]`.
@@ -248,16 +251,16 @@ def _basis(x: Array) -> Array | None:
 
 
 def _within(x: Array, basis: Array | None) -> Array:
-    """Coordinates in a basis, and the last column as it is. Args: `[N, D + 1]`, `[D, R]`. Returns: `[N, R + 1]`."""
+    """Returns coordinates in a basis, with the last column unchanged, `[N, R + 1]`. Args: `[N, D + 1]`, `[D, R]`."""
     return x if basis is None else jnp.concatenate([dot(x[:, :-1], basis), x[:, -1:]], axis=1)
 
 
 def _penalty(x: Array, l2: Array) -> Array:
-    """What stands on the diagonal for each column, the intercept's last, per example `[D + 1]`."""
+    """Returns the diagonal of the penalty's Hessian, per example, `[D + 1]`: l2, and 0 for the intercept, which is last."""
     return jnp.concatenate([jnp.full(x.shape[1] - 1, l2), jnp.zeros(1)]) / len(x)
 
 
 def _inverse(x: Array, l2: Array) -> Array:
-    """Inverse of X' X / 4 + penalty, per example `[D + 1, D + 1]`."""
+    """Returns the inverse of X' X / 4 + penalty, per example, `[D + 1, D + 1]`."""
     bound = dot(x.T, x) / (4 * len(x)) + jnp.diag(_penalty(x, l2))
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(bound), True), jnp.eye(len(bound)))

@@ -8,19 +8,21 @@ from repbias_jax.probes.moments import Measured, Outputs, Side, one_hot
 
 
 def readout(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
-    """Strength of the network's own readout of each output, and the margins it reaches.
+    """Returns the strength of the network's own readout of each output, and its margins.
 
-    `readout_norm` = sqrt(2) times the Frobenius norm of the derivative of the class-centred logits with respect to the
-    representation, their mean over the fit set; at the penultimate layer, and for two values, exactly |w_1 - w_0|. Range: 0
-    to infinity; direction: higher is read out more strongly; an output that ignores the site: 0; an untrained
-    LeCun-normal readout of D units: about sqrt(2). `margin` = mean over the score set of the label's logit minus the
-    largest other one, in logits; perfect classification with certainty: large; random labels: about 0 or below. Both scale
-    with the representation's inverse and with the logits; rotations of the representation change neither.
+    - `readout_norm` is sqrt(2) times the Frobenius norm of the derivative, with respect to the representation, of the
+      class-centred logits averaged over the fit set. At the penultimate layer, for two values, it is exactly |w_1 - w_0|.
+      Range: 0 to infinity; direction: higher is read out more strongly; an output that ignores the site: 0; an untrained
+      LeCun-normal readout of D units: about sqrt(2). It scales with the logits and with the inverse of the representation.
+    - `margin` is the mean over the score set of the label's logit minus the largest other logit, in logits. Perfect
+      classification with certainty: large; random labels: about 0 or below. It scales with the logits.
+
+    Rotations of the representation that the readout follows change neither.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]`.
-      score: the same, other examples.
-      outputs: logits of a side, with its representation changed, as in `repbias_jax.probes`.
+      score: the same, of other examples.
+      outputs: returns the logits of a side after a change of its representation, as in `repbias_jax.probes`.
 
     Returns:
       `readout_norm` and `margin` for each output.
@@ -43,16 +45,16 @@ def readout(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
 
 
 def balanced_accuracy(said: Array, codes: Array, num_values: int, kept: Array | None = None) -> Array:
-    """Share that is right, the mean over the values that occur.
+    """Returns the share of correct answers, averaged over the values that occur.
 
     Args:
-      said: int `[..., N]`; -1 where a readout says nothing, since its fit is no number.
-      codes: the right ones, int `[..., N]` in 0..C-1.
+      said: answers, int `[..., N]`; -1 where a readout gives none, since its fit is NaN.
+      codes: the correct ones, int `[..., N]` in 0..C-1.
       num_values: C.
-      kept: boolean `[..., N]`, the examples that count; all, if not given.
+      kept: boolean `[..., N]`, the examples that count; by default all.
 
     Returns:
-      `[...]` in 0 to 1; NaN where no example counts, or nothing was said of one.
+      `[...]` in 0 to 1; NaN if no example counts, or any example has no answer.
     """
     hot = one_hot(codes, num_values)
     hot = hot if kept is None else jnp.where(kept[..., None], hot, 0)

@@ -1,16 +1,17 @@
-"""Variance explained by features of any kind, from weighted sums: what partition, units and components are read from.
+"""Variance explained by features of any kind, from weighted sums: the basis of partition, units and components.
 
-A feature is one or more columns: of a binary one its value, of a categorical one a column a value but the first, of a
-continuous one its number (so what is found of it is linear). With X `[N, Q]` all columns after one of ones, phi `[N, D]`
-activations and W the examples' weights on the diagonal, everything follows from a few sums over each side:
+A feature has one or more columns: a binary feature its value, a categorical feature one column for each value but the
+first, a continuous feature its number (so only its linear effect is measured). Let X `[N, Q]` be a column of ones and all
+columns of the features, phi `[N, D]` the activations and W the diagonal matrix of the examples' weights. Everything
+follows from a few sums over each side:
 
   fit    A = X'WX, B = X'W phi            score    G = X'WX, H = X'W phi, s = sum_n w_n phi_n^2
-  P = A^-1 of the columns chosen, M = P B                 gain(P) = sum_q M (2 H - G M)     [D]
+  P = A^-1 of the chosen columns, M = P B                 gain(P) = sum_q M (2 H - G M)     [D]
   SST = s - gain(ones)                                    SST - SSE = gain(ones and chosen) - gain(ones)
   over all units                                          gain(P) = 2 tr(P B H') - tr(G P B B' P)
 
-which for the columns of one feature is `variance`'s r2 (class means), for all of them the joint fit. Weights are counts:
-an example drawn twice by a bootstrap counts twice, and only the sums have to be made again.
+For the columns of one categorical feature this gives the r2 of `variance` (class means), for all columns the joint fit.
+Weights are counts: an example that a bootstrap draws twice counts twice, and only the sums have to be recomputed.
 
 Source: ours.
 """
@@ -25,7 +26,7 @@ from jax import Array
 
 from repbias_jax.probes.moments import dot
 
-Columns = Sequence[Sequence[int]]  # of each feature, which columns of X are its own; column 0 are ones
+Columns = Sequence[Sequence[int]]  # for each feature, which columns of X are its own; column 0 is ones
 
 
 class Sums(NamedTuple):
@@ -39,15 +40,15 @@ class Sums(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Parts of a representation's variance, of which they are shares, 1 in all; F features."""
+    """Parts of a representation's variance that F features explain, as shares of all its variance."""
 
     alone: Array  # [F], r2
-    unique: Array  # [F], what the joint fit loses without the feature
+    unique: Array  # [F], the loss of the joint fit without the feature
     joint: Array  # []
 
 
 def sums(x: tuple[Array, Array], phi: tuple[Array, Array], weights: tuple[Array, Array]) -> Sums:
-    """Sums of the fit and the score side. Args: columns `[N, Q]`, activations `[N, D]`, weights `[N]` of both."""
+    """Returns the sums of both sides. Args: columns `[N, Q]`, activations `[N, D]` and weights `[N]` of both sides."""
     (x_fit, x_score), (phi_fit, phi_score) = x, phi
     weighted_fit, weighted_score = (own * w[:, None] for own, w in zip(x, weights, strict=True))
     return Sums(
@@ -58,11 +59,11 @@ def sums(x: tuple[Array, Array], phi: tuple[Array, Array], weights: tuple[Array,
 
 
 def inverses(s: Sums, columns: Columns) -> Array:
-    """P for each feature alone, for all together and for all but each, `[2 F + 1, Q, Q]`, zero where a column is left out.
+    """Returns P for each feature alone, for all together and for all but each, `[2 F + 1, Q, Q]`.
 
-    All in ONE batched factorisation: on CPU two of them in one program, neither of which needs the other, can wait for
-    each other's threads for ever (seen with jaxlib 0.10.2). The pseudo-inverse, since features may be copies of each other
-    and a class may not have been drawn at all.
+    Rows and columns of P are zero for columns that are left out. All P are computed in ONE batched factorisation: on CPU,
+    two independent ones in one program can deadlock, each waiting for the other's threads (seen with jaxlib 0.10.2).
+    P is a pseudo-inverse, since features may be copies of each other and a bootstrap may not have drawn some class.
     """
     size = s.inner_fit.shape[0]
     every = [c for own in columns for c in own]
@@ -74,12 +75,12 @@ def inverses(s: Sums, columns: Columns) -> Array:
 
 
 def total(s: Sums) -> Array:
-    """Score set's sum of squares about the fit set's mean, SST `[D]`."""
+    """Returns the score set's sum of squares about the fit set's mean, SST `[D]`."""
     return s.squares - _by_mean(s)
 
 
 def explained(s: Sums, inverse: Array, own: Sequence[int]) -> Array:
-    """SST - SSE of each unit by least squares on one feature's columns, `[D]`. Args: inverse: its P `[Q, Q]`."""
+    """Returns SST - SSE of each unit by least squares on one feature's columns, `[D]`. Args: inverse: its P `[Q, Q]`."""
     use = np.array([0, *own])
     weights = dot(inverse[np.ix_(use, use)], s.outer_fit[use])
     gain = jnp.sum(weights * (2 * s.outer_score[use] - dot(s.inner_score[np.ix_(use, use)], weights)), axis=0)
@@ -87,16 +88,16 @@ def explained(s: Sums, inverse: Array, own: Sequence[int]) -> Array:
 
 
 def spread(s: Sums, inverse: Array, own: Sequence[int]) -> Array:
-    """Sum of squares of what is predicted within the fit set, `[D]`: of a class feature, N times its means' variance."""
+    """Returns the sum of squares explained within the fit set, `[D]`: for classes, N times the variance of their means."""
     return explained(s._replace(inner_score=s.inner_fit, outer_score=s.outer_fit), inverse, own)
 
 
 def shares(s: Sums, inverse: Array) -> Shares:
-    """What each feature explains alone and in addition to all others, and what all explain together.
+    """Returns what each feature explains alone and in addition to all others, and what all explain together.
 
     Range: minus infinity to 1; direction: higher is more strongly represented; perfect: 1; random: minus the number of
     free columns over N_fit. The shared part is `alone - unique`: 0 for independent features, below 0 where one suppresses
-    what the other does not explain. Invariant to rotation, shift and scale of the representation.
+    what the other does not explain. All are invariant to rotation, shift and scale of the representation.
     """
     across, within = dot(s.outer_fit, s.outer_score.T), dot(s.outer_fit, s.outer_fit.T)  # B H', B B'
     bent = dot(dot(inverse, s.inner_score[None]), inverse)
@@ -109,7 +110,7 @@ def shares(s: Sums, inverse: Array) -> Shares:
 def permuted(
     x: tuple[Array, Array], phi: tuple[Array, Array], columns: Columns, orders: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """What each feature alone explains when its values are permuted, on both sides.
+    """Returns what each feature alone explains when its values are permuted on both sides.
 
     Args:
       x: columns `[N, Q]` of both sides.
@@ -118,10 +119,10 @@ def permuted(
       orders: int `[P, N]` of both sides, permutations of their examples.
 
     Returns:
-      r2 `[P, F]`; each unit's own r2 for the first permutation `[F, D]`, infinite or NaN where it does not vary.
+      r2 `[P, F]`; each unit's own r2 for the first permutation `[F, D]`, infinite or NaN where the unit does not vary.
     """
     s = sums(x, phi, (jnp.ones(len(x[0])), jnp.ones(len(x[1]))))
-    inverse = inverses(s, columns)  # the columns' products are the same in every order
+    inverse = inverses(s, columns)  # products of the columns do not depend on the order
 
     def one(order: tuple[Array, Array]) -> Array:
         outer = [dot(own[rows].T, of) for own, rows, of in zip(x, order, phi, strict=True)]
@@ -133,6 +134,6 @@ def permuted(
 
 
 def _by_mean(s: Sums) -> Array:
-    """What the fit set's mean explains of the score set's squares about zero, `[D]`."""
+    """Returns the part of the score set's sum of squares about zero that the fit set's mean explains, `[D]`."""
     middle = s.outer_fit[0] / s.inner_fit[0, 0]
     return middle * (2 * s.outer_score[0] - s.inner_score[0, 0] * middle)

@@ -1,11 +1,11 @@
 """Similarity of the representations of two models, for the same examples.
 
-phi `[N, D]` are activations. A measure has two steps: `describe`, once a model, and `compare`, once a pair, so that many
-models cost many descriptions and only short comparisons. For all of them 1 means alike and higher is more alike.
+`phi` `[N, D]` are activations. A measure has two steps: `describe` runs once for each model and `compare` once for each
+pair, so the costly part is done once per model. For all measures, higher is more similar and 1 is the maximum.
 
-  RSA         a model is described by the distances between its representations of all pairs of examples, its
-              representational dissimilarity matrix (RDM), as a vector [N (N - 1) / 2]; two are compared by the Pearson
-              or Spearman correlation of those vectors
+  RSA         a model is described by its representational dissimilarity matrix (RDM), the distances between its
+              representations of all pairs of examples, as a vector [N (N - 1) / 2]; two models are compared by the
+              Pearson or Spearman correlation of those vectors
   CKA         |X'Y|^2 / (|X'X| |Y'Y|) with X, Y centred; `cka_debiased` uses an unbiased estimate of each |.|^2 (HSIC)
   Procrustes  the nuclear norm of X'Y with X, Y centred and |X| = |Y| = 1: 1 - d^2 / 2, where d is the distance left
               after the best rotation of one onto the other
@@ -19,7 +19,7 @@ models cost many descriptions and only short comparisons. For all of them 1 mean
 | rsa_correlation_rank | the same, Spearman | the same |
 | cka, cka_debiased, procrustes | | rotation, shift, scale |
 
-The vectors of 64 models and 1,024 examples are 134 MB in float32; one measure's are held at a time.
+The RDMs of 64 models for 1,024 examples take 134 MB in float32; those of one measure are held at a time.
 
 Source: Kriegeskorte et al. 2008 (RSA); Kornblith et al. 2019 (CKA); Song et al. 2012 (unbiased HSIC); Williams et al. 2021
 (Procrustes); Nili et al. 2014 (noise ceiling).
@@ -38,16 +38,16 @@ from repbias_jax.probes.moments import Measured, dot
 
 
 class Measure(NamedTuple):
-    """Two steps: of one model, and of one pair."""
+    """The two steps of a measure: one for each model, one for each pair."""
 
     describe: Callable[[Array], tuple[Array, ...]]
     compare: Callable[..., Array]
 
 
 def squared_distances(phi: Array) -> Array:
-    """Squared Euclidean distances of all pairs of examples.
+    """Returns the squared Euclidean distances of all pairs of examples.
 
-    From differences, an example at a time: |x|^2 + |y|^2 - 2 xy would lose small distances in float32.
+    They are computed from differences, one example at a time: |x|^2 + |y|^2 - 2 xy would lose small distances in float32.
 
     Args:
       phi: activations `[N, D]`.
@@ -60,12 +60,14 @@ def squared_distances(phi: Array) -> Array:
 
 
 def euclidean(phi: Array) -> Array:
-    """Euclidean distances, as `squared_distances`."""
+    """Returns the Euclidean distances of all pairs of examples, in the order of `squared_distances`."""
     return jnp.sqrt(squared_distances(phi))
 
 
 def correlation(phi: Array) -> Array:
-    """1 minus the correlation over units, for all pairs of examples: half the squared distance of standardised rows.
+    """Returns 1 minus the correlation over units for all pairs of examples.
+
+    This is half the squared distance of rows that are centred and have length 1.
 
     Args:
       phi: activations `[N, D]`.
@@ -79,22 +81,22 @@ def correlation(phi: Array) -> Array:
 
 
 def unit(vector: Array) -> Array:
-    """A vector less its mean, with length 1, so that a dot product of two is Pearson's correlation; NaN if constant."""
+    """Returns a vector minus its mean, with length 1, so that dot products are Pearson correlations; NaN if constant."""
     middle = vector - _mean(vector)
     length = jnp.sqrt(_mean(jnp.square(middle)) * len(vector))
     return middle / jnp.where(length > 0, length, jnp.nan)
 
 
 def unit_ranks(vector: Array) -> Array:
-    """The same of the ranks: a dot product is Spearman's correlation. Args: numbers at least zero."""
+    """Returns `unit` of the ranks, so that dot products are Spearman correlations. Args: numbers of at least zero."""
     return unit(jnp.where(jnp.isnan(vector).any(), jnp.nan, ranks(vector)))
 
 
 def ranks(vector: Array) -> Array:
-    """Ranks from 0, equal values sharing their mean rank.
+    """Returns ranks from 0; equal values share their mean rank.
 
-    Floats at least zero are ordered as their bits are. Bits and place are sorted as ONE integer, which on CPU takes a
-    fraction of the time of sorting pairs.
+    Floats of at least zero have the same order as their bits. The bits and the position are sorted as ONE integer, which
+    on CPU takes a fraction of the time of sorting pairs.
 
     Args:
       vector: float32 `[P]`, at least zero, P below 2^23.
@@ -115,7 +117,7 @@ def ranks(vector: Array) -> Array:
 
 
 def _mean(values: Array) -> Array:
-    """A mean in two steps: one long sum in float32 would lose digits."""
+    """Returns the mean, summed in two steps: one long sum in float32 would lose digits."""
     return _total(values) / len(values)
 
 
@@ -126,12 +128,15 @@ def _total(values: Array) -> Array:
 
 
 def _by_distance(distances: Callable[[Array], Array], scale: Callable[[Array], Array]) -> Measure:
-    """RSA: an RDM, described so that comparing is a dot product."""
+    """Returns a measure by RSA, whose RDMs are scaled so that comparing two is a dot product."""
     return Measure(lambda phi: (scale(distances(phi)),), lambda a, b: _total(a * b))
 
 
 def _centred(phi: Array) -> tuple[Array]:
-    """Centred twice, since the mean of large numbers is rounded, and of Frobenius norm 1; NaN if constant."""
+    """Returns activations centred and with Frobenius norm 1; NaN if constant.
+
+    They are centred twice, since the mean of large numbers is rounded.
+    """
     raw = phi
     for _ in range(2):
         phi = phi - phi.mean(axis=0, keepdims=True)
@@ -141,19 +146,19 @@ def _centred(phi: Array) -> tuple[Array]:
 
 
 def _cka(x: Array, y: Array) -> Array:
-    """|X'Y|^2 / (|X'X| |Y'Y|)."""
+    """Returns |X'Y|^2 / (|X'X| |Y'Y|)."""
     xy, xx, yy = (jnp.sum(jnp.square(dot(a.T, b))) for a, b in ((x, y), (x, x), (y, y)))
     return xy / jnp.sqrt(xx * yy)
 
 
 def _hsic(x: Array, y: Array) -> Array:
-    """Unbiased HSIC of linear kernels, times N (N - 3).
+    """Returns the unbiased HSIC of linear kernels, times N (N - 3).
 
-    With K = XX', L = YY' and zeros on their diagonals (K~, L~) it is
+    Let K~ and L~ be K = XX' and L = YY' with zeros on their diagonals. Then it is
 
       tr K~L~ + (1'K~1) (1'L~1) / ((N - 1) (N - 2)) - 2 / (N - 2) 1'K~L~1
 
-    and X centred makes the row sums of K~ its diagonal k = |x_i|^2 with a minus sign, so no N x N matrix is needed:
+    Since X is centred, the row sums of K~ are minus the diagonal of K, -k_i = -|x_i|^2, so no N x N matrix is needed:
 
       |X'Y|^2 - sum_i k_i l_i + (sum k) (sum l) / ((N - 1) (N - 2)) - 2 / (N - 2) sum_i k_i l_i
     """
@@ -163,13 +168,13 @@ def _hsic(x: Array, y: Array) -> Array:
 
 
 def _cka_debiased(x: Array, y: Array) -> Array:
-    """HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)), each unbiased; NaN where one of those is not above zero."""
+    """Returns HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)), all unbiased; NaN unless both factors are above zero."""
     own = _hsic(x, x), _hsic(y, y)
     return _hsic(x, y) / jnp.sqrt(jnp.where((own[0] > 0) & (own[1] > 0), own[0] * own[1], jnp.nan))
 
 
 def _procrustes(x: Array, y: Array) -> Array:
-    """Sum of the singular values of X'Y: the largest trace of X'Y R over rotations R."""
+    """Returns the sum of the singular values of X'Y, which is the largest trace of X'Y R over rotations R."""
     product = dot(x.T, y)
     sound = jnp.isfinite(product).all()
     values = jnp.linalg.svd(jnp.where(sound, product, 0), compute_uv=False)
@@ -190,12 +195,12 @@ _PROGRAMS = {name: (jax.jit(m.describe), jax.jit(m.compare)) for name, m in MEAS
 
 
 def similarity(models: Sequence[Array]) -> dict[Measured, np.ndarray]:
-    """How alike the representations of every two models are, by every measure of MEASURES.
+    """Returns how similar the representations of every two models are, by every measure of MEASURES.
 
-    Range: -1 to 1 for RSA, 0 to 1 for `cka` and `procrustes`, to 1 for `cka_debiased`. Direction: higher is more alike.
-    Perfect (one is the other, rotated, shifted and scaled): 1. Random (independent representations): about 0 for RSA and
-    `cka_debiased`; above 0, and rising with D / N, for `cka` and `procrustes`. Each pair is computed by itself, so no
-    number depends on how many models there are; the numbers of units may differ.
+    Range: -1 to 1 for RSA, 0 to 1 for `cka` and `procrustes`, up to 1 for `cka_debiased`. Direction: higher is more
+    similar. Perfect (one is the other, rotated, shifted and scaled): 1. Random (independent representations): about 0 for
+    RSA and `cka_debiased`; above 0, and rising with D / N, for `cka` and `procrustes`. Each pair is computed by itself, so
+    no value depends on how many models there are. Models may have different numbers of units.
 
     Args:
       models: activations `[N, D]` of each of M models for the same N examples, float32.
@@ -215,7 +220,7 @@ def similarity(models: Sequence[Array]) -> dict[Measured, np.ndarray]:
 
 
 def _compare_all(models: Sequence[Array], describe: Callable, compare: Callable) -> np.ndarray:
-    """One measure of every two models, `[M, M]`; what it makes of each model is held only meanwhile."""
+    """Returns one measure of every two models, `[M, M]`; the models' descriptions are not kept."""
     own = [describe(jnp.asarray(phi)) for phi in models]
     values = np.full((len(models),) * 2, np.nan, np.float32)
     for i, j in zip(*np.triu_indices(len(models)), strict=True):
@@ -224,10 +229,10 @@ def _compare_all(models: Sequence[Array], describe: Callable, compare: Callable)
 
 
 def noise_ceiling(correlations: np.ndarray) -> tuple[float, float]:
-    """How well any RDM can correlate with those of some models, given how they differ.
+    """Returns bounds on how well any RDM can correlate with the RDMs of some models, given how these differ.
 
-    With RDMs of unit length, z_i, and c_ij = z_i'z_j, the best single RDM is their mean, and that of the others is what
-    can be had without the model itself:
+    With RDMs z_i of unit length and c_ij = z_i'z_j, the best single RDM is their mean (upper bound). The mean over the
+    other models does not use the model itself (lower bound):
 
       upper = mean_i (sum_j c_ij) / sqrt(sum_jk c_jk)      lower = the same with j and k over the others than i
 
@@ -235,7 +240,7 @@ def noise_ceiling(correlations: np.ndarray) -> tuple[float, float]:
       correlations: Pearson correlations of the models' RDMs, `[M, M]`, symmetric, ones on the diagonal.
 
     Returns:
-      lower and upper, -1 to 1; NaN for fewer than two models.
+      Lower and upper bound, -1 to 1; NaN for fewer than two models.
 
     Source: Nili et al. 2014.
     """

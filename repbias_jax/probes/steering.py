@@ -1,8 +1,8 @@
 """Steering: a push along a feature's difference vector, while the network's own later layers finish the computation.
 
-v_f = mean of phi given f = 1 minus mean given f = 0, on the fit set. Each example of the score set is pushed towards the
-value that the network does not report for f: along +v_f where it reports 0, along -v_f where it reports 1. A push of dose x
-has the L2 norm x times the representation's rms, rms = sqrt(mean |phi - mean|^2).
+The vector v_f is the mean of phi given f = 1 minus its mean given f = 0, on the fit set. Each example of the score set is
+pushed towards the value that the network does not report for f: along +v_f where it reports 0, along -v_f where it reports
+1. The L2 norm of a push of dose x is x times the representation's rms, rms = sqrt(mean |phi - mean|^2).
 
 Source: Lampinen et al. 2024 (causal interventions); doses, their unit and random directions are ours.
 """
@@ -21,21 +21,24 @@ NUM_RANDOM = 5  # random directions of equal norm
 
 
 def steering(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
-    """How often a push along one feature's vector flips what the network reports, for every output and dose.
+    """Returns how often a push along one feature's vector flips what the network reports, for every output and dose.
 
-    `flips` of direction f (`feature`) and output g (`other`): share of examples whose report of g changes; range 0 to 1;
-    direction: higher is steered more; none at dose 0; perfect, a handle of f: all of f at some dose and none of another
-    output; random, a vector without meaning: as `random_flips`, the same, with the same signs, for random directions, the
-    mean over five, whose own null is 0 at small doses and has no known value at large ones. `at` is the dose, or `own` for
-    the vector's own length. `own_dose`: |v_f| / rms, 0 to 1 / sqrt(p (1 - p)) at prevalence p; direction: higher is a
-    longer vector; perfect, a representation that is the feature and nothing else: the upper end; random: about
-    2 / sqrt(N). Only features of two values have a vector. `flips` is invariant to a rotation, shift and scale of the
-    representation that the rest of the network follows.
+    - `flips` of direction f (`feature`) and output g (`other`) is the share of examples whose report of g changes. Range: 0
+      to 1; direction: higher is steered more; dose 0: 0; perfect (the vector controls f alone): 1 for f at some dose and 0
+      for every other output; random (a vector without meaning): as `random_flips`. `at` is the dose, or `own` for the
+      vector's own length. Invariant to a rotation, shift and scale of the representation that the rest of the network
+      follows.
+    - `random_flips` is the same for random directions with the same signs, the mean over five. Its null is 0 at small doses
+      and has no known value at large ones.
+    - `own_dose` is |v_f| / rms. Range: 0 to 1 / sqrt(p (1 - p)) at prevalence p; direction: higher is a longer vector;
+      perfect (a representation of the feature and nothing else): the upper end; random: about 2 / sqrt(N).
+
+    Only features of two values have a vector.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take vectors from.
       score: the same, of other examples, to push.
-      outputs: logits of a side, with its representation changed, as in `repbias_jax.probes`.
+      outputs: returns the logits of a side after a change of its representation, as in `repbias_jax.probes`.
 
     Returns:
       `flips` and `random_flips` for every pair of a direction and an output, and `own_dose` for every direction.
@@ -67,7 +70,10 @@ def steering(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
 def _flips(
     signs: Array, lengths: Array, ways: Array, reported: dict[str, Array], outputs: Outputs
 ) -> dict[str, Array]:  # fmt: skip
-    """Share of examples whose report changes, `[lengths, ways]` by output; one push after the other, to bound memory."""
+    """Returns the share of examples whose report changes, `[lengths, ways]` by output.
+
+    Pushes are run one after the other, to bound memory.
+    """
 
     def one(push: Array) -> dict[str, Array]:
         logits = outputs("score", signs * push[None])
@@ -80,6 +86,6 @@ def _flips(
 
 @functools.cache
 def random_directions(units: int) -> np.ndarray:
-    """Unit vectors, the same for every run: `[NUM_RANDOM, D]`, drawn once with a fixed seed."""
+    """Returns unit vectors `[NUM_RANDOM, D]`, the same for every run, drawn once with a fixed seed."""
     drawn = np.random.default_rng(units).normal(size=(NUM_RANDOM, units))
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)

@@ -13,20 +13,23 @@ DEAD = 1e-6  # share of the most varying unit's variance below which a unit coun
 
 
 def units(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
-    """Selectivity and spread of a code over units.
+    """Returns how many units are selective for each feature, and over how many units its code is spread.
 
-    `selective_share`: living units whose own r2 for the feature, on the score set, is over .1, as a share of living units;
-    range 0 to 1; direction: higher is denser; every unit perfectly the feature: 1; random: 0 at 1,024 examples.
-    `participation`: participation ratio of the feature's code over the number n of living units,
-    (sum_i b_i)^2 / (n sum_i b_i^2), b_i the variance between the class means of unit i on the fit set (for two classes
-    proportional to d_i^2, d the difference vector); 1 / n to 1; direction: higher is denser; one unit: 1 / n; all alike: 1;
-    mere noise of two classes, or a random Gaussian d: about 1/3. `living_share`: units that vary at all; 0 to 1; direction:
-    higher has fewer dead units; perfect and random: 1. `sparsity`: Treves and Rolls' lifetime sparsity
-    1 - mean(|a|)^2 / mean(a^2), the mean over living units; 0 (always the same size) to 1; direction: higher is active for
-    fewer examples; perfect, a unit active for one of N examples: 1 - 1 / N; random: 1 - 2 / pi = .36 for Gaussian
-    activations, 1 - 1 / pi = .68 for those rectified at their mean.
-    All are invariant to the order and to a common scale of units, `selective_share` to each unit's own scale and shift; a
-    rotation changes them.
+    - `selective_share` is the share of living units whose own r2 for the feature, on the score set, is over 0.1. Range: 0
+      to 1; direction: higher is denser; perfect (every unit is a function of the feature): 1; random: 0 at 1,024 examples.
+    - `participation` is the participation ratio of the feature's code divided by the number n of living units,
+      (sum_i b_i)^2 / (n sum_i b_i^2), where b_i is the variance between the class means of unit i on the fit set (for two
+      classes it is proportional to d_i^2, with d the difference vector). Range: 1 / n to 1; direction: higher is denser;
+      one unit: 1 / n; all units alike: 1; noise with two classes, or a random Gaussian d: about 1/3.
+    - `living_share` is the share of units that vary at all. Range: 0 to 1; direction: higher means fewer dead units;
+      perfect and random: 1.
+    - `sparsity` is Treves and Rolls' lifetime sparsity 1 - mean(|a|)^2 / mean(a^2), averaged over living units. Range: 0
+      (always the same size) to 1; direction: with higher values units are active for fewer examples; perfect (a unit active
+      for one of N examples): 1 - 1 / N; random: 1 - 2 / pi = 0.36 for Gaussian activations, 1 - 1 / pi = 0.68 for
+      Gaussian activations rectified at their mean.
+
+    All are invariant to the order and to a common scale of units, `selective_share` also to each unit's own scale and
+    shift. A rotation changes them.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to take class means from.
@@ -34,8 +37,8 @@ def units(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
       roles: number of values and role of each factor.
 
     Returns:
-      `selective_share` and `participation` of every factor but single bits, `living_share` and `sparsity` once. NaN where
-      no unit lives, or the feature is constant.
+      `selective_share` and `participation` of every factor but single bits; `living_share` and `sparsity` once. NaN where
+      no unit is living (`living_share` is then 0), or the feature is constant.
 
     Source: Lampinen et al. 2024 (single units); Treves and Rolls 1991; thresholds are ours.
     """
@@ -59,18 +62,21 @@ def units(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
 
 
 def selective_share(r2: Array, living: Array) -> Array:
-    """Share of the living units whose own r2 is over SELECTIVE; NaN where none lives. Args: `[D]` each."""
+    """Returns the share of living units whose own r2 is over SELECTIVE; NaN if there are none. Args: `[D]` each."""
     return jnp.sum((r2 > SELECTIVE) & living).astype(jnp.float32) / _count(living)
 
 
 def participation(spread: Array, living: Array) -> Array:
-    """Participation ratio of variances between class means, over the living units; NaN where none lives or all are 0."""
+    """Returns the participation ratio of variances between class means divided by the number of living units.
+
+    NaN if no unit is living or all variances are 0.
+    """
     own = jnp.where(living, spread, 0)
     return jnp.square(own.sum()) / jnp.sum(jnp.square(own)) / _count(living)
 
 
 def alive(total: Array) -> Array:
-    """Units that vary by more than DEAD of the most varying one. Args: sums of squares `[D]`."""
+    """Returns which units have a variance above DEAD times the largest. Args: sums of squares `[D]`."""
     return total > DEAD * total.max()
 
 

@@ -1,13 +1,14 @@
 """Representation variance explained by each feature: the main measure.
 
-Encoding direction: from the feature to the representation. `phi` `[N, D]` are activations, `f` the feature's value as
-one-hot columns; everything is centred with the mean of the FIT set, before anything is multiplied (float32 covariances
-of uncentred ReLU activations cancel). With M `[C, D]` the fit set's mean of phi given f:
+The direction is encoding: the feature predicts the representation. `phi` `[N, D]` are activations and `f` is the feature's
+value as one-hot columns; everything is centred with the mean of the FIT set before anything is multiplied (float32
+covariances of uncentred ReLU activations cancel). With M `[C, D]`, the fit set's mean of phi given f:
 
   SST = sum |phi|^2      SSE = sum |phi - M[f]|^2      r2 = 1 - SSE / SST       sums over the score set
 
-and, so that permutations need only class sums, SST - SSE = 2 <G' phi, M> - sum_c n_c |M_c|^2 for the one-hot G `[N, C]`.
-For a binary feature r2 = p (1 - p) |d|^2 / tr(S), d the difference of the class means.
+Permutations need only class sums, since SST - SSE = 2 <G' phi, M> - sum_c n_c |M_c|^2 for the one-hot G `[N, C]`.
+For a binary feature of prevalence p, r2 = p (1 - p) |d|^2 / tr(S), where d is the difference of the class means and S the
+covariance of phi.
 
 Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of sums, null and partition are ours.
 """
@@ -40,13 +41,13 @@ from repbias_jax.probes.moments import (
 
 
 def variance(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
-    """Variance explained by each factor, one at a time.
+    """Returns the variance that each factor explains by itself.
 
     Range of r2: minus infinity to 1; direction: higher is more strongly represented; perfect (the representation is a
-    function of the feature alone): 1; random: the null level -(C - 1) / N_fit. Invariant to rotation, shift and scale
-    of the representation. `variance` is in squared activation units, summed over units. Two other forms are reported, of
-    the same range and direction, neither of which has a stable null: `r2_per_example`, the mean over score examples of
-    1 - |phi - M[f]|^2 / |phi|^2, the paper's form, and `r2_per_unit`, the mean over living units of each unit's own ratio.
+    function of the feature alone): 1; random: the null level -(C - 1) / N_fit. r2 is invariant to rotation, shift and scale
+    of the representation. `variance` is in squared activation units, summed over units. Two other forms are also reported.
+    They have the same range and direction, but no stable null: `r2_per_example`, the paper's form, is the mean over score
+    examples of 1 - |phi - M[f]|^2 / |phi|^2; `r2_per_unit` is the mean over living units of each unit's own ratio.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]` to fit on.
@@ -88,17 +89,17 @@ def variance(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
 
 
 def walsh(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
-    """The Walsh partition: variance explained by products of +/-1 bits, by block and degree.
+    """Returns the Walsh partition: the variance explained by products of +/-1 bits, by block and degree.
 
     On an exactly crossed set the products are orthogonal, so their shares add up: features (a parity is one product),
-    parts (products of fewer bits of a block), `across` (products over several blocks) and `rest` (distractors) make 1.
-    Factors with the role `bit` are crossed, each in the block of the feature it is `of`; without any the result is empty.
-    Range, direction and
-    perfect value as for r2, of which each entry is a sum over `q` products; random: `walsh_null` = -q / N_fit.
+    parts (products of fewer bits of a block), `across` (products over several blocks) and `rest` (distractors) sum to 1.
+    The crossed bits are the factors with the role `bit`, each in the block of the feature it is `of`; without any, the
+    result is empty. Each entry is the sum of r2 over `q` products; range, direction and perfect value are those of r2;
+    random: `walsh_null` = -q / N_fit.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]`, exactly crossed in the bits.
-      score: the same, other examples.
+      score: the same, of other examples.
       roles: number of values and role of each factor.
 
     Returns:
@@ -131,16 +132,17 @@ def walsh(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
 
 
 def partition(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
-    """Unique and shared parts of each feature, for features that are correlated or unbalanced.
+    """Returns the unique and shared parts of each feature, for features that are correlated or unbalanced.
 
-    Least squares of the representation on all features at once, and on all but one: `joint_r2`; `unique_r2` of f is
-    what the joint fit loses without f; `shared_r2` is r2 of f alone less its unique part. Independent features: shared
-    0, unique the r2 of `variance`. Range, direction, perfect, random and invariances as for r2 (random joint: minus
-    the number of free columns over N_fit).
+    The representation is predicted by least squares from all features at once, and from all but one. `joint_r2` is r2 of
+    all features together; `unique_r2` of f is what the joint fit loses without f; `shared_r2` is r2 of f alone minus its
+    unique part. For independent features the shared part is 0 and the unique part is the r2 of `variance`. Range,
+    direction, perfect and random values and invariances are those of r2 (random joint: minus the number of free columns
+    over N_fit).
 
     Args:
       fit: activations `[N, D]` and factors int `[N]`.
-      score: the same, other examples.
+      score: the same, of other examples.
       roles: number of values and role of each factor.
 
     Returns:
@@ -171,20 +173,23 @@ def partition(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
 
 
 def _columns(side: Side, names: Sequence[str], roles: Roles) -> Array:
-    """A column of ones, and one for each value but the first of each factor, `[N, 1 + sum of (C - 1)]`."""
+    """Returns a column of ones, and one for each value but the first of each factor, `[N, 1 + sum of (C - 1)]`."""
     hot = [one_hot(side[1][name], roles[name].values)[:, 1:] for name in names]
     return jnp.concatenate([jnp.ones((len(side[0]), 1)), *hot], axis=1)
 
 
 def permuted(codes_fit: Array, codes_score: Array, num_values: int, phi_fit: Array, phi_score: Array) -> Array:
-    """SST - SSE under `NUM_PERMUTATIONS` permutations of the labels. Returns `[permutations]`."""
+    """Returns SST - SSE over all units for each of `NUM_PERMUTATIONS` permutations of the labels, `[permutations]`."""
     fit, score = codes_fit[orders(len(codes_fit), 0)], codes_score[orders(len(codes_score), 1)]
     sums = moments(one_hot(fit, num_values), one_hot(score, num_values), phi_fit, phi_score)
     return jnp.sum(explained(sums), axis=-1)
 
 
 def _products(bits: Array) -> Array:
-    """All non-empty products of +/-1 bits. Args: `[N, k]` in {0, 1}. Returns: `[N, 2^k - 1]`, set q has bit i of q."""
+    """Returns all non-empty products of +/-1 bits, `[N, 2^k - 1]`: product q >= 1 is over the bits set in q.
+
+    Args: bits: `[N, k]` in {0, 1}.
+    """
     signs = 1.0 - 2.0 * bits.astype(jnp.float32)
     products = jnp.ones((len(bits), 1), jnp.float32)
     for i in range(bits.shape[1]):
