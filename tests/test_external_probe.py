@@ -252,6 +252,7 @@ def test_dependence_and_evenness_by_hand():
     hot = (rng.permutation(np.arange(500) % 4)[:, None] == np.arange(1, 4)).astype(float)
     assert dependence(f[:, None] * 1.0, x[:, None]) == pytest.approx(abs(np.corrcoef(f, x)[0, 1]))
     assert dependence(hot, hot[:, :1] * 3 - hot[:, 2:] + 7) == pytest.approx(1)
+    assert np.isnan(dependence(np.ones((500, 2)), x[:, None]))
     assert dependence(hot, x[:, None]) < (np.sqrt(3) + 1) / np.sqrt(500)
     assert evenness(np.array([0.05, 0.95])) == pytest.approx(0.19)
     assert evenness(np.full(7, 1 / 7)) == pytest.approx(1)

@@ -53,10 +53,14 @@ def dependence(a: np.ndarray, b: np.ndarray) -> float:
     Args:
       a: columns `[N, q]`, float64.
       b: columns `[N, r]`, the same.
+
+    Returns:
+      The correlation; NaN if all columns of a feature are constant.
     """
     bases = []
     for columns in (a, b):
         # Only singular vectors that vary are kept: columns may be constant, or copies of each other.
         left, values, _ = np.linalg.svd(columns - columns.mean(0), full_matrices=False)
         bases.append(left[:, values > 1e-9 * max(values[0], 1e-300)])
-    return float(np.clip(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)[0], 0, 1))
+    correlations = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
+    return float(np.clip(correlations[0], 0, 1)) if len(correlations) else np.nan
