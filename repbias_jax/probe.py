@@ -59,14 +59,14 @@ class Interrupted(Exception):
 
 
 class Request(NamedTuple):
-    """All input, read and checked."""
+    """The input of the command, read and checked."""
 
     folder: Path
     sites: dict[str, np.ndarray]
     features: list[Feature]
     split: list[str] | None
     choices: external.Choices
-    inputs: list[str]  # sentences
+    inputs: list[str]  # sentences that describe the input
 
 
 def parse(arguments: Sequence[str]) -> None:
@@ -134,7 +134,7 @@ def _required(name: str) -> str:
 
 
 def _read() -> Request:
-    """Returns all input, read and checked; writes nothing."""
+    """Reads and checks all input; writes nothing."""
     path, table, folder = Path(_required("activations")), Path(_required("features")), Path(_required("workdir"))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: not a folder; expected a folder or the name of a new one")

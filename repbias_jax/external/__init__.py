@@ -1,10 +1,10 @@
 """Runs the probes of this package on activations that were made elsewhere.
 
-  arrays, features        files and Python values, checked: activations [N, D] and features of N examples
-  design                  fit and score half, design columns of the features, centred activations, the bootstrap
-  encoding                variance explained, its parts, single units, principal components
-  readouts, rsa           linear and kernel readouts; representational similarity
-  record, diagnostics     rows of `results.csv`; checks of the features
+  arrays, features        read and check activations [N, ...] and features of N examples
+  design                  makes the fit and score halves, design columns, centred activations and bootstrap draws
+  encoding                measures variance explained, its parts, single units and principal components
+  readouts, rsa           measure linear and kernel readouts, and representational similarity
+  record, diagnostics     make rows of `results.csv`, and check the features
 
 `variance_explained` returns a few numbers for each feature of one array; `probe_activations` returns all measures as a
 table. Both share the same definitions of features, halves and measures.
@@ -63,12 +63,13 @@ def variance_explained(
     Returns:
       By feature:
         `r2`: share of the variance that the feature explains, from minus infinity to 1 (the representation is a function of
-          the feature alone); its expectation is `null` if the representation does not depend on the feature;
+          the feature alone, and a linear one if the feature is continuous); its expectation is `null` if the
+          representation does not depend on the feature;
         `variance`: the explained variance in squared activation units, summed over the D units;
         `r2_per_unit`: the mean over units of each unit's own r2;
         `r2_per_example`: the mean over scored examples n of 1 - |phi_n - M[f_n]|^2 / |phi_n|^2;
         `null`, `null_low`, `null_high`: expectation and central 95 % of r2 when the feature's values are permuted.
-      NaN where the activations do not vary.
+      All values are NaN if the activations do not vary.
 
     Raises:
       ConfigError: shapes that do not match, values that are missing or not finite, a feature that is constant in one half,
@@ -105,9 +106,9 @@ def probe_activations(
       choices: number of bootstrap draws, and the thresholds for features that are decodable but small.
 
     Returns:
-      One row for each number, with the columns of `results.csv`. Metrics that end in `_low` and `_high` are the ends of
-      95 % intervals over examples (`design.interval`), or of null bands if `null` precedes; an undefined value is NaN, with
-      the reason.
+      One row for each number, with the columns of `results.csv`. A metric that ends in `_low` or `_high` is an end of a
+      95 % interval over examples (`design.interval`), or of a null band if `null` precedes that ending. An undefined value
+      is NaN, and its row gives the reason.
 
     Raises:
       ConfigError: as for `variance_explained`, except that a feature that is constant in one half gets rows without a
@@ -153,7 +154,10 @@ def probe(
 
 
 def check(sites: Mapping[str, np.ndarray], features: Sequence[Feature], split: Sequence[Any] | None) -> design.Rows:
-    """Returns the examples of both halves. Raises ConfigError if shapes do not match or values are not finite and real."""
+    """Returns the row numbers of both halves.
+
+    Raises ConfigError if there is no array, shapes do not match, values are not finite and real, or the split is invalid.
+    """
     if not sites:
         raise ConfigError("no activations; expected at least one array")
     count = len(features[0].values)

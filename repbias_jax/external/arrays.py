@@ -1,13 +1,13 @@
 """Reads arrays that were made elsewhere, as data and nothing else.
 
-This is a strict reader for `.npy`, `.npz` and zarr v3 (`.zarr`). It loads no pickle, runs no code and follows no link, and
-it checks the file's own description before it allocates memory for it. Anything but plain numbers is refused with a
-`ConfigError` of one line.
+This is a strict reader for `.npy`, `.npz` and zarr v3 (`.zarr`). It loads no pickle, runs no code and follows no link
+inside an npz or a zarr, and it checks the file's own description before it allocates memory for it. Anything but plain
+numbers is refused with a `ConfigError` of one line.
 
 How much damage is detected depends on the format. Every member of an npz has a CRC-32. A zarr array has the checksums that
 its writer chose (`crc32c`, or `zstd` with `checksum`; in shards only `crc32c` detects damage in several places). An npy has
-none: a flipped bit among its values gives another value, here as in numpy; only the agreement of its description and its
-length is checked.
+none: a flipped bit among its values gives another value, as it does in numpy. The reader can only check that the header
+agrees with the file's length and that each value is valid.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ NODE_KEYS = {  # for each type of zarr node: required keys, then optional ones
 
 
 def read_arrays(path: Path, max_bytes: int = 8 * 2**30) -> dict[str, np.ndarray]:
-    """Reads every array of a file from outside.
+    """Reads every array of an external file.
 
     Arrays have the machine's byte order and the shape in the file. Arrays of shape `[]` and arrays without values are
     accepted.
@@ -71,8 +71,8 @@ def read_arrays(path: Path, max_bytes: int = 8 * 2**30) -> dict[str, np.ndarray]
     Args:
       path: `NAME.npy` (one array, `NAME`), `NAME.npz` (one array for each member) or a folder `NAME.zarr` of zarr v3 (an
         array, `NAME`, or a group and the arrays directly in it).
-      max_bytes: limit for the bytes of all arrays together, and for zarr also for the bytes on disk and for the arrays if
-        all chunks were whole.
+      max_bytes: limit for the bytes of all arrays together. For zarr it also limits the bytes on disk, and the bytes of the
+        arrays if all their chunks were whole.
 
     Returns:
       Arrays by name: bool, 8 to 64-bit integers, float16 to float64, all finite.
@@ -97,7 +97,7 @@ def reading(where: object, kinds: tuple[type[Exception], ...]) -> Iterator[None]
     """Converts the given exceptions into a refusal."""
     try:
         yield
-    except ConfigError:  # is a ValueError too
+    except ConfigError:  # it is a ValueError too
         raise
     except kinds as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200] or type(error).__name__
@@ -120,7 +120,10 @@ def opened(path: Path, more_flags: int = 0) -> Iterator[tuple[IO[bytes], int]]:
 
 
 def _size(shape: Any, itemsize: int, where: object, max_bytes: int) -> int:
-    """Returns the bytes of an array. Raises ConfigError for invalid or too large shapes, where a size of 0 counts as 1."""
+    """Returns how many bytes an array has.
+
+    Raises ConfigError for invalid shapes and for too large ones, where a size of 0 counts as 1.
+    """
     sizes = isinstance(shape, list | tuple) and len(shape) <= 32 and all(type(n) is int and 0 <= n < 2**63 for n in shape)
     if not sizes:
         raise refusal(where, "shape: expected at most 32 whole numbers, each from 0 to 2^63")
@@ -175,7 +178,7 @@ def _npy(stream: IO[bytes], size: int, where: object, max_bytes: int) -> np.ndar
 
 
 def _npy_header(head: bytes, where: object) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Returns shape, whether the order is Fortran's, stored type and end of the header of an npy."""
+    """Returns the shape of an npy, whether its order is Fortran's, its stored type, and where its header ends."""
     start = {b"\x93NUMPY\1\0": 10, b"\x93NUMPY\2\0": 12}.get(head[:8])
     if start is None:  # version 3.0 is for field names, which we refuse
         raise refusal(where, f"opens with {head[:8]!r}; expected the magic of npy 1.0 or 2.0")
@@ -209,7 +212,7 @@ def _check_directory(file: IO[bytes], size: int, path: Path) -> None:
     """Raises ConfigError if a zip's list of members, which `zipfile` reads whole, is too long or followed by a comment."""
     start = file.read(4)
     file.seek(max(0, size - 98))
-    tail = file.read(98).rjust(98, b"\0")  # records of 56 and 20 bytes (in zips above 4 GiB) and of 22
+    tail = file.read(98).rjust(98, b"\0")  # records have 56 and 20 bytes (in zips above 4 GiB) and 22
     if start != b"PK\3\4" or tail[-22:-18] != b"PK\5\6":
         raise refusal(path, "is no zip, is empty, cut short or has something appended; expected what np.savez writes")
     large = tail[:4] == b"PK\6\6"
@@ -221,7 +224,7 @@ def _check_directory(file: IO[bytes], size: int, path: Path) -> None:
 
 
 def _members(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """Returns the members by the names of their arrays. Raises ConfigError unless each is a plain `NAME.npy`."""
+    """Returns the members by the name of their array. Raises ConfigError unless each is a plain `NAME.npy`."""
     members: dict[str, zipfile.ZipInfo] = {}
     if not 1 <= len(archive.infolist()) <= MAX_ARRAYS:
         raise refusal(path, f"{len(archive.infolist())} members; expected 1 to {MAX_ARRAYS}")
@@ -263,7 +266,7 @@ def _read_zarr(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _survey(folder: Path, max_bytes: int) -> tuple[list[Path], int]:
-    """Returns every file that holds values, and their bytes in total.
+    """Returns every file that may hold values, and how many bytes they have in total.
 
     Raises ConfigError for links, pipes, devices, and too many files or bytes.
     """
@@ -307,7 +310,7 @@ def _node(folder: Path) -> dict[str, Any]:
 
 
 def _zarr_array(folder: Path, max_bytes: int) -> tuple[np.ndarray, int]:
-    """Returns one zarr array, and its bytes if all chunks were whole.
+    """Returns one zarr array, and how many bytes it would have if all its chunks were whole.
 
     The declared sizes are checked before any chunk is opened.
     """
@@ -366,7 +369,7 @@ def _codec_names(codecs: Any, where: object, allowed: tuple[str, ...] = CODECS) 
 
 
 def _check_codecs(node: dict[str, Any], values: int, stored: int, where: object) -> None:
-    """Raises ConfigError for unknown codecs, and for shards with more pieces than the index in their files can list."""
+    """Raises ConfigError for unknown codecs, and for shards with more inner chunks than their files can index."""
     names = _codec_names(node["codecs"], where)
     if "sharding_indexed" not in names:
         return
@@ -374,10 +377,10 @@ def _check_codecs(node: dict[str, Any], values: int, stored: int, where: object)
         raise refusal(where, "codecs: expected nothing after sharding_indexed")
     shard = node["codecs"][-1]
     inner, inside = _chunk_shape(shard, len(node["shape"]), f"{where}, sharding_indexed"), f"{where}, inside shards"
-    # Blosc is refused within a shard, where the sizes it claims could not be checked before it allocates them.
+    # Blosc is refused within a shard, where the sizes it claims could not be checked before it allocates memory.
     _codec_names(shard["configuration"].get("codecs"), inside, ("bytes", "transpose", "zstd", "gzip", "crc32c"))
     _codec_names(shard["configuration"].get("index_codecs"), inside, ("bytes", "crc32c"))
-    if values // math.prod(inner) * 16 > stored:  # an index has 16 bytes for each piece
+    if values // math.prod(inner) * 16 > stored:  # an index has 16 bytes for each inner chunk
         raise refusal(where, f"shards of more pieces than {stored} bytes can hold; expected every chunk ({WRITE_ALL})")
 
 

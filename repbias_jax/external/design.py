@@ -1,4 +1,4 @@
-"""Fit and score half, columns of the features, centred activations, and the bootstrap over examples.
+"""Fit and score halves, design columns of the features, centred activations, and the bootstrap over examples.
 
 Probes are fitted on one half of the examples and scored on the other. By default the halves are random, drawn with a fixed
 seed. They are not the even and the odd rows, since the order of rows often has a period. Examples that belong together
@@ -24,14 +24,14 @@ BLOCK = 2**22  # number of values centred at a time
 
 
 class Design(NamedTuple):
-    """The columns of F features, in both halves.
+    """The design columns of F features, in both halves.
 
     Attributes:
-      x: a column of ones, then the features' columns standardised with the fit half's mean and deviation, float32 `[N, Q]`
-        for each half.
+      x: a column of ones, then the features' columns, standardised with the mean and standard deviation of the fit half;
+        float32 `[N, Q]` for each half.
       columns: for each feature, the indices of its columns.
       middle: mean of each column in the fit half before it was standardised, `[Q]`.
-      scale: its standard deviation, `[Q]`.
+      scale: standard deviation of each column in the fit half before it was standardised, `[Q]`.
     """
 
     x: tuple[Array, Array]
@@ -143,7 +143,7 @@ def class_codes(feature: Feature, rows: Rows) -> tuple[np.ndarray, int]:
 
 
 def permutations(rows: Rows) -> tuple[Array, Array]:
-    """Returns permutations of both halves, the ones that the null band of `variance` uses."""
+    """Returns permutations `[P, N]` of each half, drawn as for the null band of `variance`."""
     return jnp.asarray(orders(len(rows[0]), 0)), jnp.asarray(orders(len(rows[1]), 1))
 
 
@@ -160,19 +160,19 @@ def interval(value: np.ndarray, draws: np.ndarray, floor: float = -np.inf) -> tu
     A draw has fewer distinct examples than the data. So the draws fall short of the data by about as much as the data fall
     short of an infinite sample: for r2 of a feature of C classes, by (C - 1) / N_fit each time. With many units this loss
     is larger than the spread of the draws, and their plain quantiles exclude the number itself. Therefore the quantiles are
-    taken about the draws' mean, and the interval reaches from the number as measured, which is what a fit to so many
-    examples explains, to the number without the loss, which is what the feature explains in the population:
+    taken relative to the draws' mean, and the interval covers two numbers: the number as measured, which is what a fit to
+    so many examples explains, and the number corrected for the loss, which is what the feature explains in the population:
 
       loss = value - mean(draws)
       low  = value + min(loss, 0) + quantile(draws, 0.025) - mean(draws)
       high = value + max(loss, 0) + quantile(draws, 0.975) - mean(draws)
 
-    Each end holds for the nearer of the two, so the interval covers either one in at least about 95 % of data sets. It is
-    conservative if noise in many units makes up most of the number.
+    The lower end is computed from the smaller of the two and the upper end from the larger, so the interval covers either
+    one in at least about 95 % of data sets. It is conservative if noise in many units makes up most of the number.
 
     Args:
       value: as measured, any shape.
-      draws: the same number for each draw, `[draws, ...]`; NaN draws are left out.
+      draws: the number computed in each draw, `[draws, ...]`; NaN draws are left out.
       floor: lowest possible value of the number; the highest is 1 for every number of this package.
 
     Returns:

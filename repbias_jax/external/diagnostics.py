@@ -1,8 +1,8 @@
-"""Checks of the features themselves, before any activation is read: how balanced and how dependent they are.
+"""Checks of the features, without their activations: how balanced they are, and how dependent on each other.
 
 The r2 of a feature is hard to interpret if the feature is unbalanced (the r2 of a rare feature is small whatever the
 representation does) or depends on another feature (their shared variance counts in the r2 of both). Both are measured and
-reported.
+reported. `notes` and `dissociated` put the problems and findings in a table of measures into sentences.
 
 Source: ours.
 """
@@ -31,10 +31,15 @@ def describe(features: Sequence[Feature], rows: Rows) -> Iterator[tuple[Measured
     """Yields the names and values of evenness, shares of classes and dependence, over both halves.
 
     Yields:
-      `examples` (`at` fit, score); for each feature `distinct`, its number of values; for each feature of classes
-      `class_share` (`at` the class), `evenness` (as in `balance.evenness`) and `fewest` (examples of its rarest class, in
-      the half that has fewer); for each pair of features that vary in both halves `dependence` (as in `balance.dependence`)
-      and `dependence_null`, about what independent features reach by chance.
+      `examples`: the number of examples in each half (`at` fit, score);
+      for each feature `distinct`: its number of values;
+      for each feature with classes:
+        `class_share`: the share of examples in a class (`at` the class);
+        `evenness`: as in `balance.evenness`;
+        `fewest`: the smallest number of examples that any of its classes has in either half;
+      for each pair of features that vary in both halves:
+        `dependence`: as in `balance.dependence`;
+        `dependence_null`: about what independent features reach by chance.
     """
     both = np.concatenate(rows)
     for side, own in zip(("fit", "score"), rows, strict=True):
@@ -56,7 +61,10 @@ def describe(features: Sequence[Feature], rows: Rows) -> Iterator[tuple[Measured
 
 
 def notes(rows: pd.DataFrame) -> list[str]:
-    """Returns one sentence for each problem of a feature or a readout. Args: rows of `probe`, with numbers."""
+    """Returns one sentence for each problem of a feature or a readout, and one for all dependent pairs of features.
+
+    Args: rows of `probe`, with numbers.
+    """
     sentences, pairs = [], []
     by = rows[rows["probe"] == "balance"].set_index(["metric", "feature", "other", "at"])["value"].to_dict()
     constant = rows[(rows["metric"] == "r2") & (rows["reason"] == "constant feature")]["feature"]

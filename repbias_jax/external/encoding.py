@@ -81,7 +81,7 @@ def alone(phi: Sides, feature: Feature, rows: Rows, orders: Sides) -> Alone:
 def measure(
     phi: Sides, scale: float, features: list[Feature], rows: Rows, draws: int
 ) -> Iterator[tuple[str, Measured, float]]:
-    """Yields all numbers of one site: probe, name and value.
+    """Yields all numbers of one site, each as probe, name and value.
 
     Args:
       phi: centred activations `[N, D]` of both halves.
@@ -106,18 +106,19 @@ def measure(
         yield "variance", Measured("variance", feature.name), float(found.variance) * (scale * scale)
         free = max(1, len(feature.levels) - 1)
         yield "units", Measured("selective_null", feature.name), float(found.selective_null)
-        yield "units", Measured("participation_null", feature.name), free / (free + 2)  # for `free` squared normal numbers
+        # This is the participation of many units whose variances between classes are sums of `free` squared normal numbers.
+        yield "units", Measured("participation_null", feature.name), free / (free + 2)
 
 
 def _with_draws(phi: Sides, design: Design, draws: int) -> tuple[Found, Found]:
-    """Returns the measures for all examples once, and for each bootstrap draw `[draws, ...]`."""
+    """Returns the measures over all examples, and over the examples of each bootstrap draw, `[draws, ...]`."""
     axes = _axes(phi[0])
     z = (dot(phi[0], axes), dot(phi[1], axes))
     first = [own[0] for own in design.columns]
     middle, scale = (jnp.asarray(a[first], jnp.float32) for a in (design.middle, design.scale))
     width = design.x[0].shape[1] * max(*(len(half) for half in phi), phi[0].shape[1])
     batch = max(1, min(8, 2**22 // width))
-    # Rows that count every example once come first, as many as are needed for whole batches, which share one compilation.
+    # Rows that count every example once come first: as many as make all batches full, so that one compilation serves all.
     ahead = batch - draws % batch
     counts = [jnp.asarray(resampled(len(half), draws, side)) for side, half in enumerate(phi)]
     counts = tuple(jnp.concatenate([jnp.ones((ahead, own.shape[1]), jnp.uint8), own]) for own in counts)
@@ -150,7 +151,7 @@ def _axes(phi_fit: Array) -> Array:
 
 @jax.jit(static_argnames="num_classes")
 def _classes_alone(codes: Sides, phi: Sides, orders: Sides, num_classes: int) -> Alone:
-    """Returns what a feature of classes explains by the fit half's class means, as in `variance`. Args: codes int `[N]`."""
+    """Returns what a feature explains by the class means of the fit half, as in `variance`. Args: codes: int `[N]`."""
 
     def sums(order: Sides) -> moments.Moments:
         fit, score = (moments.one_hot(own[rows], num_classes) for own, rows in zip(codes, order, strict=True))
@@ -226,7 +227,7 @@ def _found(s: regression.Sums, by_axis: regression.Sums, middle: Array, scale: A
     parts, total = regression.shares(s, inverse), regression.total(s)
     living, first = units.alive(total), np.array([own[0] for own in columns])
     prevalence = middle + scale * s.inner_score[0, first] / s.inner_score[0, 0]
-    rarest = jnp.minimum(prevalence, 1 - prevalence) * s.inner_score[0, 0]  # number of examples, which is 0 in some draws
+    rarest = jnp.minimum(prevalence, 1 - prevalence) * s.inner_score[0, 0]  # examples of the rarer class; 0 in some draws
     alone = jnp.stack([regression.explained(s, inverse[f], own) for f, own in enumerate(columns)])  # [F, D]
     spread = jnp.stack([regression.spread(s, inverse[f], own) for f, own in enumerate(columns)])
     lengths = regression.total(by_axis)

@@ -1,9 +1,9 @@
-"""What can be read out of one site: linear and kernel readouts with permuted controls, and what is decodable but small.
+"""Linear and kernel readouts of one site, with permuted controls, and features that are decodable but small.
 
 The decoders are those of `probes.decoding`. They are fitted on at most 2,048 examples of the fit half and scored on at most
-8,192 of the score half, both drawn with a fixed seed: the cost of the kernel readout grows with the cube of the first
-number. For a continuous feature the label is whether it is above the fit half's median. Intervals are by bootstrap over the
-scored examples; the readouts are not refitted.
+8,192 of the score half, both drawn with a fixed seed: the cost of the kernel readout grows with the cube of the number of
+fitted examples. For a continuous feature the label is whether it is above the fit half's median. Intervals come from a
+bootstrap over the scored examples; the readouts are not refitted.
 
 Source: ours.
 """
@@ -27,11 +27,16 @@ KINDS = {"linear": "decode", "nonlinear": "decode_nonlinear"}  # metrics of the 
 def readouts(
     phi: tuple[Array, Array], features: Sequence[Feature], rows: Rows, draws: int
 ) -> Iterator[tuple[str, Measured, float]]:
-    """Yields the accuracies of one site: probe, name and value.
+    """Yields the accuracies of one site, each as probe, name and value.
 
-    These are the balanced accuracies `decode` and `decode_nonlinear`, each with the endings `_shuffled` (labels permuted on
-    both sides, 1 / C whatever the representation), `_low` and `_high` (ends of the 95 % interval) and `_converged` (1 or
-    0), and `chance` (1 / C). Values are NaN if a feature is constant among the examples that are used.
+    For each feature of C classes they are `chance` (1 / C), the balanced accuracies `decode` and `decode_nonlinear`, and
+    for both of these the metrics with a further ending:
+
+      `_shuffled`: accuracy with labels permuted on both sides; about 1 / C whatever the representation;
+      `_low`, `_high`: ends of the accuracy's 95 % interval;
+      `_converged`: 1 if the fit has converged, else 0.
+
+    All but `chance` are NaN if the feature is constant among the examples that are used.
 
     Args:
       phi: centred activations `[N, D]` of both halves.
@@ -92,7 +97,7 @@ def _drawn(half: Array, rows: np.ndarray, most: int) -> tuple[Array, np.ndarray]
 def _accuracies(
     codes: np.ndarray, said: np.ndarray, converged: np.ndarray, number: int, counts: np.ndarray
 ) -> Iterator[tuple[str, float]]:
-    """Yields the endings of a decoder's metrics, with values.
+    """Yields each ending of a decoder's metrics with its value.
 
     Args: codes, predictions and convergence for real and then permuted labels, `[2, N]`, `[2, N]` and `[2]`; number of
     classes; counts of the bootstrap `[draws, N]`.

@@ -16,12 +16,12 @@ PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pandas", "matplotlib", "tensorst
 
 
 def row(site: str, probe: str, name: Measured, value: float, reason: str = "") -> tuple[Any, ...]:
-    """Returns a row of `results.csv`; with one run and one snapshot, the columns that identify them are empty or 0."""
+    """Returns a row of `results.csv`. The columns that identify run and snapshot are empty or 0: there is one of each."""
     return (EXPERIMENT, "", "", 0, 0, site, probe, *name, "score", value, reason)
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that are used, and the devices, for the manifest and the page."""
+    """Returns the versions of Python and of the packages in use, and the devices, for the manifest and the page."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return {**found, "python": platform.python_version(), "devices": devices}

@@ -32,7 +32,7 @@ COMPARED = ("rsa", "rsa_rank")
 def rsa(
     phi: Array, rows: np.ndarray, features: Sequence[Feature], draws: int
 ) -> Iterator[tuple[str, Measured, float]]:  # fmt: skip
-    """Yields probe, name and value of the RSA of one site with each feature.
+    """Yields the RSA of one site with each feature, and the ends of its interval and null band, as probe, name and value.
 
     Values are NaN if the feature is constant among the compared examples.
 
@@ -57,7 +57,7 @@ def rsa(
 
 
 def _model(feature: Feature, rows: np.ndarray) -> np.ndarray:
-    """Returns a representation with the distances of the feature's model, up to scale, float32 `[N, C]` or `[N, 1]`."""
+    """Returns a representation whose distances are those of the model RDM, up to scale, float32 `[N, C]` or `[N, 1]`."""
     own = feature.values[rows]
     if feature.levels:
         return (own[:, None] == np.arange(len(feature.levels))).astype(np.float32) / np.float32(np.sqrt(2))
@@ -68,7 +68,7 @@ def _model(feature: Feature, rows: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _compare(own: Array, model: Array, orders: Array, counts: Array) -> tuple[Array, Array, Array]:
-    """Returns the correlation of two RDMs: as it is, under permutations `[P]` and under bootstrap draws `[draws]`.
+    """Returns the correlation of two RDMs: as measured, under permutations `[P]` and under bootstrap draws `[draws]`.
 
     Args: both RDMs as vectors of all pairs, with mean 0 and length 1; permutations `[P, N]`; counts `[draws, N]`.
     """
