@@ -103,17 +103,9 @@ def assemble(
     """Returns the experiment that the command line describes.
 
     Raises:
-      ConfigError: an unknown preset or name, a bad value, an override of a field that the settings sweep, or seeds that are
-        reserved for confirmations.
+      ConfigError: an unknown preset or name, a bad value, or an override of a field that the settings sweep.
     """
-    chosen = select(module.EXPERIMENT, preset, num_seeds, seed, dict(map(_change, dotted)), settings, conditions)
-    last = chosen.seed + chosen.num_seeds - 1
-    if last >= confirmation.FIRST_SEED:
-        raise ConfigError(
-            f"--seed={chosen.seed}: the last seed is {last}; expected all below {confirmation.FIRST_SEED}, since the "
-            f"others are kept for --preset={CONFIRM}, which looks at them once"
-        )
-    return chosen
+    return select(module.EXPERIMENT, preset, num_seeds, seed, dict(map(_change, dotted)), settings, conditions)
 
 
 def confirmations(entries: Sequence[Confirmed]) -> dict[str, tuple[ModuleType, list[Experiment]]]:

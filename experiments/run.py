@@ -234,7 +234,13 @@ def _join(stages: Sequence[str], share: tuple[int, int]) -> None:
         raise ConfigError("--distributed trains all chunks on all devices: it needs no --shard")
     given = {k: os.environ.get(k) for k in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
     if None in given.values():
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)  # TPU slices, SLURM and Open MPI are recognised
+        try:
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)  # recognises TPU slices, SLURM and Open MPI
+        except ValueError as error:
+            raise ConfigError(
+                f"--distributed: JAX recognises no cluster here ({error}); expected one, or JAX_COORDINATOR_ADDRESS, "
+                f"JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            ) from error
     else:
         address, number, own = (str(v) for v in given.values())
         if not (number.isdecimal() and own.isdecimal() and int(own) < int(number)):

@@ -1,8 +1,10 @@
 """Trains and measures a population from Python or a notebook; resumes and raises errors like the command."""
 
 import contextlib
+import operator
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,6 +48,14 @@ def run(
       ConfigError: an argument is invalid.
       StoreError: the files in `workdir` are damaged, missing or not up to date.
     """
+    num_seeds, seed, lanes = (_whole(n, v) for n, v in (("num_seeds", num_seeds), ("seed", seed), ("lanes", lanes)))
+    settings, conditions, stages = (
+        _names(n, v) for n, v in (("settings", settings), ("conditions", conditions), ("stages", stages))
+    )
+    if not (isinstance(overrides or {}, Mapping) and all(isinstance(name, str) for name in overrides or {})):
+        raise ConfigError(f"overrides={overrides!r}: expected values by dotted names, such as {{'training.epochs': 64}}")
+    if not isinstance(workdir, str | os.PathLike):
+        raise ConfigError(f"workdir={workdir!r}: expected the path of a folder")
     module = experiment if isinstance(experiment, ModuleType) else None
     whole = getattr(module, "EXPERIMENT", None) if module else experiment
     if not isinstance(whole, Experiment):
@@ -63,9 +73,25 @@ def run(
     return Results(folder)
 
 
+def _whole(name: str, value: Any) -> Any:
+    """Returns a whole number as Python's int, and None as it is; raises ConfigError for anything else."""
+    try:
+        return value if value is None else operator.index(value)
+    except TypeError as error:
+        raise ConfigError(f"{name}={value!r}: expected a whole number") from error
+
+
+def _names(name: str, value: Any) -> list[str]:
+    """Returns names as a list, of which one may be given alone; raises ConfigError for anything else."""
+    names: list[Any] = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if not all(isinstance(one, str) for one in names):
+        raise ConfigError(f"{name}={value!r}: expected names")
+    return names
+
+
 def _known(stages: Sequence[str]) -> list[str]:
     """Returns the stages as a list; raises ConfigError if one is unknown or there are none."""
-    names = [stages] if isinstance(stages, str) else list(stages)
+    names = list(stages)
     if not names:
         raise ConfigError(f"--stage is empty; known: {', '.join(pipeline.STAGES)}")
     for name in names:

@@ -27,6 +27,7 @@ class ConfigError(ValueError):
     """An error in the input; the message is one line: what was wrong, what was expected, and where."""
 
 
+LARGEST = 2**31 - 1  # examples are counted in int32
 Fill = Callable[["Config"], Any]
 
 
@@ -75,9 +76,9 @@ class Task:
     name: str = option("", "data generator, a key of DATA")
     features: tuple[str, ...] = option((), "features of the input")
     outputs: tuple[str, ...] = option((), "factors the outputs report; empty: the features, in order")
-    num_train: int = option(8192, "training set", "examples", low=1)
-    num_test: int = option(2048, "test set", "examples", low=2)
-    num_probe: int = option(2048, "probe set, half to fit and half to score", "examples", low=4)
+    num_train: int = option(8192, "training set", "examples", low=1, high=LARGEST)
+    num_test: int = option(2048, "test set", "examples", low=2, high=LARGEST)
+    num_probe: int = option(2048, "probe set, half to fit and half to score", "examples", low=4, high=LARGEST)
     exposure: tuple[float, ...] = option(
         (),
         "share of examples in which an output's label enters the loss; empty: 1",
@@ -141,7 +142,7 @@ class Training:
     """The loss, the length of training, and the points of the loss and accuracy curves."""
 
     loss: str = option("cross_entropy", "loss over [O, C] logits", choices=("cross_entropy", "squared"))
-    batch_size: int = option(128, "batch", "examples", low=1)
+    batch_size: int = option(128, "batch", "examples", low=1, high=LARGEST)
     epochs: int = option(160, "passes over the training set", "epochs", low=1)
     observe_every: int = option(128, "distance of points on the loss and accuracy curves", "steps", low=1)
     loss_weights: tuple[tuple[float, ...], ...] = option(
@@ -317,6 +318,23 @@ class Experiment:
     overrides: Overrides = ()
     confirmed: tuple[Any, ...] = ()
 
+    def check_names(self) -> None:
+        """Raises ConfigError if two settings or conditions have one name, or an entry names a setting that there is not."""
+        settings, conditions = ([name for name, _ in named] for named in (self.settings, self.conditions))
+        full = [f"{condition}.{setting}" for condition in conditions for setting in settings]
+        for what, names in (("settings", settings), ("conditions", conditions), ("full names of settings", full)):
+            if not names:
+                raise ConfigError(f"{what} of the experiment {self.name} is empty: expected at least one")
+            if again := sorted({name for name in names if names.count(name) > 1}):
+                raise ConfigError(f"{what}: {again[0]} is there {names.count(again[0])} times; expected every name once")
+        for what, known, names in (
+            ("tuned", full, [name for name, _ in self.tuned]),
+            ("seed_caps", settings, [name for name, _ in self.seed_caps]),
+            ("seed_blocks", settings, [name for name, *_ in self.seed_blocks]),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                raise ConfigError(f"{what}: unknown setting {unknown[0]}; known: {', '.join(known)}")
+
     def configs(self) -> dict[str, Config]:
         """Returns the configuration of every setting, by its full name `condition.setting`.
 
@@ -327,11 +345,12 @@ class Experiment:
         for condition, changes in self.conditions:
             for setting, own in self.settings:
                 name = f"{condition}.{setting}"
-                if clash := sorted(dict(own).keys() & dict(changes).keys()):
+                if clash := [field for field, _ in own if changed(field, changes)]:
                     raise ConfigError(
                         f"condition {condition} and setting {setting} both change config.{clash[0]}: expected one"
                     )
-                configs[name] = override_all(self.config, dict((*own, *changes, *tuned.get(name, ()), *self.overrides)))
+                config = override_all(self.config, dict((*own, *changes, *tuned.get(name, ()), *self.overrides)))
+                configs[name] = override_all(config, flatten(config))  # checks what was given as a whole part, too
         return configs
 
     def caps(self) -> dict[str, int]:
@@ -344,6 +363,11 @@ class Experiment:
         return {
             f"{condition}.{setting}": first for condition, _ in self.conditions for setting, first, _ in self.seed_blocks
         }
+
+
+def changed(name: str, changes: Overrides) -> bool:
+    """Returns whether changes contain a dotted name, the part that it belongs to, or a field of it if it is a part."""
+    return any(name == other or other == name.split(".")[0] or name == other.split(".")[0] for other, _ in changes)
 
 
 def num_outputs(task: Task) -> int:

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def load(path: Path) -> tuple[Confirmed, ...]:
         raise ConfigError(f"{path}: no such file; a confirmation needs it, committed before anything of it runs")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except (json.JSONDecodeError, UnicodeDecodeError, _Twice) as error:
+    except (ValueError, RecursionError) as error:  # a key twice, bad text, numbers or nesting beyond Python's limits
         raise ConfigError(f"{path}: no valid JSON: {error}") from error
     if not isinstance(raw, list) or not raw:
         raise ConfigError(f"{path}: expected a list of at least one entry, got {_short(raw)}")
@@ -117,7 +118,7 @@ def _entry(where: str, item: Any) -> Confirmed:
     if not _is_whole(item["side"]) or item["side"] not in (-1, 0, 1):
         raise _wrong(where, "side", item["side"], "1, -1, or 0 for an equivalence")
     margin = item["margin"]
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < math.inf:
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin <= sys.float_info.max:
         raise _wrong(where, "margin", margin, "a number above 0")
     if not _is_whole(item["n"]) or item["n"] < MIN_SEEDS:
         raise _wrong(where, "n", item["n"], f"a whole number of at least {MIN_SEEDS}")
@@ -155,7 +156,7 @@ def _block(where: str, seeds: Any, n: int) -> tuple[int, int]:
 
 
 def _date(where: str, text: Any) -> str:
-    if isinstance(text, str) and re.fullmatch(r"20\d\d-\d\d-\d\d", text):
+    if isinstance(text, str) and re.fullmatch(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}", text):
         year, month, day = map(int, text.split("-"))
         if 1 <= month <= 12 and 1 <= day <= calendar.monthrange(year, month)[1]:
             return text

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from repbias_jax import layout, measure, population, report, store
+from repbias_jax import devices, layout, measure, population, report, store
 from repbias_jax.config import ConfigError, Experiment
 from repbias_jax.layout import Chunk
 from repbias_jax.planning import Plan, check_memory, covered, estimate, existing, full_settings, settings_table, source_of
@@ -58,6 +59,8 @@ def run(
     own, shared = layout.shard_of(plan.chunks, *share), share[1] > 1
     _check_discard(discard, stages)
     _begin(folder, plan, covers, record, discard)
+    if "train" in stages:
+        _report_trained(folder, own)
 
     def measured(chunk: Chunk) -> None:
         measure.measure(folder, plan.experiment.name, [chunk], plan.experiment.probes, stop, code)
@@ -97,7 +100,7 @@ def run(
         begun, mine = time.monotonic(), [chunk for chunk in own if _trained(folder, [chunk])]
         measure.measure(folder, plan.experiment.name, mine, plan.experiment.probes, stop, code)
         for chunk in mine:
-            if store.discarded(folder / chunk.path):  # recomputed by a process that was killed
+            if discard or store.discarded(folder / chunk.path):  # the latter: recomputed by a process that was killed
                 measure.discard(folder, chunk, plan.experiment.probes)
         if waiting and _trained(folder, plan.chunks):
             # The other processes finished meanwhile, and may have left the merging to this one.
@@ -108,6 +111,9 @@ def run(
                 if not current("measure"):
                     measure.merge(folder, plan.experiment.name, present, plan.experiment.probes, stop)
                     end("measure", ["results.csv"], begun)
+    elif "measure" in stages and discard:
+        for chunk in own:  # measured before, when activations were kept
+            measure.discard(folder, chunk, plan.experiment.probes)
     if waiting or "report" not in stages:
         return Outcome([], note)
     if not current("measure"):
@@ -122,6 +128,13 @@ def run(
             files = report.write(folder, described, module, _restoring(folder, plan, stop))
             end("report", files, begun, variant=described.variant)
     return Outcome(report.read_claims(folder), note)
+
+
+def _report_trained(folder: Path, chunks: Sequence[Chunk]) -> None:
+    """Prints how many chunks were trained before, if any, so that nobody takes old training for new."""
+    before = sum(_trained(folder, [chunk]) for chunk in chunks)
+    if before and devices.is_first():
+        print(f"train: {before} of {len(chunks)} chunks in {folder} were trained before", file=sys.stderr, flush=True)
 
 
 def _check_discard(discard: bool, stages: Sequence[str]) -> None:

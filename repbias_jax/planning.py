@@ -22,6 +22,7 @@ from repbias_jax.config import (
     safe_name,
     sparse,
 )
+from repbias_jax.confirmation import FIRST_SEED
 from repbias_jax.data import DATA, output_values, reported
 from repbias_jax.layout import Chunk, Group, Layout
 from repbias_jax.models import MODELS
@@ -30,6 +31,7 @@ from repbias_jax.probes import PROBES
 
 MAX_SEED = training.SHARED_SEED
 MAX_RUNS = 1_000_000
+MAX_STEPS = 2**31 - 1  # steps are int32
 
 
 class Plan(NamedTuple):
@@ -70,20 +72,20 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
         if name not in known or cap < 1:
             raise ConfigError(f"seed_caps: {name}={cap}: expected at least 1 for one of {', '.join(known)}")
     for name, first, count in experiment.seed_blocks:
-        if name not in known or count < 1 or not 0 <= first <= MAX_SEED - count:
+        if name not in known or not 1 <= count <= MAX_RUNS or not 0 <= first <= MAX_SEED - count:
             raise ConfigError(
                 f"seed_blocks: {name}: {count} seeds from {first}: expected at least 1 below {MAX_SEED} for one of "
                 f"{', '.join(known)}"
             )
-    if experiment.seed + experiment.num_seeds > MAX_SEED:
-        raise ConfigError(f"--seed={experiment.seed}: expected seeds below {MAX_SEED}")
+    if experiment.seed < 0 or experiment.seed + experiment.num_seeds > MAX_SEED:
+        raise ConfigError(f"--seed={experiment.seed}: expected seeds from 0 to {MAX_SEED}")
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError("JAX_THREEFRY_PARTITIONABLE is off: expected JAX's default, on which the drawn data depend")
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError("JAX_ENABLE_X64 is set: expected JAX's default of 32 bits, for which numbers are reproducible")
     for name in experiment.probes:
-        if name not in PROBES:
-            raise ConfigError(f"unknown probe {name}; known: {', '.join(PROBES)}")
+        if name not in PROBES or experiment.probes.count(name) > 1:
+            raise ConfigError(f"probe {name}: expected each at most once, of {', '.join(PROBES)}")
     configs = experiment.configs()
     for name in (experiment.name, *configs):
         safe_name(name, "experiment and settings")  # they name folders
@@ -96,7 +98,18 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
     runs = layout.count_runs(groups, Layout(1, experiment.seed, (experiment.num_seeds,), experiment.caps()))
     if runs > MAX_RUNS:
         raise ConfigError(f"--num_seeds={experiment.num_seeds}: {runs:,} runs; expected at most {MAX_RUNS:,}")
+    _check_reserved(experiment)
     return configs, groups, backend
+
+
+def _check_reserved(experiment: Experiment) -> None:
+    """Raises ConfigError if an experiment that is no confirmation uses seeds that are kept for confirmations."""
+    last = experiment.seed + experiment.num_seeds - 1
+    if not experiment.confirmed and last >= FIRST_SEED:
+        raise ConfigError(
+            f"--seed={experiment.seed}: the last seed is {last}; expected all below {FIRST_SEED}, since the others are "
+            f"kept for --preset=confirm, which looks at them once"
+        )
 
 
 def _check_config(config: Config) -> None:
@@ -113,6 +126,7 @@ def _check_config(config: Config) -> None:
     source.check(config.task)
     family.check(config.model, config.task)
     task, training_ = config.task, config.training
+    _check_length(config)
     if config.model.head == "unit" and set(output_values(task)) != {2}:
         raise ConfigError(
             f"config.model.head=unit: outputs have {', '.join(map(str, output_values(task)))} values; expected 2 for all"
@@ -149,6 +163,18 @@ def _check_config(config: Config) -> None:
         )
     if training_.dense and not (len(training_.dense) == 2 and training_.dense[0] < training_.dense[1]):
         raise ConfigError(f"config.training.dense={training_.dense}: expected two rising shares of training, or none")
+
+
+def _check_length(config: Config) -> None:
+    """Raises ConfigError if training has more steps, or points of curves, than can be counted and kept."""
+    distances = [config.training.observe_every, *([config.training.dense_every] if config.training.dense else [])]
+    distances += [every for every in (config.keep.every, config.keep.every_late) if every]
+    points = config.num_steps // min(distances)
+    if config.num_steps > MAX_STEPS or points > MAX_RUNS:
+        raise ConfigError(
+            f"config.training.epochs={config.training.epochs}: {config.num_steps:,} steps, {points:,} points of curves or "
+            f"snapshots; expected at most {MAX_STEPS:,} and {MAX_RUNS:,}"
+        )
 
 
 def _check_probes(name: str, config: Config, probes: Sequence[str]) -> None:
@@ -299,9 +325,8 @@ def _plain(value: Any) -> Any:
 def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
     """Raises ConfigError naming the first field in which two trainings differ; options added later had their defaults."""
     new = full_settings(plan)
-    pairs = [("the seed", old["seed"], new["seed"])]
+    pairs = [("the settings", sorted(old["settings"]), sorted(new["settings"])), ("the seed", old["seed"], new["seed"])]
     pairs += [(f"runtime.{k}", old["runtime"].get(k), v) for k, v in new["runtime"].items()]
-    pairs.append(("settings", sorted(old["settings"]), sorted(new["settings"])))
     for key, what in (("caps", "seed_caps"), ("first_seeds", "first_seeds")):
         pairs.append((what, old.get(key, {}), new.get(key, {})))
     for name in sorted(set(old["settings"]) & set(new["settings"])):

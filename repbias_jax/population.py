@@ -58,7 +58,8 @@ class Programs:
 
     def __init__(self, static: Static, mesh: Mesh):
         self.mesh, self.sharding = mesh, NamedSharding(mesh, P("runs"))
-        self.data = _data_program(static.config.task, static.config.keep.probe_set, static.config.keep.shared, mesh)
+        task, keep = static.config.task, static.config.keep
+        self.data = _data_program(task, keep.probe_set, keep.shared, mesh, provenance.definitions(task))
         self.init = Spread(mesh, lambda d, s: training.init(static, d, s), 2, once=True)
         self.segment = Spread(mesh, lambda *a: training.segment(static, *a), 4, shared=2)
         self.observe = Spread(mesh, lambda d, x, s: training.observe(static, d, x, s), 3)
@@ -73,10 +74,10 @@ def _is_finite(state: training.State) -> jax.Array:
 
 
 @functools.cache
-def _data_program(task: Task, probe_set: str, shared: bool, mesh: Mesh) -> Spread:
+def _data_program(task: Task, probe_set: str, shared: bool, mesh: Mesh, definitions: str) -> Spread:
     """Returns the program that draws the data, which is the slowest to compile.
 
-    Groups that differ in model or optimizer share it.
+    Groups that differ in model or optimizer share it. Features that are defined anew in the same process have another one.
     """
     return Spread(mesh, lambda d, s: training.make_data(task, probe_set, d, s, shared), 2, once=True)
 
@@ -86,8 +87,8 @@ class Progress:
 
     def __init__(self, runs: int, run_steps: int, every: float):
         self.runs, self.total, self.every = runs, run_steps, every
-        self.done_runs, self.done, self.begun = 0, 0, time.monotonic()
-        self.fresh, self.spoken = 0, self.begun
+        self.done_runs, self.done = 0, 0
+        self.fresh, self.begun, self.spoken = -1, 0.0, time.monotonic()
         self.bar = tqdm(
             total=run_steps, unit="run-step", unit_scale=True, disable=not (sys.stderr.isatty() and devices.is_first())
         )
@@ -99,16 +100,20 @@ class Progress:
 
     def advance(self, chunk: Chunk, step: int, steps: int) -> None:
         """Reports `steps` more steps of a chunk, which is now at `step`."""
-        self.fresh, self.done = self.fresh + steps * len(chunk.runs), self.done + steps * len(chunk.runs)
+        now = time.monotonic()
+        if self.fresh < 0:  # the first segment is not part of the rate, since its time is mostly compilation
+            self.fresh, self.begun = 0, now
+        else:
+            self.fresh += steps * len(chunk.runs)
+        self.done += steps * len(chunk.runs)
         self.bar.update(steps * len(chunk.runs))
         self.bar.set_description(f"{self.done_runs}/{self.runs} runs, step {step}", refresh=False)
-        now = time.monotonic()
         if devices.is_first() and self.bar.disable and now - self.spoken >= self.every:
             self.spoken = now
             rate = self.fresh / max(now - self.begun, 1e-9)
+            left = f"; {rate:,.0f} run-steps/s; {(self.total - self.done) / rate / 60:.1f} min left" if rate else ""
             print(
-                f"train: {chunk.path} step {step}; {self.done_runs}/{self.runs} runs done; {rate:,.0f} run-steps/s; "
-                f"{(self.total - self.done) / rate / 60:.1f} min left",
+                f"train: {chunk.path} step {step}; {self.done_runs}/{self.runs} runs done{left}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -12,9 +12,11 @@ Exit status: 0 done; 75 interrupted, nothing written; 2 bad input, nothing writt
 """
 
 import hashlib
+import math
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from repbias_jax import external, store
+from repbias_jax import external, planning, store
 from repbias_jax.columns import COLUMNS
 from repbias_jax.config import ConfigError
 from repbias_jax.external import diagnostics, record
@@ -51,7 +53,11 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "small", 100 * external.SMALL, "percent of variance below which a feature counts as small", 0, 100, flag_values=FLAGS
 )
-flags.DEFINE_integer("draws", external.NUM_DRAWS, "number of bootstrap draws over examples", 20, 10_000, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "draws", external.NUM_DRAWS, "number of bootstrap draws over examples", external.MIN_DRAWS, 10_000, flag_values=FLAGS
+)
+for _name in ("decodable", "small"):  # NaN passes absl's bounds
+    flags.register_validator(_name, math.isfinite, "expected a finite number", flag_values=FLAGS)
 
 
 class Interrupted(Exception):
@@ -136,8 +142,7 @@ def _required(name: str) -> str:
 def _read() -> Request:
     """Reads and checks all input; writes nothing."""
     path, table, folder = Path(_required("activations")), Path(_required("features")), Path(_required("workdir"))
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: not a folder; expected a folder or the name of a new one")
+    _check_workdir(folder)
     sites = _chosen(read_arrays(path), path)
     first = next(iter(sites.values()))
     if first.ndim == 0:
@@ -159,6 +164,19 @@ def _read() -> Request:
     limits = f"balanced accuracy of at least {choices.decodable:g} and explains under {FLAGS.small:g} % of variance"
     inputs.append(f"A feature counts as decodable but small if it has {limits}")
     return Request(folder, sites, features, split, choices, inputs)
+
+
+def _check_workdir(folder: Path) -> None:
+    """Raises ConfigError unless results can be written below this folder. Makes a folder there to see, and removes it."""
+    try:
+        planning.check_workdir(folder / "figures")
+        if broken := [p for p in (folder, *folder.absolute().parents) if p.is_symlink() and not p.exists()]:
+            raise ConfigError(f"--workdir={folder}: {broken[0]} is a link to nothing; expected a folder or a new name")
+        os.rmdir(tempfile.mkdtemp(prefix=".repbias-", dir=planning.existing(folder)))
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={folder}: cannot be written ({error.strerror}); expected a folder or a new name"
+        ) from error
 
 
 def _chosen(sites: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:

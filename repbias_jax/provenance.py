@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from repbias_jax import store
-from repbias_jax.config import Static
+from repbias_jax.config import Static, Task
 from repbias_jax.data import DATA
 from repbias_jax.models import MODELS
 
@@ -31,7 +31,14 @@ def provenance_of(static: Static) -> dict[str, str]:
     model = MODELS[static.config.model.name].options.__module__
     modules = modules_below(("repbias_jax.training", DATA[static.config.task.name].__name__, model))
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-    return {"code": store.digest([(name, syntax(name)) for name in modules]), **versions}
+    # Features may be defined, or defined anew, outside the modules, as in a notebook.
+    defined = definitions(static.config.task)
+    return {"code": store.digest([*((name, syntax(name)) for name in modules), defined]), **versions}
+
+
+def definitions(task: Task) -> str:
+    """Returns what the names of a task's features mean, as text, if its generator has a function `definitions`."""
+    return getattr(DATA[task.name], "definitions", lambda task: "")(task)
 
 
 def difference(before: dict[str, str], now: dict[str, str]) -> str:

@@ -18,6 +18,7 @@ import pandas as pd
 from repbias_jax import store
 from repbias_jax.config import ConfigError
 
+METRICS = store.CURVE_COLUMNS[-3:]
 MASTERY = 0.95  # accuracy of every class at which a feature counts as learned
 
 
@@ -35,6 +36,8 @@ class Results:
       manifest: of the workdir.
     """
 
+    strict = True  # whether measures that were not made are refused; reports, which draw what there is, set it to False
+
     def __init__(self, folder: Path, restoring: Restoring | None = None):
         self.folder, self.restoring = Path(folder), restoring
         self.manifest = store.read_json(self.folder / "manifest.json", "train")
@@ -44,11 +47,12 @@ class Results:
             store.verify(self.folder, self.manifest["stages"][stage]["files"], stage)
         kinds: Any = dict.fromkeys(("setting", "site", "probe", "metric", "feature", "other", "at", "reason"), "str")
         self.rows = pd.read_csv(self.folder / "results.csv", keep_default_na=False, na_values={"value": [""]}, dtype=kinds)
-        self.settings = pd.read_csv(self.folder / "settings.csv", keep_default_na=False).set_index("setting")
+        names: Any = dict.fromkeys(("setting", "column"), "str")  # a name may look like a number
+        self.settings = pd.read_csv(self.folder / "settings.csv", keep_default_na=False, dtype=names).set_index("setting")
         chunks = sorted(path.parent for path in self.folder.glob("*/*/done.json"))
         for chunk in chunks:
             store.verify_chunk(chunk)
-        parts = [pd.read_csv(chunk / "curves.csv", dtype={"output": "str"}) for chunk in chunks]
+        parts = [pd.read_csv(chunk / "curves.csv", dtype={"setting": "str", "output": "str"}) for chunk in chunks]
         curves = pd.concat(parts).sort_values(["setting", "seed", "step", "output", "split"], ignore_index=True)
         # While other processes are still working, some settings and curves have no measured run.
         runs = self.rows[["setting", "seed"]].drop_duplicates()
@@ -72,18 +76,19 @@ class Results:
           ConfigError: there is no such setting, or it has no such metric, feature or site; the message lists those it has.
         """
         found = self.table(setting, metric, feature, site, **more)
-        if found.empty:
-            self._check_names(setting, metric, feature, self.site(setting, site))
+        if found.empty and self.strict:
+            self._check_names(setting, metric=metric, feature=feature, site=self.site(setting, site), **more)
         return found.set_index("seed")["value"].sort_index()
 
-    def _check_names(self, setting: str, metric: str, feature: str, site: str) -> None:
-        """Raises ConfigError for the first name that does not occur together with the names before it."""
+    def _check_names(self, setting: str, **wanted: Any) -> None:
+        """Raises ConfigError for the first value of a column that does not occur together with the values before it."""
         rows = self.rows[self.rows["setting"] == setting]
-        for column, name in (("metric", metric), ("feature", feature), ("site", site)):
+        for column, value in wanted.items():
             known = sorted(rows[column].unique())
-            if name and name not in known:
-                raise ConfigError(f"{setting} has no {column} {name}; known: {', '.join(filter(None, known))}")
-            rows = rows[rows[column] == name]
+            if value != "" and value not in known:
+                named = ", ".join(str(name) for name in known if name != "")
+                raise ConfigError(f"{setting} has no {column} {value}; known: {named}")
+            rows = rows[rows[column] == value]
 
     def table(self, setting: str, metric: str, feature: str = "", site: str = "last_hidden", **more: Any) -> pd.DataFrame:
         """Returns the matching rows of `rows`; `step="all"` selects all steps. Args: as for `values`.
@@ -91,8 +96,6 @@ class Results:
         Raises:
           ConfigError: there is no such setting.
         """
-        if not self.has(setting):
-            raise ConfigError(f"unknown setting {setting}; known: {', '.join(self.settings.index)}")
         site = self.site(setting, site)
         step = more.pop("step", None)
         if step is None:
@@ -100,6 +103,8 @@ class Results:
         rows = self._indexed(setting, metric)
         chosen = (rows["feature"] == feature) & (rows["site"] == site)
         for column, value in more.items():
+            if column not in rows:
+                raise ConfigError(f"results.csv has no column {column}; known: {', '.join(rows.columns)}")
             chosen &= rows[column] == value
         return rows[chosen] if isinstance(step, str) else rows[chosen & (rows["step"] == step)]
 
@@ -112,9 +117,15 @@ class Results:
         """Returns whether all these settings were run."""
         return all(name in self.settings.index for name in settings)
 
+    def _options(self, setting: str) -> pd.Series:
+        """Returns the row of a setting in `settings`. Raises ConfigError if there is none."""
+        if not self.has(setting):
+            raise ConfigError(f"unknown setting {setting}; known: {', '.join(self.settings.index)}")
+        return self.settings.loc[setting]
+
     def last_step(self, setting: str) -> int:
         """Returns the length of training in steps."""
-        return int(self.settings.loc[setting, "num_steps"])  # pyright: ignore[reportArgumentType]
+        return int(self._options(setting)["num_steps"])
 
     def site(self, setting: str, name: str) -> str:
         """Returns the name of a view, given that name or a place such as `last_hidden`. Raises ConfigError otherwise."""
@@ -125,12 +136,12 @@ class Results:
 
     def sites(self, setting: str) -> list[str]:
         """Returns the views in layer order, from input to logits, without views that depend on labels."""
-        hidden = str(self.settings.loc[setting].get("label_fed", "")).split(" ")
-        return [name for name in str(self.settings.loc[setting, "sites"]).split(" ") if name not in hidden]
+        hidden = str(self._options(setting).get("label_fed", "")).split(" ")
+        return [name for name in str(self._options(setting)["sites"]).split(" ") if name not in hidden]
 
     def places(self, setting: str) -> dict[str, tuple[str, ...]]:
         """Returns the views that each named place of the model stands for."""
-        text = str(self.settings.loc[setting].get("places", ""))
+        text = str(self._options(setting).get("places", ""))
         if text:
             pairs = (place.split("=") for place in text.split(";"))
             return {name: tuple(views.split()) for name, views in pairs}
@@ -142,7 +153,7 @@ class Results:
     def twins(self, setting: str) -> dict[str, str]:
         """Returns, by feature, its unused twin: the same function of input that no output needs. Some have none."""
         if "twins" in self.settings:
-            text = str(self.settings.loc[setting, "twins"])
+            text = str(self._options(setting)["twins"])
             return dict(pair.split("=") for pair in text.split(";") if text)
         # Earlier results, which had one kind of data, do not list twins.
         names = self.rows["feature"].unique()
@@ -150,7 +161,7 @@ class Results:
 
     def outputs(self, setting: str) -> list[str]:
         """Returns the names of the factors that the outputs report, in the order listed."""
-        return str(self.settings.loc[setting, "outputs"]).split(" ")
+        return str(self._options(setting)["outputs"]).split(" ")
 
     def accuracy(self, setting: str, output: str, metric: str = "worst_class", split: str = "test") -> pd.DataFrame:
         """Returns a training curve of a feature, whatever its output position, [step, seed].
@@ -161,6 +172,9 @@ class Results:
           metric: `worst_class` (lowest accuracy of a class), `accuracy` (mean over classes) or `loss`.
           split: `train` or `test`.
         """
+        for name, value, known in (("metric", metric, METRICS), ("split", split, ("train", "test"))):
+            if value not in known:
+                raise ConfigError(f"curves have no {name} {value}; known: {', '.join(known)}")
         positions = [i for i, name in enumerate(self.outputs(setting)) if name == output]
         if not positions:
             raise ConfigError(f"{setting} has no output {output}; known: {', '.join(self.outputs(setting))}")
@@ -191,6 +205,8 @@ class Results:
           StoreError: the activations were discarded and cannot be recomputed here.
         """
         site = self.site(setting, site)
+        if site not in (known := str(self._options(setting)["sites"]).split(" ")):
+            raise ConfigError(f"{setting} has no site {site}; known: {', '.join(known)}")
         for path in sorted(self.folder.glob("*/*/activations.zarr")):
             arrays = store.Activations(path)
             names = arrays.attributes()["settings"]

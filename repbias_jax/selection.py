@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from repbias_jax.config import ConfigError, Experiment, Overrides, Preset, override, override_all
+from repbias_jax.config import ConfigError, Experiment, Overrides, Preset, changed, override, override_all
 
 FULL = "full"
 
@@ -30,12 +30,14 @@ def select(
       ConfigError: an unknown preset, setting, condition or dotted name, a bad value, or an override of a field that the
         settings sweep.
     """
+    experiment.check_names()
     size = _preset(experiment, preset)
     seed = experiment.seed if seed is None else seed
     chosen = _choose(experiment.settings, settings or size.settings, "setting")
     compared = _choose(experiment.conditions, conditions or size.conditions, "condition")
     own = {name: _check(experiment, size, chosen, name, value, has_claims) for name, value in (overrides or {}).items()}
-    if any(name in dict(changes) for name in own for _, changes in compared):
+    # Conditions that are not run count too: a condition that changes nothing is named after what the others change.
+    if any(changed(name, changes) for name in own for _, changes in experiment.conditions):
         if conditions:
             raise ConfigError(
                 f"condition {', '.join(conditions)}: an override changes a field that the conditions compare; expected "
@@ -89,7 +91,7 @@ def _check(experiment: Experiment, preset: Preset, settings: Sequence, name: str
             f"--config.{name}: the claims of {experiment.name} name the features they are about; other features need an "
             "experiment of their own (BUILD.md)"
         )
-    sweeping = [s for s, changes in settings if name in dict(changes) and name not in dict(preset.overrides)]
+    sweeping = [s for s, changes in settings if changed(name, changes) and name not in dict(preset.overrides)]
     if sweeping:
         raise ConfigError(f"--config.{name}: swept by the settings {', '.join(sweeping)}, and cannot be overridden")
     return value

@@ -166,8 +166,9 @@ def summarise(values: Sequence[float] | np.ndarray) -> Summary:
         return Summary(mean, *[math.nan] * 7, runs=1)
     error = float(x.std(ddof=1)) / math.sqrt(k)
     outer, inner = (float(stats.t.ppf(q, k - 1)) * error for q in (0.975, 0.95))
-    draws = np.random.default_rng(0).integers(0, k, (10_000, k))
-    boot = np.quantile(x[draws].mean(axis=1), [0.025, 0.975])
+    random = np.random.default_rng(0)
+    means = [x[random.integers(0, k, (size, k))].mean(axis=1) for size in _pieces(10_000, k)]
+    boot = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Summary(
         mean, mean - outer, mean + outer, mean - inner, mean + inner, float(boot[0]), float(boot[1]), sign_flips(x), k
     )
@@ -204,12 +205,19 @@ def sign_flips(values: np.ndarray, side: int = 0) -> float:
     """
     k = len(values)
     if k <= 16:
-        signs = 1 - 2 * (np.arange(2**k)[:, None] >> np.arange(k) & 1)
+        sums = (1 - 2 * (np.arange(2**k)[:, None] >> np.arange(k) & 1)) @ values
     else:
-        signs = np.random.default_rng(0).choice([-1, 1], (100_000, k))
-    flipped, own = (np.abs(x) if side == 0 else side * x for x in (signs @ values, values.sum()))
+        random = np.random.default_rng(0)
+        sums = np.concatenate([random.choice([-1, 1], (size, k)) @ values for size in _pieces(100_000, k)])
+    flipped, own = (np.abs(x) if side == 0 else side * x for x in (sums, values.sum()))
     drawn = int(k > 16)  # the observed signs are among all 2^K, but not among those drawn
-    return float((drawn + np.sum(flipped >= own - 1e-12)) / (drawn + len(signs)))
+    return float((drawn + np.sum(flipped >= own - 1e-12)) / (drawn + len(sums)))
+
+
+def _pieces(draws: int, k: int, limit: int = 20_000_000) -> list[int]:
+    """Returns sizes of pieces in which draws of K numbers are made, of `limit` numbers at most, to bound memory."""
+    most = max(1, limit // k)
+    return [min(most, draws - first) for first in range(0, draws, most)]
 
 
 def equivalence_p(values: np.ndarray, sesoi: float) -> float:

@@ -16,6 +16,7 @@ from repbias_jax.config import Config, ConfigError, fields_of, override
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.models.mlp import MLPOptions
 from repbias_jax.results import Results
+from repbias_jax.selection import select
 from repbias_jax.statistics import NOT_RUN, judge
 
 BASE = Config(BinaryOptions(), MLPOptions())
@@ -38,7 +39,8 @@ BAD = {
     "infinite rate": (("--config.optimizer.learning_rate=inf",), "learning_rate=inf: expected a finite number > 0"),
     "rate in words": (("--config.optimizer.learning_rate=fast",), "learning_rate=fast: expected float"),
     "dropout of one": (("--config.model.dropout=1.0",), "dropout=1.0: expected a finite number >= 0 and < 1"),
-    "seed out of range": (("--preset=full", "--seed=3000000000"), "the last seed is 3000000015; expected all below 10000"),
+    "seed of a confirmation": (("--preset=full", "--seed=9990"), "the last seed is 10005; expected all below 10000"),
+    "seed out of range": (("--preset=full", "--seed=3000000000"), "--seed=3000000000: expected seeds from 0 to"),
     "empty stage": (("--stage=",), "--stage is empty; known: train, measure, report"),
     "block before the input": (("--config.task.first_bits=-1,3",), "first_bits=-1: expected a finite number >= 0"),
     "zero seeds": (("--num_seeds=0",), "--num_seeds=0: expected at least 1"),
@@ -62,6 +64,9 @@ BAD = {
     "unknown setting": (("--settings=joint,nope",), "unknown setting nope in --settings; known: joint, "),
     "unknown condition": (("--conditions=lion",), "unknown condition lion in --conditions; known: sgd, adam"),
     "settings of all": (("--experiment=ALL", "--settings=joint"), "--settings needs one experiment, not --experiment=ALL"),
+    "endless training": (("--config.training.epochs=99999999999999999999",), "expected at most 2,147,483,647 and"),
+    "too many examples": (("--config.task.num_train=99999999999",), "num_train=99999999999: expected a finite number"),
+    "too many runs": (("--num_seeds=100000000",), "runs; expected at most 1,000,000"),
     "negative lanes": (("--lanes=-1",), "--lanes=-1: expected at least 1"),
     "swept field": (("--config.training.loss=squared",), "config.training.loss: swept by the settings squared"),
 }  # fmt: skip
@@ -198,8 +203,26 @@ def test_a_setting_and_a_condition_that_change_one_field_are_refused():
     clash = dataclasses.replace(sound, settings=(("fast", (("optimizer.learning_rate", 0.5),)),))
     with pytest.raises(ConfigError, match=r"condition adam and setting fast both change config.optimizer.learning_rate"):
         clash.configs()
+    part, leaf = ("model", MLPOptions(widths=(4, 4))), ("model.widths", (8, 8))
+    for own, changes in ((part, leaf), (leaf, part)):  # a whole part and a field of it
+        clash = dataclasses.replace(sound, settings=(("a", (own,)),), conditions=(("c", (changes,)),))
+        with pytest.raises(ConfigError, match="condition c and setting a both change"):
+            clash.configs()
     for module in EXPERIMENTS.values():
         module.EXPERIMENT.configs()
+
+
+def test_an_override_of_a_part_that_settings_replace_is_refused():
+    sound = EXPERIMENTS["complexity"].EXPERIMENT
+    wide = dataclasses.replace(sound, settings=(("wide", (("model", MLPOptions(widths=(64, 64))),)),), tuned=())
+    with pytest.raises(ConfigError, match=r"config\.model\.widths: swept by the settings wide"):
+        select(wide, overrides={"model.widths": (4, 4)})
+
+
+def test_a_condition_keeps_its_name_only_for_what_it_names():
+    """SGD is the condition without changes: with another optimizer it would carry a wrong name."""
+    experiment = assemble(EXPERIMENTS["complexity"], "smoke", None, 0, ["--config.optimizer.name=adam"])
+    assert [name for name, _ in experiment.conditions] == ["chosen"]
 
 
 @pytest.mark.parametrize("text", ["0x10", "0b1", "0o7", "1_000", "0X10,8"])

@@ -60,6 +60,13 @@ def test_results_are_those_of_kept_activations(both):
     assert any(p.is_dir() for p in gone.glob("*/*/activations.zarr/factor.parity1/c"))
 
 
+def test_activations_of_a_finished_workdir_can_be_discarded(both, tmp_path):
+    shutil.copytree(both[0], tmp_path / "tiny")
+    run(MANY, tmp_path / "tiny", discard=True)
+    assert not pieces(tmp_path / "tiny")
+    assert (tmp_path / "tiny" / "results.csv").read_bytes() == (both[0] / "results.csv").read_bytes()
+
+
 def test_activations_that_are_made_again_are_the_same_bits(both, tmp_path):
     kept, gone = both
     copy = shutil.copytree(gone, tmp_path / "tiny")

@@ -108,6 +108,36 @@ def test_a_preset_of_some_settings_is_reported(name, smokes):
         assert_readable(d.figure)
 
 
+class Diverged(Results):
+    """Results of which these seeds have diverged: they have no value after step 0, and learned nothing."""
+
+    def __init__(self, folder, seeds):
+        super().__init__(folder)
+        self.seeds = set(seeds)
+        partner = self.rows["other"].str.split("/").str[1].isin(map(str, seeds))  # `setting/seed`, of a similarity
+        self.rows.loc[(self.rows["seed"].isin(seeds) | partner) & (self.rows["step"] > 0), "value"] = np.nan
+        gone = self.curves["seed"].isin(seeds) & (self.curves["step"] > 0)
+        self.curves.loc[gone, ["loss", "accuracy", "worst_class"]] = np.nan
+
+    def activations(self, setting, site="last_hidden"):
+        for seed, phi, factors in super().activations(setting, site):
+            yield seed, np.full_like(phi, np.nan) if seed in self.seeds else phi, factors
+
+
+@pytest.mark.parametrize("every", [True, False], ids=["every_seed", "first_seed"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_diverged_runs_are_reported(name, every, smokes):
+    """Nothing is claimed of runs without values, and every figure can be drawn without them."""
+    module, seeds = EXPERIMENTS[name], sorted(set(Results(smokes / name).rows["seed"]))
+    found = Diverged(smokes / name, seeds if every else seeds[:1])
+    verdicts = {r["verdict"] for r in judge(module.claims(found, found.settings["column"].iloc[0]), "", False)}
+    assert verdicts == {"not measured"}
+    drawn = module.figures(found)
+    assert every or {d.name for d in drawn} == set(module.CAPTIONS)
+    for d in drawn:
+        d.figure.canvas.draw()
+
+
 def test_prevalence_by_hand():
     rungs = dict.fromkeys(prevalence.PREVALENCES, f"{prevalence.FREQUENT} {prevalence.RARE}")
     made = Made(rungs, 100)

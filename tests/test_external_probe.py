@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +23,11 @@ from sklearn.linear_model import LinearRegression
 from test_documents import BUILD, fenced
 
 import repbias_jax
-from repbias_jax import probe
+from repbias_jax import external, probe
 from repbias_jax.columns import COLUMNS
 from repbias_jax.config import ConfigError
 from repbias_jax.external import Choices, design, diagnostics, encoding, readouts, rsa
-from repbias_jax.external.features import Feature, features_of, read_columns
+from repbias_jax.external.features import Feature, features_of, read_columns, text_of
 from repbias_jax.probes import components, logistic, regression, units, variance
 from repbias_jax.probes.balance import balanced_r2, dependence, evenness, natural_r2
 from repbias_jax.probes.moments import Measured
@@ -318,7 +320,8 @@ BAD_TABLES = {
     "empty name": (GOOD.replace(b"f,x", b"f,"), "column 2: name ''"),
     "unsafe name": (GOOD.replace(b"f,x", b"f,<b>"), "column 2: name '<b>'"),
     "path as name": (GOOD.replace(b"f,x", b"../f,x"), "column 1: name '../f'"),
-    "nothing": (b"", "is empty"),
+    "nothing": (b"", "f.csv: is empty; features are a csv"),
+    "infinite whole number": (GOOD.replace(b"1,3.5", b"1," + b"9" * 9000), "9 is no finite number"),
     "open quote": (GOOD + b'"', "cannot be read"),
     "huge field": (GOOD.replace(b"1,3.5", b"1," + b"9" * 200_000), "cannot be read"),
     "no header": (b"\n" + GOOD, "0 columns"),
@@ -327,6 +330,34 @@ BAD_TABLES = {
     "control characters": (b'f\n"a\x1bb"\n' + b"c\n" * 29, "class 'a\\x1bb'"),
     "long class": (b"f\n" + b"a" * 65 + b"\n" + b"c\n" * 29, "expected at most 64 printable characters"),
 }
+
+
+PANDAS_MISSING = ["#N/A", "#N/A N/A", "#NA", "N/A", "<NA>", "NULL", "None", "-nan", "-NaN", "n/a", "null", "NA", "NaT"]
+PANDAS_MISSING += [f"{sign}1.#{kind}" for sign in ("", "-") for kind in ("IND", "QNAN")]
+
+
+@pytest.mark.parametrize("value", PANDAS_MISSING)
+def test_what_pandas_takes_as_missing_is_no_class(value, tmp_path):
+    (tmp_path / "f.csv").write_bytes(GOOD.replace(b"1,3.5", b"1," + value.encode()))
+    with pytest.raises(ConfigError, match=re.escape(f"line 5, column x: missing value {value!r}")):
+        read_columns(tmp_path / "f.csv", 30)
+    with pytest.raises(ConfigError, match="feature f: example 1 has no value"):
+        text_of({"f": ["x", value, "y"]})
+
+
+def test_none_in_lower_case_may_be_a_class(tmp_path):
+    (tmp_path / "f.csv").write_text("f\n" + "none\nsome\n" * 15)
+    assert features_of(read_columns(tmp_path / "f.csv", 30))[0].levels == ("none", "some")
+    assert text_of({"f": ["none", "--"]}) == {"f": ["none", "--"]}
+
+
+@pytest.mark.parametrize("kind", [Fraction, Decimal])
+def test_exact_numbers_follow_the_rule_of_floats(kind):
+    for plain in ([k / 8 for k in range(30)], [k % 3 for k in range(30)], list(range(30))):
+        exact, floats = (text_of({"f": [make(v) for v in plain]}) for make in (kind, float))
+        assert exact == floats
+    assert features_of(text_of({"f": [Fraction(1, 3), Fraction(2, 3)] * 15}))[0].kind == "continuous"
+    np.testing.assert_array_equal(features_of(text_of({"f": [Fraction(1, 3)] * 30}))[0].values, 1 / 3)
 
 
 @pytest.mark.parametrize("name", list(BAD_TABLES))
@@ -525,6 +556,103 @@ def test_arrays_that_do_not_fit_are_refused():
             repbias_jax.probe_activations(activations, features)
 
 
+def masked(values, place):
+    """A masked array with one masked cell."""
+    made = np.ma.array(values)
+    made[place] = np.ma.masked
+    return made
+
+
+GOOD_ROWS = np.random.default_rng(8).normal(size=(30, 2))
+BAD_ACTIVATIONS = {
+    "masked": (masked(GOOD_ROWS, (3, 1)), "activations activations: masked values"),
+    "masked in a list": ([masked(row, 0) for row in GOOD_ROWS], "activations activations: masked values"),
+    "ragged": ([[1.0, 2.0]] * 29 + [[1.0]], "activations activations: setting an array element"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_ACTIVATIONS))
+def test_activations_that_are_no_array_are_refused(name):
+    activations, expected = BAD_ACTIVATIONS[name]
+    for fn in (repbias_jax.variance_explained, repbias_jax.probe_activations):
+        with pytest.raises(ConfigError, match=expected) as caught:
+            fn(activations, {"f": [0, 1] * 15})
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=expected.replace("activations:", "mine:")):
+        repbias_jax.probe_activations({"mine": activations}, {"f": [0, 1] * 15})
+
+
+def test_a_mask_without_masked_cells_is_no_fault():
+    plain, within = (repbias_jax.variance_explained(a, {"f": [0, 1] * 15}) for a in (GOOD_ROWS, np.ma.array(GOOD_ROWS)))
+    assert plain == within
+
+
+class Hashless:
+    """Equal to nothing, and without a hash."""
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+BAD_ARGUMENTS = {
+    "names that collide": ({"features": {1: [0, 1] * 15, "1": [0, 1] * 15}}, "feature 1: two features have this name"),
+    "features of unlike shapes": ({"features": {"f": [np.zeros((2, 3)), np.zeros((2, 4))]}}, "feature f: values that make"),
+    "a name of two lines": ({"features": {"a\nb": [np.nan] * 30}}, "features: name 'a.nb'"),
+    "no categorical": ({"categorical": None}, "categorical: None; expected a list of names"),
+    "one categorical": ({"categorical": "f"}, "categorical: 'f'; expected a list of names"),
+    "a number as categorical": ({"categorical": 3}, "categorical: 3; expected a list of names"),
+    "numbers as continuous": ({"continuous": [1]}, r"continuous: \[1\]; expected a list of names"),
+    "lists as continuous": ({"continuous": [["f"]]}, "continuous: .* expected a list of names"),
+    "a table as continuous": ({"continuous": np.eye(2)}, "continuous: .* expected a list of names"),
+    "no continuous": ({"continuous": None}, "continuous: None; expected a list of names"),
+    "a ragged split": ({"split": [[0], [0, 1]] * 15}, "split: values that make no array; expected fit or score"),
+    "a split of objects": ({"split": [Hashless()] * 30}, "split: .* expected fit or score"),
+    "a split of sets": ({"split": [set()] * 30}, r"split: 'set\(\)'; expected fit or score"),
+    "a split in a word": ({"split": "fit"}, r"split: values of shape \(\)"),
+    "a masked split": ({"split": masked([0, 1] * 15, 3)}, "split: masked values"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_ARGUMENTS))
+def test_arguments_of_the_wrong_kind_are_refused(name):
+    more, expected = BAD_ARGUMENTS[name]
+    for fn in (repbias_jax.variance_explained, repbias_jax.probe_activations):
+        with pytest.raises(ConfigError, match=expected) as caught:
+            fn(GOOD_ROWS, **{"features": {"f": [0, 1] * 15}, **more})
+        assert "\n" not in str(caught.value)
+
+
+def test_arrays_whose_names_collide_are_refused():
+    with pytest.raises(ConfigError, match="two arrays have the same name"):
+        repbias_jax.probe_activations({1: GOOD_ROWS, "1": GOOD_ROWS}, {"f": [0, 1] * 15})  # pyright: ignore
+
+
+BAD_CHOICES = {
+    "no choices": (None, "choices: NoneType; expected repbias_jax.external.Choices"),
+    "a tuple": ((20, 0.9, 0.05), "choices: tuple"),
+    "few draws": (Choices(draws=19), "draws=19; expected a whole number of at least 20"),
+    "half a draw": (Choices(draws=20.5), "draws=20.5; expected a whole number"),  # pyright: ignore
+    "draws as text": (Choices(draws="20"), "draws='20'; expected a whole number"),  # pyright: ignore
+    "decodable NaN": (Choices(20, decodable=np.nan), "decodable=nan; expected a number from 0 to 1"),
+    "decodable in percent": (Choices(20, decodable=90), "decodable=90; expected a number from 0 to 1"),
+    "small infinite": (Choices(20, small=np.inf), "small=inf; expected a number from 0 to 1"),
+    "small below 0": (Choices(20, small=-0.1), "small=-0.1; expected a number from 0 to 1"),
+    "small is a table": (Choices(20, small=np.eye(3)), "small=array.* expected a number from 0 to 1"),  # pyright: ignore
+    "no small": (Choices(20, small=None), "small=None; expected a number from 0 to 1"),  # pyright: ignore
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_CHOICES))
+def test_choices_out_of_range_are_refused(name):
+    choices, expected = BAD_CHOICES[name]
+    with pytest.raises(ConfigError, match=expected) as caught:
+        repbias_jax.probe_activations(GOOD_ROWS, {"f": [0, 1] * 15}, choices=choices)
+    assert "\n" not in str(caught.value)
+
+
+def test_choices_may_be_numbers_of_numpy():
+    external.check_choices(Choices(np.int64(20), np.float32(0.5), np.float64(1)))  # pyright: ignore
+
+
 BAD_FLAGS = {
     "no activations": (("--activations=",), "--activations is missing"),
     "unknown flag": (("--activatons=x",), "Unknown command line flag"),
@@ -539,6 +667,10 @@ BAD_FLAGS = {
     "no number": (("--draws=many",), "draws"),
     "too few draws": (("--draws=1",), "draws"),
     "above one": (("--decodable=90",), "decodable"),
+    "decodable NaN": (("--decodable=nan",), "--decodable=nan: expected a finite number"),
+    "small NaN": (("--small=nan",), "--small=nan: expected a finite number"),
+    "small infinite": (("--small=inf",), "small"),
+    "small above all": (("--small=101",), "small"),
     "continuous text": (("--continuous=same",), "is no number"),
     "an id as a feature": (("--categorical=id",), "400 classes"),
 }
@@ -555,6 +687,27 @@ def test_bad_input_is_one_line_and_nothing_is_written(name, outside, tmp_path, c
     assert printed.err.count("\n") == 1
     assert printed.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_a_workdir_that_cannot_be_made_is_refused_before_anything_is_measured(outside, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(external, "probe", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "figures").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    places = {
+        tmp_path / "file": "is a file", tmp_path / "file" / "out": "is a file", tmp_path / "half": "is a file",
+        tmp_path / "link": "is a link to nothing", tmp_path / "link" / "out": "is a link to nothing",
+        tmp_path / ("n" * 300): "cannot be written", "/proc/x": "cannot be written", "/proc/x/y": "cannot be written",
+    }  # fmt: skip
+    for place, expected in places.items():
+        assert call(f"--activations={outside}/x.npz", f"--features={outside}/y.csv", f"--workdir={place}") == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith("error: --workdir=")
+        assert expected in printed.err
+        assert printed.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_help_and_interruption(outside, tmp_path, capsys, monkeypatch):
@@ -657,6 +810,17 @@ def test_ratios_by_hand(name):
         ([1] * 600, "constant in one half"),
         ([f"word{i}" for i in range(600)], "600 classes; expected at most 50"),
         (np.zeros((600, 2)), "values of shape"),
+        (masked(np.arange(600.0), 7), "example 7 has no value"),
+        (masked(["a", "b"] * 300, 7), "example 7 has no value"),
+        (list(masked(np.arange(600) % 2, 7)), "example 7 has no value"),
+        ([0.5, 1 + 2j] * 300, "example 1 is a complex number; expected real numbers"),
+        (np.arange(600) % 2 * np.complex64(1), "example 0 is a complex number"),
+        ([Decimal(1), Decimal("NaN")] * 300, "example 1 has no value"),
+        ([Decimal(1), Decimal("-sNaN")] * 300, "example 1 has no value"),
+        ([Decimal(1), Decimal("-Infinity")] * 300, "example 1 is -inf"),
+        ([Decimal(1), Decimal("1e400")] * 300, "example 1 is inf"),
+        ([1, Fraction(10**400)] * 300, "example 1 is too large a number"),
+        ([1, 10**5000] * 300, "example 1 is too large a number"),
     ],
 )
 def test_features_that_cannot_be_measured_are_named(values, expected):
@@ -664,6 +828,11 @@ def test_features_that_cannot_be_measured_are_named(values, expected):
     with pytest.raises(ConfigError, match=expected) as caught:
         repbias_jax.variance_explained(phi, features | {"odd_one": values})
     assert "odd_one" in str(caught.value)
+
+
+def test_features_without_names_are_refused():
+    with pytest.raises(ConfigError, match="features: ndarray; expected a mapping of names to values"):
+        repbias_jax.variance_explained(np.ones((40, 3)), np.arange(40) % 2)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_layer_that_does_not_vary_has_no_number():

@@ -255,6 +255,9 @@ def test_a_distributed_job_only_trains(cache, tmp_path):
     status, printed = Started(cache, tmp_path, "--distributed", "--stage=train", "--shard=0/2").end()
     assert status == 2
     assert "it needs no --shard" in printed
+    status, printed = Started(cache, tmp_path, "--distributed", "--stage=train").end()
+    assert status == 2, printed
+    assert "--distributed: JAX recognises no cluster here" in printed
 
 
 def test_cluster_recipes_are_sound():

@@ -163,6 +163,16 @@ def test_the_interval_covers_as_often_as_it_says():
     assert 0.91 <= np.mean(hits) <= 0.985
 
 
+def test_thousands_of_seeds_are_summarised_in_pieces(monkeypatch):
+    """With the same draws as at once, in bounded memory."""
+    assert statistics._pieces(100_000, 10_000) == [2000] * 50
+    assert statistics._pieces(10_000, 64) == [10_000]
+    x = np.random.default_rng(3).normal(0.05, 1, 40)
+    at_once = summarise(x)
+    monkeypatch.setattr(statistics, "_pieces", lambda draws, k: [1000] * (draws // 1000))
+    assert summarise(x) == at_once
+
+
 def test_sign_flips_are_exact_and_symmetric():
     assert sign_flips(np.asarray([1.0, 1.0, 1.0])) == pytest.approx(2 / 8)
     assert sign_flips(np.asarray([1.0, -1.0])) == 1

@@ -122,8 +122,9 @@ NOTES = {
 }  # on the score card
 FIGURES = {"C19": "shares", "C20": "truncation", "C21": "units"}  # the figure that shows a claim
 CAPTIONS = {
-    "plane": "Probe examples of the first seed's network on its first two principal components (penultimate layer), "
-    "marked by the value of the easy feature (left) and of the hard feature (right). Both axes have the same scale.",
+    "plane": "Probe examples of the first seed's network (if it diverged, of the next one's) on its first two principal "
+    "components (penultimate layer), marked by the value of the easy feature (left) and of the hard feature (right). "
+    "Both axes have the same scale.",
     "shares": "How much of each principal component the two features explain, and which share of the total variance "
     "the component holds (grey steps). Each dot is a seed; marks are means over seeds with 95 % intervals.",
     "truncation": "Accuracy of the network's own readout when only the first k principal components are kept and the "
@@ -135,17 +136,14 @@ CAPTIONS = {
 
 
 def _draw_plane(results: Results, settings: list[str]) -> Figure | None:
-    if not settings:
+    found = {s: first for s in settings if (first := _first_finite(results, s))}
+    if not found:
         return None
-    figure, panels = draw.grid(len(settings), 2, 3.6, 3.4)
-    for row, setting in zip(panels, settings, strict=True):
-        seed, phi, factors = next(results.activations(setting))
-        half = phi.shape[1] // 2
-        fit, score = (phi[-1, s] - phi[-1, :half].mean(0) for s in (slice(half), slice(half, None)))
-        places = score @ np.linalg.eigh(fit.T @ fit)[1][:, : -TOP - 1 : -1]
+    figure, panels = draw.grid(len(found), 2, 3.6, 3.4)
+    for row, (setting, (seed, places, factors)) in zip(panels, found.items(), strict=True):
         for axes, feature in zip(row, (EASY, HARD), strict=True):
             for value, style in enumerate(STYLES[:2]):
-                chosen = places[factors[feature][half:] == value]
+                chosen = places[factors[feature][-len(places) :] == value]
                 axes.plot(
                     *chosen.T, **style | {"linestyle": "none"}, markersize=2.5, alpha=0.5, label=f"feature is {value}"
                 )
@@ -153,6 +151,21 @@ def _draw_plane(results: Results, settings: list[str]) -> Figure | None:
             title = f"{feature}, {setting.split('.')[0]}, seed {seed}"
             draw.label(axes, title, "first component (activation units)", "second component (activation units)")
     return draw.finish(figure)
+
+
+def _first_finite(results: Results, setting: str) -> tuple[int, np.ndarray, dict[str, np.ndarray]] | None:
+    """Returns the first seed whose activations and their squares are finite, its `_places`, and the factors, if any."""
+    for seed, phi, factors in results.activations(setting):
+        if np.square(phi[-1], dtype=float).sum() < np.finfo(np.float32).max:
+            return seed, _places(phi[-1]), factors
+    return None
+
+
+def _places(phi: np.ndarray) -> np.ndarray:
+    """Returns the examples of the second half on the top principal components of the first half. Args: phi: `[N, D]`."""
+    half = len(phi) // 2
+    fit, score = (phi[s] - phi[:half].mean(0) for s in (slice(half), slice(half, None)))
+    return score @ np.linalg.eigh(fit.T @ fit)[1][:, : -TOP - 1 : -1]
 
 
 def _draw_shares(axes: Axes, results: Results, setting: str) -> None:
@@ -177,12 +190,12 @@ def _by_component(results: Results, setting: str, feature: str, x: np.ndarray, *
 
 
 def _draw_truncation(axes: Axes, results: Results, setting: str) -> None:
+    axes.set_xscale("log", base=2)  # before drawing, since a panel without values has no scale to change
     for feature, style in ((EASY, STYLES[0]), (HARD, STYLES[1])):
         table = results.table(setting, "kept_accuracy", feature)
         curve = table.assign(k=table["at"].astype(int)).pivot(index="k", columns="seed", values="value")
         draw.band(axes, curve, feature, style, marks=len(curve))
     axes.axhline(0.5, linestyle=(0, (1, 2)), label="chance", **draw.FLOOR)
-    axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(top=1.03)
     title = f"{setting} ({contrasts.passing(results, [setting])})"

@@ -230,14 +230,14 @@ def _falls(results: Results, setting: str) -> tuple[Part, ...]:
 def at_peak(curve: pd.DataFrame) -> pd.Series:
     """Returns each seed's value at the snapshot at which the mean of the other half of the seeds peaks.
 
-    Step 0 is left out. A half has every other seed; where the other half is empty, the value is NaN.
+    Step 0 is left out. A half has every other seed; where the other half is empty or has no value, the value is NaN.
 
     Args:
       curve: `[snapshot, seed]`.
     """
     later = curve[curve.index > 0]
     halves = later.iloc[:, ::2], later.iloc[:, 1::2]
-    found = [own.loc[other.mean(axis=1).idxmax()] for own, other in (halves, halves[::-1]) if other.size]
+    found = [own.loc[other.mean(axis=1).idxmax()] for own, other in (halves, halves[::-1]) if other.notna().any(axis=None)]
     return pd.concat([*found, pd.Series(dtype=float)]).reindex(curve.columns).astype(float)
 
 

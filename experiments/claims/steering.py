@@ -21,7 +21,7 @@ hold there by algebra alone.
         minus the share that random directions flip; an equivalence within 0.05. A run that does not reach 95 % has no
         value.
   C24   log dose that flips half of hard minus log dose that flips half of easy. A run that does not reach half at any dose
-        counts with the largest dose.
+        counts with the largest dose; a run that diverged has no value.
 
 C24 follows nearly mechanically from the gap (C01) at one site.
 
@@ -92,6 +92,11 @@ def dose_reaching(curve: pd.DataFrame, level: float) -> pd.Series:
     return pd.Series(found, dtype=float)
 
 
+def half_dose(curve: pd.DataFrame) -> pd.Series:
+    """Returns for each seed the dose that flips half; the largest one if none does, and NaN if nothing was measured."""
+    return dose_reaching(curve, 0.5).fillna(max(DOSES)).where(curve.notna().any())
+
+
 def at_dose(curve: pd.DataFrame, doses: pd.Series) -> pd.Series:
     """Returns each seed's curve at a dose given for this seed, linear in log dose; NaN where the dose is missing."""
     return pd.Series({k: np.interp(np.log(d), np.log(curve.index), curve[k]) for k, d in doses.items()}, dtype=float)
@@ -123,9 +128,9 @@ def _leaves_the_other(results: Results, joint: str) -> tuple[Part, ...]:
 
 
 def _smaller_push(results: Results, joint: str) -> tuple[Part, ...]:
-    doses = {f: dose_reaching(flips(results, joint, "flips", f, f), 0.5) for f in (EASY, HARD)}
-    censored = int(sum(d.isna().sum() for d in doses.values()))
-    hard, easy = (np.log(doses[f].fillna(max(DOSES))) for f in (HARD, EASY))
+    curves = {f: flips(results, joint, "flips", f, f) for f in (EASY, HARD)}
+    censored = sum(int((dose_reaching(c, 0.5).isna() & c.notna().any()).sum()) for c in curves.values())
+    hard, easy = (np.log(half_dose(curves[f])) for f in (HARD, EASY))
     text = f"log dose that flips half of {HARD} minus that of {EASY} ({censored} curves do not reach half)"
     accuracy = contrasts.accuracy_gap(results, joint, EASY, HARD)
     passed = contrasts.at_end(results, joint, (EASY, HARD))
@@ -142,7 +147,7 @@ CLAIMS = {
 
 def figures(results: Results) -> list[Drawn]:
     """Returns all figures, for the conditions that were run."""
-    settings = contrasts.run_in(results, "joint")
+    settings = [s for s in contrasts.run_in(results, "joint") if _has_values(results, s)]
     drawn = (
         ("doses", _draw_doses(results, settings)),
         ("matrix", _draw_matrix(results, settings)),
@@ -167,12 +172,18 @@ CAPTIONS = {
 }
 
 
+def _has_values(results: Results, setting: str) -> bool:
+    """Returns whether any run was measured; if all have diverged, there is nothing to draw."""
+    return any(results.table(setting, "flips", EASY, site, other=EASY)["value"].notna().any() for site in SITES)
+
+
 def _draw_doses(results: Results, settings: list[str]) -> Figure | None:
     if not settings:
         return None
     figure, panels = draw.grid(len(settings), len(SITES), 4.4, 3.0)
     for row, setting in zip(panels, settings, strict=True):
         for axes, (site, name) in zip(row, SITES.items(), strict=True):
+            axes.set_xscale("log")  # before drawing, since a panel without values has no scale to change
             for (_, feature, other), own, off in zip(PAIRS, STYLES[:2], STYLES[2:4], strict=True):
                 draw.band(
                     axes, flips(results, setting, "flips", feature, feature, site), f"{feature}'s vector, its output", own
@@ -184,7 +195,6 @@ def _draw_doses(results: Results, settings: list[str]) -> Figure | None:
                 pushed = [flips(results, setting, "random_flips", f, feature, site).mean(axis=1) for f in (EASY, HARD)]
                 dash = (0, (1, 2)) if feature == EASY else (0, (4, 2))
                 axes.plot(sum(pushed) / 2, linestyle=dash, label=f"random directions, {feature}", **draw.FLOOR)
-            axes.set_xscale("log")
             axes.set_ylim(-0.03, 1.03)
             passed = contrasts.passing(results, [setting])
             draw.label(axes, f"{setting}, {name}\n({passed})", "push (L2 norm over rms)", "outputs flipped (share)")
@@ -213,11 +223,10 @@ def _draw_matrix(results: Results, settings: list[str]) -> Figure | None:
 def _draw_half(axes: Axes, results: Results, setting: str) -> None:
     x = np.arange(len(SITES))
     for feature, style, shift in ((EASY, STYLES[0], -0.1), (HARD, STYLES[1], 0.1)):
-        doses = {s: dose_reaching(flips(results, setting, "flips", feature, feature, s), 0.5) for s in SITES}
-        shown = pd.DataFrame(doses).T.fillna(max(DOSES))
-        draw.dots(axes, x, shown, feature, style | {"linestyle": "none"}, shift=shift)
+        doses = {s: half_dose(flips(results, setting, "flips", feature, feature, s)) for s in SITES}
+        draw.dots(axes, x, pd.DataFrame(doses).T, feature, style | {"linestyle": "none"}, shift=shift)
         random = [flips(results, setting, "random_flips", feature, feature, s).mean(axis=1).to_frame() for s in SITES]
-        reached = [dose_reaching(curve, 0.5).fillna(max(DOSES)).item() for curve in random]
+        reached = [half_dose(curve).item() for curve in random]
         draw.floor(axes, x + 2.5 * shift, reached, f"random directions, {feature}", "x" if shift < 0 else "+")
     axes.axhline(max(DOSES), linestyle=(0, (1, 2)), label="largest dose", **draw.FLOOR)
     axes.set_yscale("log")

@@ -13,6 +13,8 @@ A generator is a module that draws factors first, then an input that has them. I
   its own order
 - `sample(task, dials, drawn, key) -> Example(inputs, factors, labels [O], order [O])` for ONE example; `labels[p]` is the
   label of the listed output `order[p]`
+- optionally `definitions(task)`: text that changes if the features' names come to mean something else, as where they are
+  entries of a dictionary that users add to
 - `probe_set(task, dials, drawn, name, key) -> (inputs [N, ...], factors {name: [N]}, order [O] or [N, O])`
 
 To add a generator, add a file, and a line here.

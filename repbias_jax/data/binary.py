@@ -34,7 +34,7 @@ class BinaryOptions(Task):
     """Options of strings of bits."""
 
     name: str = option("binary", "data generator", choices=("binary",))
-    features: tuple[str, ...] = option(("parity1", "parity4"), "features of the input, keys of FEATURES")
+    features: tuple[str, ...] = option(("parity1", "parity4"), f"features of the input, of {', '.join(FEATURES)}")
     num_bits: int = option(32, "length of the input", "bits", low=1, high=4096)
     first_bits: tuple[int, ...] = option((), "where each feature's block starts; empty: one after the other", "bits", low=0)
     twins: bool = option(True, "give every feature an unused twin: the same function of bits that no output needs")
@@ -147,6 +147,11 @@ def check(task: BinaryOptions) -> None:
             f"config.task.num_probe={task.num_probe}: expected a multiple of {2 * num_combinations(task)}, so that all "
             f"combinations of the features' bits are equally frequent in each half"
         )
+
+
+def definitions(task: BinaryOptions) -> str:
+    """Returns the truth tables of the task's features, as text."""
+    return repr([(name, FEATURES.get(name)) for name in task.features])
 
 
 def _check_length(task: BinaryOptions, name: str, expected: int, of: str) -> None:

@@ -12,6 +12,7 @@ table. Both share the same definitions of features, halves and measures.
 Source: ours.
 """
 
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,19 +23,20 @@ import pandas as pd
 from repbias_jax.columns import COLUMNS
 from repbias_jax.config import ConfigError, safe_name
 from repbias_jax.external import design, diagnostics, encoding, readouts, record, rsa
-from repbias_jax.external.features import Feature, features_of, text_of
+from repbias_jax.external.arrays import refusal
+from repbias_jax.external.features import Feature, features_of, masked, text_of
 from repbias_jax.probes.moments import Measured
 
-NUM_DRAWS = 200
+NUM_DRAWS, MIN_DRAWS = 200, 20
 DECODABLE, SMALL = 0.9, 0.05  # a feature with at least this balanced accuracy and below this share of variance is reported
 
 
 class Choices(NamedTuple):
     """Options of `probe_activations`."""
 
-    draws: int = NUM_DRAWS  # number of bootstrap draws over examples
-    decodable: float = DECODABLE
-    small: float = SMALL
+    draws: int = NUM_DRAWS  # number of bootstrap draws over examples, at least 20
+    decodable: float = DECODABLE  # balanced accuracy from which a feature is decodable, 0 to 1
+    small: float = SMALL  # share of variance below which it is small, 0 to 1
 
 
 DEFAULTS = Choices()
@@ -72,12 +74,12 @@ def variance_explained(
       All values are NaN if the activations do not vary.
 
     Raises:
-      ConfigError: shapes that do not match, values that are missing or not finite, a feature that is constant in one half,
-        fewer than 20 examples (10 in a half), or more than 32 features or 50 classes.
+      ConfigError: shapes that do not match, values that are missing, masked or not finite, a feature that is constant in
+        one half, fewer than 20 examples (10 in a half), or more than 32 features or 50 classes.
 
     Source: Lampinen et al. 2024 (the measure), Hermann and Lampinen 2020; ratio of sums, halves and null are ours.
     """
-    made, array = features_of(text_of(features), categorical, continuous), np.asarray(activations)
+    made, array = features_of(text_of(features), categorical, continuous), _array("activations", activations)
     rows = check({"activations": array}, made, split)
     for feature in made:
         if not design.varies(feature, rows):
@@ -112,12 +114,14 @@ def probe_activations(
 
     Raises:
       ConfigError: as for `variance_explained`, except that a feature that is constant in one half gets rows without a
-      value.
+        value; or `choices` that are out of range.
 
     Source: as for each probe; halves, intervals and limits are ours.
     """
     several = activations if isinstance(activations, Mapping) else {"activations": activations}
-    sites = {str(name): np.asarray(array) for name, array in several.items()}
+    sites = {str(name): _array(str(name), array) for name, array in several.items()}
+    if len(sites) < len(several):
+        raise ConfigError("activations: two arrays have the same name as text; expected every name once")
     made = features_of(text_of(features), categorical, continuous)
     frame = pd.DataFrame(list(probe(sites, made, split, choices)), columns=list(COLUMNS))
     return frame.assign(value=pd.to_numeric(frame["value"]))
@@ -141,6 +145,7 @@ def probe(
     Raises:
       ConfigError: as for `probe_activations`, before the first row.
     """
+    check_choices(choices)
     rows = check(sites, features, split)
     for name, value in diagnostics.describe(features, rows):
         yield record.row("", "balance", name, value, "" if np.isfinite(value) else "one class")
@@ -172,6 +177,32 @@ def check(sites: Mapping[str, np.ndarray], features: Sequence[Feature], split: S
         if not np.isfinite(array).all():
             raise ConfigError(f"activations {site}: some values are not finite; expected only finite values")
     return design.halves(count, split)
+
+
+def check_choices(choices: Choices) -> None:
+    """Raises ConfigError unless these are `Choices`, each within its range."""
+    if not isinstance(choices, Choices):
+        raise ConfigError(f"choices: {type(choices).__name__}; expected repbias_jax.external.Choices")
+    draws: Any = choices.draws
+    if not isinstance(draws, int | np.integer) or draws < MIN_DRAWS:
+        raise refusal("choices", f"draws={reprlib.repr(draws)}; expected a whole number of at least {MIN_DRAWS}")
+    for name in ("decodable", "small"):
+        value: Any = getattr(choices, name)
+        if not isinstance(value, int | float | np.number) or not 0 <= value <= 1:  # NaN is not
+            raise refusal("choices", f"{name}={reprlib.repr(value)}; expected a number from 0 to 1")
+
+
+def _array(site: str, values: Any) -> np.ndarray:
+    """Returns activations as an array. Raises ConfigError if they make none, or have masked cells."""
+    where, expected = f"activations {site}", "expected an array of finite real numbers [N, ...]"
+    try:
+        if masked(values):
+            raise refusal(where, f"masked values; {expected}")
+        return np.asarray(values)
+    except ConfigError:  # it is a ValueError too
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise refusal(where, f"{str(error).partition(chr(10))[0][:200]}; {expected}") from error
 
 
 def _site(

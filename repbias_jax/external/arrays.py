@@ -93,29 +93,29 @@ def refusal(where: object, text: str) -> ConfigError:
 
 
 @contextlib.contextmanager
-def reading(where: object, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Converts the given exceptions into a refusal."""
+def reading(where: object, kinds: tuple[type[Exception], ...], known: str = KNOWN) -> Iterator[None]:
+    """Converts the given exceptions into a refusal, which ends with what is `known`."""
     try:
         yield
     except ConfigError:  # it is a ValueError too
         raise
     except kinds as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200] or type(error).__name__
-        raise refusal(where, f"cannot be read ({reason}); expected a whole file; {KNOWN}") from error
+        raise refusal(where, f"cannot be read ({reason}); expected a whole file; {known}") from error
 
 
 @contextlib.contextmanager
-def opened(path: Path, more_flags: int = 0) -> Iterator[tuple[IO[bytes], int]]:
+def opened(path: Path, more_flags: int = 0, known: str = KNOWN) -> Iterator[tuple[IO[bytes], int]]:
     """Yields an open regular file and its size, taken from the open handle. Opening never waits for a pipe's other end."""
-    with reading(path, PATH_ERRORS):
+    with reading(path, PATH_ERRORS, known):
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | more_flags)
     info = os.fstat(handle)
     if not stat.S_ISREG(info.st_mode):
         os.close(handle)
-        raise refusal(path, f"is a folder, a pipe or a device; expected a regular file; {KNOWN}")
-    with os.fdopen(handle, "rb") as file, reading(path, (OSError,)):
+        raise refusal(path, f"is a folder, a pipe or a device; expected a regular file; {known}")
+    with os.fdopen(handle, "rb") as file, reading(path, (OSError,), known):
         if info.st_size == 0:
-            raise refusal(path, f"is empty; {KNOWN}")
+            raise refusal(path, f"is empty; {known}")
         yield file, info.st_size
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from repbias_jax.config import ConfigError
-from repbias_jax.external.features import Feature
+from repbias_jax.external.features import Feature, masked
 from repbias_jax.probes.moments import orders
 
 Rows = tuple[np.ndarray, np.ndarray]  # row numbers of the examples to fit on and of those to score on
@@ -56,10 +56,10 @@ def halves(count: int, split: Sequence[Any] | None = None) -> Rows:
     if split is None:
         order = np.random.default_rng(0).permutation(count)
         return np.sort(order[: count // 2]), np.sort(order[count // 2 :])
-    given = np.asarray(split)
+    given = _values(split)
     if given.shape != (count,):
         raise ConfigError(f"split: values of shape {given.shape}; expected ({count},), one for each example")
-    sides = np.array([SIDES.get(value, -1) for value in given.tolist()])
+    sides = np.array([_side(value) for value in given.tolist()])
     if (sides < 0).any():
         other = str(given[np.argmin(sides)])[:64]
         raise ConfigError(f"split: {other!r}; expected fit or score for each example")
@@ -67,6 +67,26 @@ def halves(count: int, split: Sequence[Any] | None = None) -> Rows:
     if min(len(fit), len(score)) < MIN_EXAMPLES // 2:
         raise ConfigError(f"split: {len(fit)} to fit, {len(score)} to score; expected at least {MIN_EXAMPLES // 2} each")
     return fit, score
+
+
+def _values(split: Sequence[Any]) -> np.ndarray:
+    """Returns a split as an array. Raises ConfigError if it makes none, or has masked cells."""
+    try:
+        if masked(split):
+            raise ConfigError("split: masked values; expected fit or score for each example")
+        return np.asarray(split)
+    except ConfigError:  # it is a ValueError too
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError("split: values that make no array; expected fit or score for each example") from error
+
+
+def _side(value: Any) -> int:
+    """Returns 0 to fit, 1 to score, -1 for anything else."""
+    try:
+        return SIDES.get(value, -1)
+    except TypeError:  # it has no hash
+        return -1
 
 
 def varies(feature: Feature, rows: Rows) -> bool:

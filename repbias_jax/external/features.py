@@ -18,7 +18,9 @@ import io
 import math
 import re
 import reprlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +36,10 @@ MAX_COLUMNS_OF_FEATURES = 200  # sum over features of the number of classes minu
 MAX_CLASSES = 50
 MAX_WHOLE = 20  # most distinct whole numbers that count as classes
 MAX_LEVEL = 64  # characters in the name of a class
-MISSING = ("", "nan", "nat", "na", "n/a", "<na>", "null")
+# Texts of a missing value, in any case: those of pandas, and ours. Only `None` counts by its case: `none` may be a class.
+MISSING = {"", "nan", "-nan", "+nan", "nat", "na", "n/a", "#na", "#n/a", "#n/a n/a", "<na>", "null"}
+MISSING |= {f"{sign}1.#{kind}" for sign in ("", "-", "+") for kind in ("ind", "qnan")}
+PLAIN = {str, int, float, bool, np.int64, np.float32, np.float64, np.bool_, np.str_}  # kinds that are what they look like
 INFINITE = ("inf", "-inf", "+inf", "infinity", "-infinity")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 HINT = "features are a csv: a line of names, then a line an example"
@@ -70,11 +75,11 @@ def read_columns(path: Path, count: int) -> dict[str, list[str]]:
       ConfigError: the file is not a csv, names are unsafe, empty or repeated, values are missing, or the number of rows is
         not `count`.
     """
-    with opened(path) as (file, size):
+    with opened(path, known=HINT) as (file, size):
         if size > MAX_BYTES:
             raise refusal(path, f"{size} bytes; expected at most {MAX_BYTES}")
         raw = file.read(size)
-    with reading(path, PATH_ERRORS):
+    with reading(path, PATH_ERRORS, HINT):
         text = raw.decode("utf-8-sig")
     if (place := text.find("\0")) >= 0:
         raise refusal(path, f"line {text.count(chr(10), 0, place) + 1} holds a zero byte; {HINT}")
@@ -88,11 +93,11 @@ def read_columns(path: Path, count: int) -> dict[str, list[str]]:
             raise refusal(path, f"line {line}: {len(row)} values; expected {len(names)}, one for each column")
         for name, column, value in zip(names, columns, row, strict=True):
             value = value.strip()
-            if value.lower() in MISSING:
+            if _missing(value):
                 raise refusal(path, f"line {line}, column {name}: missing value {value!r}; expected a value in every row")
             column.append(value)
     if len(columns[0]) != count:
-        raise refusal(path, f"{len(columns[0])} rows; expected one for each of {count} examples")
+        raise refusal(path, f"{len(columns[0])} rows; expected one for each of {count} examples, below a line of names")
     return dict(zip(names, columns, strict=True))
 
 
@@ -103,20 +108,30 @@ def text_of(features: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
       features: by name, one-dimensional values of any kind, `[N]`.
 
     Raises:
-      ConfigError: values that are missing, not finite, or not one for each example.
+      ConfigError: `features` is no mapping, two names are the same text, or values are missing, masked, complex, not
+        finite or not one for each example.
     """
+    if not hasattr(features, "items"):  # a data frame has them, too
+        raise ConfigError(
+            f"features: {type(features).__name__}; expected a mapping of names to values, such as {{'x': values}}"
+        )
     text = {}
     for name, values in features.items():
-        shape = np.shape(np.asarray(values, dtype=object))
+        named = safe_name(str(name), "features")
+        if named in text:
+            raise ConfigError(f"feature {named}: two features have this name as text; expected every name once")
+        shape = _shape(named, values)
         if len(shape) != 1:
-            raise ConfigError(f"feature {name}: values of shape {shape}; expected one value for each example, [N]")
-        text[str(name)] = ["" if value is None else str(value).strip() for value in values]
-        for i, value in enumerate(text[str(name)]):
-            if value.lower() in MISSING:
-                raise ConfigError(f"feature {name}: example {i} has no value; expected a value for every example")
-            if value.lower() in INFINITE:
-                raise ConfigError(f"feature {name}: example {i} is {value}; expected finite numbers")
+            raise ConfigError(f"feature {named}: values of shape {shape}; expected one value for each example, [N]")
+        text[named] = [_text(value, named, i) for i, value in enumerate(values)]
     return text
+
+
+def masked(values: Any) -> bool:
+    """Returns whether an array, or any in these lists, has masked cells; numpy drops the mask without a word."""
+    if isinstance(values, list | tuple):
+        return any(masked(value) for value in values)
+    return isinstance(values, np.ma.MaskedArray) and bool(np.ma.getmaskarray(values).any())
 
 
 def features_of(
@@ -133,6 +148,7 @@ def features_of(
       ConfigError: a name that is not a column or is given both kinds, a column that cannot have the given kind, or too many
         features or classes.
     """
+    categorical, continuous = _asked("categorical", categorical), _asked("continuous", continuous)
     for asked in (*categorical, *continuous):
         if asked not in columns or (asked in categorical and asked in continuous):
             raise ConfigError(f"feature {reprlib.repr(asked)}: expected one kind each, of {_few(columns)}")
@@ -146,13 +162,60 @@ def features_of(
     return features
 
 
+def _missing(text: str) -> bool:
+    return text.lower() in MISSING or text == "None"
+
+
+def _shape(name: str, values: Any) -> tuple[int, ...]:
+    """Returns the shape of a feature's values. Raises ConfigError if they make no array."""
+    try:
+        return np.shape(np.asarray(values, dtype=object))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"feature {name}: values that make no array; expected one value for each example, [N]") from error
+
+
+def _text(value: Any, name: str, example: int) -> str:
+    """Returns the text of one value. Raises ConfigError if it is missing, infinite or complex."""
+    try:
+        text = str(value if type(value) in PLAIN else _plain(value)).strip()
+    except (OverflowError, ValueError):  # Python writes no whole number of more than 4,300 digits
+        raise ConfigError(f"feature {name}: example {example} is too large a number; expected finite numbers") from None
+    except TypeError:
+        raise ConfigError(f"feature {name}: example {example} is a complex number; expected real numbers") from None
+    if _missing(text):
+        raise ConfigError(f"feature {name}: example {example} has no value; expected a value for every example")
+    if text.lower() in INFINITE:
+        raise ConfigError(f"feature {name}: example {example} is {text}; expected finite numbers")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """Returns a missing value as "", a fraction or decimal as a float, others as they are. Complex ones: TypeError."""
+    if isinstance(value, complex) or getattr(getattr(value, "dtype", None), "kind", "") == "c":
+        raise TypeError
+    if value is None or masked(value) or (isinstance(value, Decimal) and value.is_nan()):
+        return ""
+    return float(value) if isinstance(value, Decimal | Fraction) else value
+
+
+def _asked(what: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names that the caller gave a kind. Raises ConfigError unless they are texts, several or none."""
+    try:
+        found = None if isinstance(names, str | bytes) else tuple(names)
+    except TypeError:
+        found = None
+    if found is None or not all(isinstance(name, str) for name in found):
+        raise refusal(what, f"{reprlib.repr(names)}; expected a list of names of features, such as ['x']")
+    return found
+
+
 def _feature(name: str, column: Sequence[str], forced: str) -> Feature:
     safe_name(name, "features")
     distinct = dict.fromkeys(column)
     numbers = {text: float(text) for text in distinct if NUMBER.fullmatch(text)}
     numeric = len(numbers) == len(distinct)
     if bad := [text for text, value in numbers.items() if not math.isfinite(value)]:
-        raise ConfigError(f"feature {name}: {bad[0]} is no finite number; expected finite numbers")
+        raise ConfigError(f"feature {name}: {bad[0][:64]} is no finite number; expected finite numbers")
     whole = numeric and all(value.is_integer() for value in numbers.values())
     few = whole and len(set(numbers.values())) <= MAX_WHOLE
     if forced == "numbers" and not numeric:
@@ -182,7 +245,7 @@ def _classes(name: str, column: Sequence[str], meaning: Mapping[str, float | str
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Yields rows, each with the number of the line on which it ends."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    with reading(path, (csv.Error,)):
+    with reading(path, (csv.Error,), HINT):
         for row in reader:
             yield reader.line_num, row
 

@@ -20,6 +20,7 @@ def write(folder: Path, experiment: Experiment, module: ModuleType, restoring: R
       ConfigError: the deciding parts of a confirmed claim differ from its entries in `confirm.json`.
     """
     results, family = Results(folder, restoring), confirmation.family(experiment.confirmed)
+    results.strict = False
     rows: list[dict[str, Any]] = []
     values: list[tuple[Any, ...]] = []
     for i, (condition, _) in enumerate(experiment.conditions):

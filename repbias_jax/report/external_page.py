@@ -28,8 +28,8 @@ CAPTIONS = {
     "that were not used for fitting. Unique: how much the joint r2 of all features falls without this feature; the "
     "distance between alone and unique is what it shares with other features. If balanced: the r2 that the same code "
     "of a binary feature would have at prevalence 1/2. Grey: the central 95 % when the feature's values are "
-    "permuted. Bars: 95 % intervals over examples, from the measured value to the value expected with unlimited "
-    "examples; they do not cover variation between training runs.",
+    "permuted. Bars: 95 % intervals over examples for the value expected with unlimited examples; they include the "
+    "measured value and do not cover variation between training runs.",
     "readouts": "Balanced accuracy of readouts, with 95 % intervals over the scored examples. Hollow marks: the same "
     "procedure on permuted labels. Dotted line: the accuracy from which a feature counts as decodable. For a "
     "continuous feature the readout predicts whether it is above its median. High accuracy with little variance "
@@ -167,7 +167,7 @@ def _align(panels: Sequence[Axes]) -> None:
 
 
 def _height(numbers: Numbers) -> float:
-    return 1.6 + 0.34 * len(numbers.features)
+    return max(2.6, 1.6 + 0.34 * len(numbers.features))
 
 
 def _short(name: str) -> str:
@@ -243,7 +243,7 @@ def _components(axes: Axes, numbers: Numbers, site: str) -> None:
             axes.fill_between(known, found[1], found[2], color=style["color"], alpha=0.18, linewidth=0)
     axes.axhline(0, **FLOOR)
     axes.set_xticks(known)
-    draw.label(axes, _short(site), "principal component (rank)", "r2 of the component (share)")
+    draw.label(axes, _short(site), "principal component (rank)", "r2 of component (share)")
 
 
 def _units(numbers: Numbers) -> Figure:
