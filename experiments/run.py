@@ -156,7 +156,7 @@ def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, in
     _start_jax(folders, stages, share)
     jobs = []
     for (module, experiment), folder in zip(chosen, folders, strict=True):
-        planning.check_workdir(folder)
+        store.check_workdir(folder)
         with _named(experiment.name):
             jobs.append(Job(module, _plan(experiment, folder, stages), folder))
     return jobs, stages, share

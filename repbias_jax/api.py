@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from repbias_jax import pipeline, planning
+from repbias_jax import pipeline, planning, store
 from repbias_jax.config import ConfigError, Experiment
 from repbias_jax.provenance import record
 from repbias_jax.results import Results
@@ -63,7 +63,7 @@ def run(
     chosen = [stage for stage in _known(stages) if module or stage != "report"]
     selected = select(whole, preset, num_seeds, seed, overrides, settings, conditions, has_claims=module is not None)
     folder = Path(workdir) / selected.name
-    planning.check_workdir(folder)
+    store.check_workdir(folder)
     _start_jax(folder)
     backend = "" if "train" in chosen else planning.recorded_backend(folder)
     checked = planning.check(selected, backend or jax.default_backend(), lanes=lanes)

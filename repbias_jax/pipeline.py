@@ -21,7 +21,7 @@ import jax
 from repbias_jax import devices, layout, measure, population, report, store
 from repbias_jax.config import ConfigError, Experiment
 from repbias_jax.layout import Chunk
-from repbias_jax.planning import Plan, check_memory, covered, estimate, existing, full_settings, settings_table, source_of
+from repbias_jax.planning import Plan, check_memory, covered, estimate, full_settings, settings_table, source_of
 
 STAGES = ("train", "measure", "report")
 DISK_MARGIN = 1.1
@@ -191,7 +191,7 @@ def _begin(
         cost = estimate(plan, discard)
         check_memory(plan, cost)
         need = cost["disk_bytes"] * DISK_MARGIN - _used(folder)
-        free = shutil.disk_usage(existing(folder)).free
+        free = shutil.disk_usage(store.existing(folder)).free
         if need > free:
             raise store.StoreError(f"{folder}: needs about {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free")
     path, extents = folder / "manifest.json", list(plan.layout.extents)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -339,20 +338,6 @@ def _same(folder: Path, old: Mapping[str, Any], plan: Plan) -> None:
                 f"{folder} was trained with {what} = {before}, but this run asks for {now}: use the same value, or "
                 f"another workdir"
             )
-
-
-def existing(folder: Path) -> Path:
-    """Returns the folder itself, or the nearest of its parents that exists."""
-    return next(p for p in (folder, *folder.absolute().parents) if p.exists())
-
-
-def check_workdir(folder: Path) -> None:
-    """Raises ConfigError when a folder is a file or cannot be written."""
-    place = existing(folder)
-    if not place.is_dir():
-        raise ConfigError(f"--workdir={folder.parent}: {place} is a file; expected a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"--workdir={folder.parent}: {place} cannot be written")
 
 
 def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from repbias_jax import external, planning, store
+from repbias_jax import external, store
 from repbias_jax.columns import COLUMNS
 from repbias_jax.config import ConfigError
 from repbias_jax.external import diagnostics, record
@@ -169,10 +169,10 @@ def _read() -> Request:
 def _check_workdir(folder: Path) -> None:
     """Raises ConfigError unless results can be written below this folder. Makes a folder there to see, and removes it."""
     try:
-        planning.check_workdir(folder / "figures")
+        store.check_workdir(folder / "figures")
         if broken := [p for p in (folder, *folder.absolute().parents) if p.is_symlink() and not p.exists()]:
             raise ConfigError(f"--workdir={folder}: {broken[0]} is a link to nothing; expected a folder or a new name")
-        os.rmdir(tempfile.mkdtemp(prefix=".repbias-", dir=planning.existing(folder)))
+        os.rmdir(tempfile.mkdtemp(prefix=".repbias-", dir=store.existing(folder)))
     except OSError as error:
         raise ConfigError(
             f"--workdir={folder}: cannot be written ({error.strerror}); expected a folder or a new name"

@@ -27,6 +27,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from jax import Array
 
+from repbias_jax.config import ConfigError
+
 FORMAT = 2
 CURVE_COLUMNS = ("setting", "seed", "step", "output", "split", "loss", "accuracy", "worst_class")
 # The errors that orbax and tensorstore raise for a damaged file. A checkpoint of another structure raises the same errors,
@@ -36,6 +38,20 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 class StoreError(RuntimeError):
     """Something on disk is missing, damaged, in use or of another format; the message names it and says what to do."""
+
+
+def existing(folder: Path) -> Path:
+    """Returns the folder itself, or the nearest of its parents that exists."""
+    return next(p for p in (folder, *folder.absolute().parents) if p.exists())
+
+
+def check_workdir(folder: Path) -> None:
+    """Raises ConfigError when a folder is a file or cannot be written."""
+    place = existing(folder)
+    if not place.is_dir():
+        raise ConfigError(f"--workdir={folder.parent}: {place} is a file; expected a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"--workdir={folder.parent}: {place} cannot be written")
 
 
 @contextlib.contextmanager
