@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from repbias_jax.api import run
     from repbias_jax.config import Config, ConfigError, Experiment, Keep, Optimizer, Preset, Training
     from repbias_jax.data.binary import BinaryOptions
+    from repbias_jax.data.sequences import SequenceOptions
     from repbias_jax.external import probe_activations, variance_explained
     from repbias_jax.models.mlp import MLPOptions
+    from repbias_jax.models.transformer import TransformerOptions
     from repbias_jax.results import Results, load
 
 __version__ = "0.1.0"
@@ -54,7 +56,9 @@ _HOMES = {
     "Preset": "config",
     "Training": "config",
     "BinaryOptions": "data.binary",
+    "SequenceOptions": "data.sequences",
     "MLPOptions": "models.mlp",
+    "TransformerOptions": "models.transformer",
 }
 __all__ = [
     "BinaryOptions",
@@ -66,7 +70,9 @@ __all__ = [
     "Optimizer",
     "Preset",
     "Results",
+    "SequenceOptions",
     "Training",
+    "TransformerOptions",
     "load",
     "probe_activations",
     "run",

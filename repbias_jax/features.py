@@ -105,5 +105,6 @@ FEATURES: dict[str, Feature] = {
     "parity3": _parity(3),
     "parity4": _parity(4),
     "majority3": Feature(3, _table(3, _majority)),
+    "majority5": Feature(5, _table(5, _majority)),
     "majority3_xor": _xor_of_majorities(),
 }

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from repbias_jax.config import Dials, Static, Task, num_outputs
+from repbias_jax.config import Dials, Static, Task
 from repbias_jax.data import DATA, output_values
 from repbias_jax.models import MODELS
 from repbias_jax.models.family import View, possible, resolve
@@ -77,7 +77,7 @@ def build_model(static: Static) -> nn.Module:
     """Returns the Linen module of a static half."""
     config = static.config
     values = max(2, *output_values(config.task))
-    return MODELS[config.model.name].build(config.model, num_outputs(config.task), values, static.switches)
+    return MODELS[config.model.name].build(config.model, config.task, values, static.switches)
 
 
 def views_of(static: Static) -> dict[str, View]:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 from toy_data import LENGTH, VOCABULARY
 
-from repbias_jax.config import ConfigError, Dials, Model, Task, option
+from repbias_jax.config import ConfigError, Dials, Model, Task, num_outputs, option
 from repbias_jax.models.family import Family, View, flatten, possible
-from repbias_jax.models.mlp import ACTIVATIONS, drop
+from repbias_jax.models.layers import ACTIVATIONS, drop
 from repbias_jax.models.sites import site
 
 NAME = "toy_decoder"
@@ -86,9 +86,9 @@ class ToyDecoder(nn.Module):
         return logits, sites
 
 
-def build(options: ToyModel, num_outputs: int, num_values: int, switches: tuple[str, ...]) -> ToyDecoder:
+def build(options: ToyModel, task: Task, num_values: int, switches: tuple[str, ...]) -> ToyDecoder:
     """A decoder of the given shape."""
-    return ToyDecoder(options.width, options.activation, num_outputs, num_values, "model.dropout" in switches)
+    return ToyDecoder(options.width, options.activation, num_outputs(task), num_values, "model.dropout" in switches)
 
 
 def check(options: ToyModel, task: Task) -> None:

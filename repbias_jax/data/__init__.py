@@ -15,6 +15,7 @@ A generator is a module that draws factors first, then an input that has them. I
   label of the listed output `order[p]`
 - optionally `definitions(task)`: text that changes if the features' names come to mean something else, as where they are
   entries of a dictionary that users add to
+- for a generator of tokens, `tokens_of(task) -> Tokens`: the numbers of tokens in an input and of their values
 - `probe_set(task, dials, drawn, name, key) -> (inputs [N, ...], factors {name: [N]}, order [O] or [N, O])`
 
 To add a generator, add a file, and a line here.
@@ -23,9 +24,9 @@ To add a generator, add a file, and a line here.
 from types import ModuleType
 
 from repbias_jax.config import Factor, Task
-from repbias_jax.data import binary
+from repbias_jax.data import binary, sequences
 
-DATA: dict[str, ModuleType] = {"binary": binary}
+DATA: dict[str, ModuleType] = {"binary": binary, "sequences": sequences}
 
 
 def reported(task: Task) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class Block(NamedTuple):
         return slice(self.first, self.first + self.feature.arity)
 
 
-def feature_names(task: BinaryOptions) -> tuple[str, ...]:
+def feature_names(task: Task) -> tuple[str, ...]:
     """Returns the features' names as factors: `parity4`, or `parity4_1`, `parity4_2` if a feature is repeated."""
     seen: dict[str, int] = {}
     names = []
@@ -126,9 +126,9 @@ def check(task: BinaryOptions) -> None:
     if not task.features:
         raise ConfigError("config.task.features is empty: expected at least one feature")
     for name in ("first_bits", "prevalence", "predictivity"):
-        _check_length(task, name, len(task.features), "features")
+        check_length(task, name, len(task.features), "features")
     for name in ("exposure", "output_order"):
-        _check_length(task, name, num_outputs(task), "outputs")
+        check_length(task, name, num_outputs(task), "outputs")
     if task.output_order and sorted(task.output_order) != list(range(num_outputs(task))):
         raise ConfigError(f"config.task.output_order={task.output_order}: expected each output's index once")
     known = factors(task)
@@ -154,7 +154,8 @@ def definitions(task: BinaryOptions) -> str:
     return repr([(name, FEATURES.get(name)) for name in task.features])
 
 
-def _check_length(task: BinaryOptions, name: str, expected: int, of: str) -> None:
+def check_length(task: Task, name: str, expected: int, of: str) -> None:
+    """Raises ConfigError unless an option is empty or has as many values as there are `of`."""
     value = getattr(task, name)
     if value and len(value) != expected:
         raise ConfigError(f"config.task.{name}={value}: expected {expected} values, one for each of the {of}")

@@ -35,7 +35,7 @@ class Family(NamedTuple):
 
     Attributes:
       options: a subclass of `Model`.
-      build: `(options, num_outputs, num_values, switches) -> nn.Module`; `switches` names the dials that are on.
+      build: `(options, task, num_values, switches) -> nn.Module`; `num_values` is C; `switches` names dials that are on.
       check: raises ConfigError, naming the option, if the model cannot be built.
       views: `(options, task) -> {name: View}`, in layer order.
       places: `(options, task) -> {place: (view, ...)}` for PLACES: `layers` are the views whose measures are compared;

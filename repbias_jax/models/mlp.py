@@ -9,14 +9,12 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax import Array
 
-from repbias_jax.config import ConfigError, Dials, Model, Task, option
+from repbias_jax.config import ConfigError, Dials, Model, Task, num_outputs, option
 from repbias_jax.models.family import Family, View, flatten
+from repbias_jax.models.layers import ACTIVATIONS, dense, drop, readout
 from repbias_jax.models.sites import site
-
-ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "tanh": jnp.tanh, "gelu": nn.gelu}
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class MLP(nn.Module):
         edits = edits or {}
         x = site(sites, edits, "input", inputs)
         for i, width in enumerate(self.widths):
-            x = ACTIVATIONS[self.activation](_dense(width, dials, f"dense_{i}")(x))
+            x = ACTIVATIONS[self.activation](dense(width, dials, f"dense_{i}")(x))
             x = site(sites, edits, f"hidden_{i}", x)
             if self.dropout and key is not None:
                 x = drop(x, dials.model["dropout"], jax.random.fold_in(key, i))
@@ -62,31 +60,10 @@ class MLP(nn.Module):
         return logits.reshape(self.num_outputs, self.num_values), sites
 
 
-def readout(x: Array, num_outputs: int, num_values: int, head: str, dials: Dials) -> Array:
-    """Returns the head's logits `[O * C]`. A unit z gives the logits (-z/2, z/2), whose cross-entropy is a sigmoid's."""
-    if head == "pair":
-        return _dense(num_outputs * num_values, dials, "readout")(x)
-    z = _dense(num_outputs, dials, "readout")(x) / 2
-    return jnp.stack([-z, z], axis=-1).reshape(-1)
-
-
-def drop(x: Array, rate: Array, key: Array) -> Array:
-    """Applies inverted dropout with a traced rate, which `nn.Dropout` refuses. Args: x `[...]`; rate `[]` in [0, 1)."""
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0)
-
-
-def _dense(width: int, dials: Dials, name: str) -> nn.Dense:
-    def scaled(key, shape, dtype=jnp.float32):
-        return nn.initializers.lecun_normal()(key, shape, dtype) * dials.model["init_scale"]
-
-    return nn.Dense(width, kernel_init=scaled, name=name)
-
-
-def build(options: MLPOptions, num_outputs: int, num_values: int, switches: tuple[str, ...]) -> MLP:
+def build(options: MLPOptions, task: Task, num_values: int, switches: tuple[str, ...]) -> MLP:
     """Returns an MLP of the given shape. Args: as in `Family`."""
     dropout = "model.dropout" in switches
-    return MLP(options.widths, options.activation, num_outputs, num_values, dropout, options.head)
+    return MLP(options.widths, options.activation, num_outputs(task), num_values, dropout, options.head)
 
 
 def check(options: MLPOptions, task: Task) -> None:
