@@ -103,9 +103,21 @@ def assemble(
     """Returns the experiment that the command line describes.
 
     Raises:
-      ConfigError: an unknown preset or name, a bad value, or an override of a field that the settings sweep.
+      ConfigError: an unknown preset or name, a bad value, an override of a field that the settings sweep, or verdicts that
+        `confirm.json` does not plan.
     """
-    return select(module.EXPERIMENT, preset, num_seeds, seed, dict(map(_change, dotted)), settings, conditions)
+    chosen = select(module.EXPERIMENT, preset, num_seeds, seed, dict(map(_change, dotted)), settings, conditions)
+    return _planned(module, chosen, confirmation.load(CONFIRMATION)) if chosen.gives_verdict else chosen
+
+
+def _planned(module: ModuleType, chosen: Experiment, entries: Sequence[Confirmed]) -> Experiment:
+    """Returns the run that gives the verdicts of an experiment, with its entries of `confirm.json`.
+
+    Raises ConfigError if a claim has none.
+    """
+    if missing := [id_ for id_ in module.CLAIMS if id_ not in {entry.claim for entry in entries}]:
+        raise ConfigError(f"{CONFIRMATION}: no entry for {missing[0]}; expected one before --preset={FULL} is run")
+    return dataclasses.replace(chosen, confirmed=tuple(entries))
 
 
 def confirmations(entries: Sequence[Confirmed]) -> dict[str, tuple[ModuleType, list[Experiment]]]:
@@ -116,14 +128,24 @@ def confirmations(entries: Sequence[Confirmed]) -> dict[str, tuple[ModuleType, l
     """
     claims = {name: getattr(module, "CLAIMS", {}) for name, module in EXPERIMENTS.items()}
     for entry in entries:
-        if not any(entry.claim in own for own in claims.values()):
+        owners = [EXPERIMENTS[name].EXPERIMENT for name, own in claims.items() if entry.claim in own]
+        if not owners:
             raise ConfigError(f"{CONFIRMATION}: no experiment has {entry.claim} among its CLAIMS")
-        if not entry.separate:
+        if not entry.separate and owners[0].verdict_seed < 0:  # else one run has all blocks of the claim
             confirmation.seeds_of(entries, entry.claim)
     return {
-        name: (module, [_confirming(module, block, entries) for block in _blocks(entries, claims[name])])
+        name: (module, _confirmations_of(module, _blocks(entries, claims[name]), entries))
         for name, module in EXPERIMENTS.items()
     }
+
+
+def _confirmations_of(
+    module: ModuleType, blocks: Sequence[Sequence[Confirmed]], entries: Sequence[Confirmed]
+) -> list[Experiment]:  # fmt: skip
+    """Returns the runs of an experiment's blocks of seeds: one of each, or one of all if its full preset is that run."""
+    if blocks and module.EXPERIMENT.verdict_seed >= 0:
+        return [_planned(module, select(module.EXPERIMENT), entries)]
+    return [_confirming(module, block, entries) for block in blocks]
 
 
 def _blocks(entries: Sequence[Confirmed], claims: Mapping[str, Any]) -> list[list[Confirmed]]:

@@ -185,6 +185,7 @@ class Keep:
     until: int = option(0, "from this step on, snapshots are `every_late` apart; 0: never", "steps", low=0)
     every_late: int = option(0, "distance of snapshots after `until`; 0: as before", "steps", low=0)
     views: tuple[str, ...] = option((), "views or named places that are stored; empty: all")
+    probes: tuple[str, ...] = option((), "probes that are run in addition to those of the experiment")
 
 
 @dataclass(frozen=True)
@@ -289,12 +290,15 @@ class Experiment:
         the first condition.
       tuned: length and learning rate of settings that need other values in order to learn, by full name. They were chosen
         by accuracy alone; `overrides` replace them.
-      probes: names in PROBES.
+      probes: names in PROBES; a setting may have further ones, `keep.probes`.
       presets: sizes by name; `full` is the default.
       num_seeds: seeds of each setting.
       seed_caps: maximum number of seeds of a setting, in every condition, for settings that no claim reads.
       seed_blocks: settings with seeds of their own, in every condition: name, first seed and number of seeds.
       seed: the first seed of all other settings.
+      verdict_seed: the first seed of the preset `full` as it stands, where one run of it gives the verdicts, as
+        `confirm.json` plans it; -1: `seed`. Smaller presets and runs with changes never use the seeds of a verdict.
+      gives_verdict: whether this is that run.
       variant: how this differs from the frozen reference settings, or that there are none yet; if it is not empty, the
         verdicts are only illustrations.
       overrides: changes by a preset and by the user, applied last and to every setting.
@@ -314,6 +318,8 @@ class Experiment:
     seed_caps: tuple[tuple[str, int], ...] = ()
     seed_blocks: tuple[tuple[str, int, int], ...] = ()
     seed: int = 0
+    verdict_seed: int = -1
+    gives_verdict: bool = False
     variant: str = ""
     overrides: Overrides = ()
     confirmed: tuple[Any, ...] = ()

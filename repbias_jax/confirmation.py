@@ -18,7 +18,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,18 +235,20 @@ def family(entries: Sequence[Confirmed]) -> tuple[str, ...]:
     return tuple(sorted({entry.claim + (entry.part if entry.separate else "") for entry in entries}))
 
 
-def planned(entries: Sequence[Confirmed], claims: Sequence[Claim], block: tuple[int, int]) -> list[Claim]:
-    """Returns the claims that a block of seeds decides, checked, with exactly as many values as were planned.
+def planned(
+    entries: Sequence[Confirmed], claims: Sequence[Claim], blocks: Collection[tuple[int, int]]
+) -> list[Claim]:  # fmt: skip
+    """Returns the claims that blocks of seeds decide, checked, with exactly as many values as were planned.
 
     Args:
       entries: of `confirm.json`.
-      claims: of an experiment, from the networks of that block.
-      block: first seed and number of seeds.
+      claims: of an experiment, from the networks of these blocks.
+      blocks: first seed and number of seeds of each.
 
     Raises:
       ConfigError: as in `check`, or the number of values of a part is not the planned one.
     """
-    own = {entry.claim + entry.part: entry for entry in entries if (entry.first, entry.count) == block}
+    own = {entry.claim + entry.part: entry for entry in entries if (entry.first, entry.count) in blocks}
     chosen = [claim for claim in claims if claim.id in {entry.claim for entry in own.values()}]
     check(entries, chosen)
     return [

@@ -5,19 +5,20 @@ train at once: rows are sharded over devices, lanes are the innermost `vmap`. Bi
 the number of devices, chunks or runs, so lanes are determined by the bytes of a run and constants of the backend alone.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from repbias_jax import devices, store, training
 from repbias_jax.config import Config, Dials, Runtime, Static, dials_of, sparse, static_half
 
 LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU and on an H100; on TPU only a first guess
 LANE_BYTES = {"cpu": 64e6, "gpu": 4e9, "tpu": 1e9}  # the most bytes of weights and optimizer state, over all lanes
+KEPT_BYTES = {"cpu": 13e6, "gpu": 16e9, "tpu": 4e9}  # the most bytes that a batch keeps for its gradient, over all lanes
 
 
 class Group(NamedTuple):
@@ -80,15 +81,27 @@ def groups_of(configs: Mapping[str, Config], backend: str, lanes: int = 0) -> li
     return groups
 
 
+def probes_of(static: Static, probes: Sequence[str]) -> tuple[str, ...]:
+    """Returns the probes of a group: those of the experiment, and those of its own."""
+    return (*probes, *(name for name in static.config.keep.probes if name not in probes))
+
+
 def lanes_of(static: Static, dials: Dials) -> int:
-    """Returns the lanes of a group, a power of two: LANES, halved until their states fit into LANE_BYTES."""
+    """Returns the lanes of a group, a power of two: LANES, halved until states and batches fit into their bounds."""
     backend = static.runtime.backend
-    most, room = LANES.get(backend, 8), LANE_BYTES.get(backend, 1e9)
-    state = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, jax.ShapeDtypeStruct((), np.int32))
-    bytes_of_run = 16 * sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
-    while most > 1 and most * bytes_of_run > room:
+    most = LANES.get(backend, 8)
+    loss = functools.partial(training.loss_of_batch, static)
+    params, *batch = training.shapes_of_batch(static, dials)
+    kept = jax.eval_shape(lambda d, p, *b: jax.vjp(lambda q: loss(d, q, *b), p)[1], dials, params, *batch)
+    sizes = (16 * _count(params), LANE_BYTES), (4 * (_count(kept) - _count(params)), KEPT_BYTES)
+    while most > 1 and any(most * size > room.get(backend, 1e9) for size, room in sizes):
         most //= 2
     return most
+
+
+def _count(tree: Any) -> int:
+    """Returns how many numbers the arrays of a tree have."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def count_runs(groups: Sequence[Group], layout: Layout) -> int:
@@ -151,23 +164,19 @@ def shard_of(chunks: Sequence[Chunk], index: int, count: int) -> list[Chunk]:
 
 
 def step_flops(group: Group) -> float:
-    """Returns the floating-point operations of one update of one run: three times those of the forward pass.
+    """Returns the floating-point operations of one update of one run: three times those of the loss of a batch.
 
     XLA counts them for a CPU, since other backends give no count before compilation. If JAX_PLATFORMS excludes the CPU,
     they are those of dense layers with as many parameters.
     """
-    static, batch = group.static, group.static.config.training.batch_size
-    dials = group.dials[group.settings[0]]
-    params = jax.eval_shape(lambda d, s: training.init(static, d, s), dials, jax.ShapeDtypeStruct((), np.int32)).params
-    blank = training.blank_input(static)
-    inputs = jax.ShapeDtypeStruct((batch, *blank.shape), blank.dtype)
-    order = jax.ShapeDtypeStruct(dials.task["output_order"].shape, np.int32)
+    static, dials = group.static, group.dials[group.settings[0]]
+    params, *batch = training.shapes_of_batch(static, dials)
     host = devices.host()
     if host is None:
-        return 6.0 * batch * sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+        return 6.0 * static.config.training.batch_size * _count(params)
     with jax.default_device(host):
-        forward = jax.jit(lambda d, p, x, o: training.forward(static, d, p, x, o)[0]).lower(dials, params, inputs, order)
-        found: Any = forward.cost_analysis()
+        loss = jax.jit(functools.partial(training.loss_of_batch, static)).lower(dials, params, *batch)
+        found: Any = loss.cost_analysis()
     return 3.0 * float(found["flops"])
 
 

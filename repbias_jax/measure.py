@@ -16,7 +16,7 @@ from repbias_jax import pairs, population, store, training
 from repbias_jax.columns import COLUMNS
 from repbias_jax.config import Dials, Factor, Static
 from repbias_jax.data import DATA, reported
-from repbias_jax.layout import Chunk, snapshots_by_view
+from repbias_jax.layout import Chunk, probes_of, snapshots_by_view
 from repbias_jax.models.family import resolve
 from repbias_jax.population import Interrupted
 from repbias_jax.probes import PROBES
@@ -63,7 +63,7 @@ def measure(
       folder: the experiment's folder.
       name: of the experiment.
       chunks: those that are trained, or a shard of them.
-      probes: names in PROBES.
+      probes: names in PROBES; groups may have further ones.
       stop: polled between chunks.
       code: fingerprint of what a chunk's rows depend on: training, probes and their code.
 
@@ -112,7 +112,7 @@ def _order(row: Sequence[Any]) -> tuple[Any, ...]:
 def discard(folder: Path, chunk: Chunk, probes: Sequence[str]) -> None:
     """Removes the activations of a measured chunk, except those that probes of pairs will read."""
     static = chunk.group.static
-    kept = pairs.views_read(probes, training.places_of(static), training.views_of(static))
+    kept = pairs.views_read(probes_of(static, probes), training.places_of(static), training.views_of(static))
     store.discard(folder / chunk.path, sorted(kept))
 
 
@@ -120,7 +120,7 @@ def _check_restorable(path: Path, chunk: Chunk, probes: Sequence[str], gone: Seq
     """Raises StoreError if probes would read discarded snapshots along training, for which no weights are kept."""
     static = chunk.group.static
     if training.along_view(static) in gone and len(snapshots_by_view(static)[training.along_view(static)]) > 2:
-        along = [name for name in probes if PROBES[name].along]
+        along = [name for name in probes_of(static, probes) if PROBES[name].along]
         if along:
             raise store.StoreError(
                 f"{path}: the probe {along[0]} reads snapshots along training, and these activations were discarded; "
@@ -139,7 +139,7 @@ def roles_of(static: Static) -> Roles:
 def _measure_chunk(folder: Path, chunk: Chunk, probes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """Yields rows, from the CSV column `setting` on, for all views and snapshots of a chunk."""
     static, last = chunk.group.static, chunk.group.static.config.num_steps
-    places, views = training.places_of(static), training.views_of(static)
+    places, views, probes = training.places_of(static), training.views_of(static), probes_of(static, probes)
     wanted = {name: {v for p in PROBES[name].views or ("all",) for v in resolve(p, places, views)} for name in probes}
     params, inputs = None, _Inputs(chunk)
     for block in _blocks(folder, chunk):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repbias_jax import store, training
-from repbias_jax.layout import Chunk
+from repbias_jax.layout import Chunk, probes_of
 from repbias_jax.models.family import resolve
 from repbias_jax.population import Interrupted
 from repbias_jax.probes import PROBES
@@ -57,18 +57,18 @@ def compare(folder: Path, chunks: Sequence[Chunk], probes: Sequence[str], stop: 
     Args:
       folder: the experiment's folder.
       chunks: those that are trained, in order.
-      probes: names in PROBES; only those of pairs are run.
+      probes: names in PROBES; groups may have further ones. Only those of pairs are run.
       stop: polled before each condition.
 
     Raises:
       StoreError: activations are missing or damaged.
       Interrupted: `stop` returned true.
     """
-    names = [name for name in probes if PROBES[name].kind == "pair"]
-    for condition, models in models_of(chunks).items() if names else ():
-        if stop():
-            raise Interrupted(f"all chunks are measured, the pairs of {condition} are not")
-        for name in names:
+    for name in [name for name in PROBES if PROBES[name].kind == "pair"]:
+        own = [chunk for chunk in chunks if name in probes_of(chunk.group.static, probes)]
+        for condition, models in models_of(own).items():
+            if stop():
+                raise Interrupted(f"all chunks are measured, the pairs of {condition} are not")
             for wanted in PROBES[name].views:
                 sites, phi = zip(*(_read(folder, model, wanted) for model in models), strict=True)
                 yield from _rows(name, models, sites, phi, PROBES[name].function(phi))

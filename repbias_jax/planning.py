@@ -25,7 +25,7 @@ from repbias_jax.confirmation import FIRST_SEED
 from repbias_jax.data import DATA, output_values, reported
 from repbias_jax.layout import Chunk, Group, Layout
 from repbias_jax.models import MODELS
-from repbias_jax.models.family import PLACES, resolve
+from repbias_jax.models.family import resolve
 from repbias_jax.probes import PROBES
 
 MAX_SEED = training.SHARED_SEED
@@ -90,9 +90,9 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
         safe_name(name, "experiment and settings")  # they name folders
     for name, config in configs.items():
         _check_config(config)
-        _check_probes(name, config, experiment.probes)
-    if any(PROBES[name].kind == "pair" for name in experiment.probes):
-        _check_pairs(configs)
+        _check_probes(name, config, (*experiment.probes, *config.keep.probes))
+    for name in [name for name in PROBES if PROBES[name].kind == "pair"]:
+        _check_pairs({n: c for n, c in configs.items() if name in (*experiment.probes, *c.keep.probes)})
     groups = layout.groups_of(configs, backend, lanes)
     runs = layout.count_runs(groups, Layout(1, experiment.seed, (experiment.num_seeds,), experiment.caps()))
     if runs > MAX_RUNS:
@@ -102,9 +102,9 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
 
 
 def _check_reserved(experiment: Experiment) -> None:
-    """Raises ConfigError if an experiment that is no confirmation uses seeds that are kept for confirmations."""
+    """Raises ConfigError if an experiment whose verdicts are not planned uses seeds that are kept for confirmations."""
     last = experiment.seed + experiment.num_seeds - 1
-    if not experiment.confirmed and last >= FIRST_SEED:
+    if not experiment.confirmed and not experiment.gives_verdict and last >= FIRST_SEED:
         raise ConfigError(
             f"--seed={experiment.seed}: the last seed is {last}; expected all below {FIRST_SEED}, since the others are "
             f"kept for --preset=confirm, which looks at them once"
@@ -180,6 +180,9 @@ def _check_probes(name: str, config: Config, probes: Sequence[str]) -> None:
     """Raises ConfigError if a probe would not find what it reads."""
     task, family = config.task, MODELS[config.model.name]
     views, places = family.views(config.model, task), family.places(config.model, task)
+    for probe in config.keep.probes:
+        if probe not in PROBES:
+            raise ConfigError(f"config.keep.probes={probe} (setting {name}): unknown; known: {', '.join(PROBES)}")
     stored = {v for n in (*config.keep.views, config.keep.along) for v in resolve(n, places, views)}
     known = DATA[task.name].probe_factors(task, config.keep.probe_set)
     for probe in probes:
@@ -352,8 +355,8 @@ def settings_table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
         views = training.views_of(group.static)
         stored = training.stored_views(group.static)
         fed = " ".join(name for name in stored if views[name].label_fed)
-        found = {p: v for p, v in training.places_of(group.static).items() if p in PLACES}
-        places = ";".join(f"{p}={' '.join(v for v in own if v in stored)}" for p, own in found.items())
+        found = training.places_of(group.static).items()
+        places = ";".join(f"{p}={' '.join(v for v in own if v in stored)}" for p, own in found)
         for name in group.settings:
             config = plan.configs[name]
             own = {k: str(_plain(v)) for k, v in flatten(config).items()}
@@ -400,7 +403,8 @@ def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:
         sizes, kept = training.view_sizes(static, dials), layout.snapshots_by_view(static)
         by_view = {n: 4 * len(kept[n]) * examples * units for n, (examples, units) in sizes.items()}
         activations = sum(by_view.values())
-        always = pairs.views_read(plan.experiment.probes, training.places_of(static), training.views_of(static))
+        own = layout.probes_of(static, plan.experiment.probes)
+        always = pairs.views_read(own, training.places_of(static), training.views_of(static))
         state_bytes, data_bytes = _bytes_of_run(static, dials)
         looking = sum(4 * examples * units for examples, units in sizes.values())
         total["compilations"] += 5 * len(rows[group.name])

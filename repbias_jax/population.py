@@ -274,7 +274,7 @@ class _Trainer:
                 self.progress.advance(self.chunk, step, advanced)
                 if ending and step < self.config.num_steps:
                     raise Interrupted(f"{self.chunk.path} is saved at step {step} of {self.config.num_steps}")
-            self._finish(state, curves)
+            self._finish(data, state, curves)
             self.progress.skip(len(self.chunk.runs), 0)
         finally:
             checkpoints.close()
@@ -378,8 +378,10 @@ class _Trainer:
         prints, sums = (self.programs.fingerprint(x) for x in (state, spread))
         checkpoints.save(step, store.Saved(state, prints, spread, sums))
 
-    def _finish(self, state: Any, curves: np.ndarray) -> None:
+    def _finish(self, data: training.Data, state: Any, curves: np.ndarray) -> None:
         """Writes the curves and the done marker, once for all processes."""
+        # Where each output stands; nothing if every example has an order of its own.
+        orders = devices.gather(data.train_order) if data.train_order.ndim == 3 else None
         prints = devices.gather(self.programs.fingerprint(state)).reshape(-1)
         every = devices.gather(self._place(curves.reshape(-1, *curves.shape[2:])))
         if devices.is_first():
@@ -389,6 +391,9 @@ class _Trainer:
                 {"setting": setting, "seed": seed, "fingerprint": f"{int(value):08x}"}
                 for (setting, seed), value in zip(self.chunk.runs, prints, strict=False)
             ]
+            if orders is not None:
+                each = orders.reshape(-1, orders.shape[-1]).tolist()
+                runs = [run | {"order": order} for run, order in zip(runs, each, strict=False)]
             own = provenance.provenance_of(self.chunk.group.static)
             laid = {"rows": self.chunk.rows, "lanes": self.lanes}
             done = {"format": store.FORMAT, "runs": runs, "steps": self.config.num_steps, "layout": laid, "provenance": own}

@@ -163,6 +163,21 @@ class Results:
         """Returns the names of the factors that the outputs report, in the order listed."""
         return str(self._options(setting)["outputs"]).split(" ")
 
+    def order(self, setting: str) -> pd.DataFrame:
+        """Returns the feature that each run reports at each output position, `[seed, position]`.
+
+        Raises:
+          ConfigError: every example has an order of its own, or the runs were trained before orders were stored.
+        """
+        names, found = self.outputs(setting), {}
+        for path in self.folder.glob("*/*/done.json"):
+            for run in store.read_json(path, "train")["runs"]:
+                if run["setting"] == setting and "order" in run:
+                    found[run["seed"]] = [names[listed] for listed in run["order"]]
+        if not found:
+            raise ConfigError(f"{setting} has no common order of its outputs in {self.folder}")
+        return pd.DataFrame(found).T.sort_index()
+
     def accuracy(self, setting: str, output: str, metric: str = "worst_class", split: str = "test") -> pd.DataFrame:
         """Returns a training curve of a feature, whatever its output position, [step, seed].
 

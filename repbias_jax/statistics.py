@@ -4,7 +4,8 @@ Each part of a claim has one primary statistic with one value per seed, paired w
 here. With the expected side positive, [L, U] the 95 % interval, [l, u] the 90 % interval and m the smallest effect that
 matters, the verdict is that of the first row that applies:
 
-  any part      the gate fails, fewer than 12 seeds, nothing finite   not measured
+  any part      the gate fails, fewer than 12 seeds, nothing finite,  not measured
+                or the site does not hold the compared features
   directional   L > 0 or U < 0, and the second measure's 95 %
                 interval lies wholly beyond zero on the other side    depends on the measure
                 L >= m                                                reproduced
@@ -42,6 +43,7 @@ from scipy import stats
 from repbias_jax.results import MASTERY, Results
 
 MIN_SEEDS, MIN_PASS_RATE, EQUAL_ACCURACY = 12, 0.75, 0.01
+MOST_ABSENT = 0.25  # of the networks, beyond which a site does not hold the compared features
 NOT_RUN = "its settings are not in this preset"
 DEPENDS = "depends on the measure"
 ORDER = (
@@ -89,6 +91,8 @@ class Part:
       accuracy: difference in accuracy between the features, by seed, if equal accuracy is a premise.
       everyone: `values` computed from all seeds, passed or not, if a seed's value depends on which other seeds are
         included (pseudo-values).
+      absent: for each network, whether the r2 of all compared features lies inside its null band. If this is so in more
+        than MOST_ABSENT of the networks, the part is not measured: the site does not hold the features.
       kind: `deciding`; or `shown` or `ours`, for parts that have their own verdict but do not enter that of the claim.
     """
 
@@ -103,6 +107,7 @@ class Part:
     floored: pd.Series | None = None
     accuracy: pd.Series | None = None
     everyone: pd.Series | None = None
+    absent: pd.Series | None = None
     kind: str = "deciding"
 
 
@@ -400,6 +405,10 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
     found = judged(values, passed, part.side, part.sesoi, rate, part.secondary, everyone)
     notes = [] if len(part.passed) else [NOT_RUN]
     notes += [str(found["note"])] if len(part.passed) and found["note"] else []
+    if part.absent is not None and part.absent.mean() > MOST_ABSENT:
+        nothing = {"verdict": "not measured", "verdict_all_seeds": "not measured", "p": math.nan}
+        found |= nothing
+        notes.append(f"the site does not hold them in {part.absent.sum():.0f} of {len(part.absent)} networks")
     used, equal = passed & np.isfinite(values), math.nan
     if part.floored is not None and (count := part.floored.reindex(values.index)[used]).sum():
         notes.append(f"second measure: {count.sum():.0f} r2 of {(count > 0).sum()} seeds set to the end of the null band")

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from repbias_jax.config import Dials, Static, Task
+from repbias_jax.config import Dials, Static, Task, num_outputs
 from repbias_jax.data import DATA, output_values
 from repbias_jax.models import MODELS
 from repbias_jax.models.family import View, possible, resolve
@@ -225,6 +225,21 @@ def _total_loss(params, model, static, dials, inputs, labels, orders, weights, k
     if orders.ndim == 1:
         return jnp.sum(own.mean(axis=0) * weights)
     return jnp.sum((own * weights[orders]).mean(axis=0))
+
+
+def loss_of_batch(static: Static, dials: Dials, params: Any, inputs: Array, labels: Array, orders: Array) -> Array:
+    """Returns the loss of a batch without dropout, weighted as in the first phase. Args: as in `_total_loss`."""
+    weights = weights_at(dials, orders)[0]
+    return _total_loss(params, build_model(static), static, dials, inputs, labels, orders, weights, None)
+
+
+def shapes_of_batch(static: Static, dials: Dials) -> tuple[Any, ...]:
+    """Returns the shapes of the arrays that `loss_of_batch` takes: weights, inputs, labels and orders."""
+    task, batch = static.config.task, static.config.training.batch_size
+    spec, outputs = DATA[task.name].input_spec(task), num_outputs(task)
+    params = jax.eval_shape(lambda d, s: init(static, d, s), dials, jax.ShapeDtypeStruct((), np.int32)).params
+    shapes = ((batch, *spec.shape), spec.dtype), ((batch, outputs), np.int32), ((outputs,), np.int32)
+    return params, *(jax.ShapeDtypeStruct(*shape) for shape in shapes)
 
 
 def weights_at(dials: Dials, orders: Array) -> Array:

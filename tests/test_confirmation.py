@@ -305,14 +305,14 @@ def test_every_experiment_says_which_settings_a_claim_reads():
 def test_fewer_values_than_were_planned_are_no_confirmation(tmp_path):
     entries = confirmation.load(written(tmp_path, [entry("C01", 10_000, 16, n=16)]))
     made = claim(labels=("",))
-    (planned,) = confirmation.planned(entries, [made, claim("C02")], (10_000, 16))
+    (planned,) = confirmation.planned(entries, [made, claim("C02")], {(10_000, 16)})
     assert planned.parts[0].passed.equals(made.parts[0].passed)
     few = dataclasses.replace(made.parts[0], passed=made.parts[0].passed.iloc[:15])
     with pytest.raises(ConfigError, match=r"^C01: 15 values, confirm.json plans n = 16; expected exactly as many$"):
-        confirmation.planned(entries, [dataclasses.replace(made, parts=(few,))], (10_000, 16))
+        confirmation.planned(entries, [dataclasses.replace(made, parts=(few,))], {(10_000, 16)})
     twelve = confirmation.load(written(tmp_path, [entry("C01", 10_000, 16, n=12)]))
     with pytest.raises(ConfigError, match=r"^C01: 16 values, confirm.json plans n = 12"):  # a value may depend on all seeds
-        confirmation.planned(twelve, [made], (10_000, 16))
+        confirmation.planned(twelve, [made], {(10_000, 16)})
 
 
 def test_a_run_that_waits_for_other_processes_is_told_apart():

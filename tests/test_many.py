@@ -25,6 +25,7 @@ from experiments.command import share_of
 from repbias_jax import devices, layout, pipeline, planning, population, store
 from repbias_jax.config import Config, ConfigError, Runtime, dials_of, override_all, static_half
 from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.data.sequences import SequenceOptions
 from repbias_jax.layout import Layout
 from repbias_jax.models import MODELS
 from repbias_jax.results import Results
@@ -322,13 +323,18 @@ print(json.dumps({name: compiled(name, int(sys.argv[1])) for name in sys.argv[2:
 """
 
 
-SMALL = {"mlp": {"model.widths": (16, 8)}}
+# For each model a task that it can read, and options that make it small.
+SMALL = {
+    "mlp": (BinaryOptions(), {"model.widths": (16, 8)}),
+    "transformer": (SequenceOptions(), {"model.width": 8, "model.layers": 1, "model.heads": 2, "task.num_probe": 512}),
+}
 
 
 def abstract(name, rows, lanes=2):
     """A model's programs and their arguments as shapes, a row a device."""
-    small = {"model.dropout": 0.1, "task.num_train": 256, **SMALL.get(name, {})}
-    config = override_all(Config(BinaryOptions(), MODELS[name].options()), small)
+    task, small = SMALL[name]
+    small = {"model.dropout": 0.1, "task.num_train": 256, "task.num_test": 64, "training.batch_size": 16, **small}
+    config = override_all(Config(task, MODELS[name].options()), small)
     static = static_half(config, Runtime(lanes=lanes))
     programs = population.Programs(static, devices.make_mesh(rows))
 

@@ -1,4 +1,4 @@
-"""BUILD.md's "Add an experiment of your own", done to the letter in a copy of the checkout."""
+"""What BUILD.md says on adding an experiment and a feature of strings, done to the letter in a copy of the checkout."""
 
 import re
 import shlex
@@ -61,3 +61,31 @@ def test_from_a_new_feature_to_a_figure_and_a_verdict(cache, tmp_path):
     assert (folder / "figures" / "layers.png").stat().st_size > 5_000
     rows = pd.read_csv(folder / "results.csv").query("metric == 'r2' and site == 'hidden_1' and step > 0")
     assert set(rows[rows["value"].notna()]["feature"]) >= {"mux", "parity3", "twin_mux", "twin_parity3"}
+
+
+STRINGS = re.search(r"^### Add a feature of strings\n(.*?)(?=^##+ )", BUILD, re.M | re.S)[1]
+READ_BACK = """
+import jax, jax.numpy as jnp, numpy as np
+from repbias_jax.config import Config, dials_of
+from repbias_jax.data import sequences
+from repbias_jax.models.transformer import TransformerOptions
+task = sequences.SequenceOptions(features=("occurs_twice", "contains_token"), length=12, vocabulary=8)
+sequences.check(task)
+dials = dials_of(Config(task, TransformerOptions()))
+drawn = sequences.draw(task, dials, jax.random.key(0))
+found = jax.vmap(lambda k: sequences.sample(task, dials, drawn, k))(jax.random.split(jax.random.key(1), 400))
+(part, *_) = sequences._parts(task)
+counts = np.sum(np.asarray(found.inputs) == np.asarray(part.own(drawn))[0], axis=1)
+assert set(counts) == {1, 2}, set(counts)
+np.testing.assert_array_equal(found.factors["occurs_twice"], counts == 2)
+assert 0.4 < np.mean(found.factors["occurs_twice"]) < 0.6
+"""
+
+
+def test_a_feature_of_strings_in_a_few_lines(tmp_path):
+    shutil.copytree(ROOT / "repbias_jax", tmp_path / "repbias_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    (block,) = fenced(STRINGS, "python")
+    assert len(block.splitlines()) < 20
+    follow(block, tmp_path)
+    done = subprocess.run([sys.executable, "-c", READ_BACK], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

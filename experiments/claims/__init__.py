@@ -11,10 +11,14 @@ from experiments.claims import (
     complexity,
     components,
     downstream,
+    encoder_residual,
     learning_order,
     optimizer,
+    output_position,
     prevalence,
     redundancy,
+    sequence_complexity,
+    sequence_prevalence,
     similarity,
     steering,
 )
@@ -31,4 +35,8 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "similarity": similarity,
     "downstream": downstream,
     "redundancy": redundancy,
+    "output_position": output_position,
+    "sequence_complexity": sequence_complexity,
+    "sequence_prevalence": sequence_prevalence,
+    "encoder_residual": encoder_residual,
 }

@@ -22,6 +22,7 @@ appends a query token for each output position, which names the feature to repor
 Source: identity and xor of tokens, and features of strings, after Lampinen et al. 2024; lengths and negatives are ours.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -117,6 +118,12 @@ class SequenceOptions(Task):
     )
     length: int = option(16, "the string, without query tokens", "tokens", low=1, high=4096)
     vocabulary: int = option(2, "different tokens of a string; 2 for features of bits", "tokens", low=2, high=65536)
+    distances: tuple[int, ...] = option(
+        (),
+        "distance between the two tokens of each feature of bits, and of its twin; 0: any; empty: any for all",
+        "tokens",
+        low=0,
+    )
     phrase: int = option(2, "the phrase of contains_phrase", "tokens", low=2, high=4)
     twins: bool = option(True, "give every feature an unused twin: the same function of tokens that no output needs")
     order: str = option(
@@ -194,7 +201,11 @@ def check(task: SequenceOptions) -> None:
             binary.check(as_bits(task))
         except ConfigError as error:  # its bits are the string's tokens
             raise ConfigError(str(error).replace("task.num_bits", "task.length")) from error
+        _check_outputs(task)
+        _check_distances(task)
         return
+    if task.distances:
+        raise ConfigError(f"config.task.distances={task.distances}: expected none, for features of strings")
     if mixed := [name for name in task.features if name in FEATURES]:
         raise ConfigError(
             f"config.task.features={','.join(task.features)}: {mixed[0]} is a feature of bits; expected none, or only such"
@@ -207,14 +218,33 @@ def check(task: SequenceOptions) -> None:
         check_length(task, name, count, of)
     if task.output_order and sorted(task.output_order) != list(range(num_outputs(task))):
         raise ConfigError(f"config.task.output_order={task.output_order}: expected each output's index once")
-    for name in task.outputs:
-        if name not in factors(task):
-            raise ConfigError(f"config.task.outputs={name}: unknown factor; known: {', '.join(factors(task))}")
+    _check_outputs(task)
     _check_room(task)
     if task.num_probe % 2 or (task.num_probe // 2) % 2 ** len(task.features):
         raise ConfigError(
             f"config.task.num_probe={task.num_probe}: expected a multiple of {2 ** (1 + len(task.features))}, so that all "
             f"combinations of the features are equally frequent in each half"
+        )
+
+
+def _check_outputs(task: SequenceOptions) -> None:
+    """Raises ConfigError if an output reports what is no factor."""
+    for name in task.outputs:
+        if name not in factors(task):
+            raise ConfigError(f"config.task.outputs={name}: unknown factor; known: {', '.join(factors(task))}")
+
+
+def _check_distances(task: SequenceOptions) -> None:
+    """Raises ConfigError if distances do not belong to features of two bits, or there is no room for them."""
+    check_length(task, "distances", len(task.features), "features")
+    for name, distance in zip(task.features, task.distances, strict=False):
+        if distance and FEATURES[name].arity != 2:
+            raise ConfigError(f"config.task.distances={task.distances}: {name} has no two tokens; expected 0 for it")
+    if task.distances and len([d for d in task.distances if d]) > 2:
+        raise ConfigError(f"config.task.distances={task.distances}: expected at most two features with a distance")
+    if any(task.distances) and not _placements(task.features, task.distances, task.twins, task.length)[1]:
+        raise ConfigError(
+            f"config.task.length={task.length}: features at the distances {task.distances} do not fit; expected more tokens"
         )
 
 
@@ -309,10 +339,39 @@ def draw(task: SequenceOptions, dials: Dials, key: Array) -> Drawn:
     places, tokens, labels = jax.random.split(key, 3)
     own = jnp.arange(num_outputs(task), dtype=jnp.int32)
     return Drawn(
-        jax.random.permutation(places, jnp.arange(task.length, dtype=jnp.int32)),
+        _draw_places(task, places),
         jax.random.permutation(tokens, jnp.arange(task.vocabulary, dtype=jnp.int32)),
         own if task.order == "listed" else jax.random.permutation(labels, own),
     )
+
+
+def _draw_places(task: SequenceOptions, key: Array) -> Array:
+    """Returns the place of each bit, int32 `[length]`: features at their distances, all others anywhere."""
+    which, rest = jax.random.split(key)
+    order = jax.random.permutation(rest, jnp.arange(task.length, dtype=jnp.int32))
+    if not any(task.distances):
+        return order
+    bits, table = _placements(task.features, task.distances, task.twins, task.length)
+    fixed = jnp.asarray(table, jnp.int32)[jax.random.randint(which, (), 0, len(table))]
+    # The remaining places, in the random order, go to the remaining bits.
+    taken = jnp.any(order[:, None] == fixed[None], axis=1)
+    free = order[jnp.argsort(taken, stable=True)][: task.length - len(bits)]
+    others = jnp.asarray([bit for bit in range(task.length) if bit not in bits], jnp.int32)
+    return jnp.zeros(task.length, jnp.int32).at[jnp.asarray(bits, jnp.int32)].set(fixed).at[others].set(free)
+
+
+@functools.cache
+def _placements(
+    features: tuple[str, ...], distances: tuple[int, ...], twins: bool, length: int
+) -> tuple[list[int], list[tuple[int, ...]]]:  # fmt: skip
+    """Returns the bits of the features that have a distance, and every way to place them without a collision."""
+    blocks = binary.blocks(BinaryOptions(features=features, num_bits=length, twins=twins))
+    fixed = [(block, distances[i % len(features)]) for i, block in enumerate(blocks) if distances[i % len(features)]]
+    ways: list[tuple[int, ...]] = [()]
+    for _, distance in fixed:
+        pairs = [(a, a + d) for d in (distance, -distance) for a in range(length) if 0 <= a + d < length]
+        ways = [(*way, *pair) for way in ways for pair in pairs if not set(way) & set(pair)]
+    return [bit for block, _ in fixed for bit in range(block.places.start, block.places.stop)], ways
 
 
 def order_of(task: SequenceOptions, dials: Dials, drawn: Drawn) -> Array | None:
@@ -330,8 +389,8 @@ def sample(task: SequenceOptions, dials: Dials, drawn: Drawn, key: Array) -> Exa
 
 def _order(task: SequenceOptions, dials: Dials, drawn: Drawn, key: Array) -> Array:
     """Returns the order of one example, int32 `[O]`."""
-    common = order_of(task, dials, drawn)
-    return jax.random.permutation(key, drawn.labels) if common is None else common
+    listed = drawn.labels[dials.task["output_order"]]
+    return jax.random.permutation(key, listed) if task.order == "example" else listed
 
 
 def _with_queries(task: SequenceOptions, tokens: Array, order: Array) -> Array:
@@ -381,7 +440,7 @@ def _write(task: SequenceOptions, drawn: Drawn, values: Array, key: Array) -> Ar
     parts = _parts(task)
     owned = sum(part.symbols for part in parts)
     free = task.vocabulary - owned
-    fill, differ, shuffle, shift, inside = jax.random.split(key, 5)
+    fill, differ, shuffle, shift, *keys = jax.random.split(key, 4 + len(parts))
     chosen = jax.random.randint(fill, (task.length,), 0, free)
     ends, inner = ([part for part in parts if (part.end >= 0) == outer] for outer in (True, False))
     # The last token of a pair at the ends is one that differs from the first.
@@ -392,17 +451,18 @@ def _write(task: SequenceOptions, drawn: Drawn, values: Array, key: Array) -> Ar
     tokens = drawn.tokens[owned + chosen]
     for part in ends:
         both = jnp.asarray([part.end, task.length - 1 - part.end], jnp.int32)
-        tokens = tokens.at[both].set(part.feature.write(values[parts.index(part)], tokens[both], part.own(drawn), inside))
+        own = part.feature.write(values[parts.index(part)], tokens[both], part.own(drawn), keys[parts.index(part)])
+        tokens = tokens.at[both].set(own)
     if not inner:
         return tokens
     width = (task.length - 2 * len(ends)) // len(inner)
     spare = task.length - 2 * len(ends) - width * len(inner)
     first = len(ends) + jax.random.randint(shift, (), 0, spare + 1)
     stretches = jax.random.permutation(shuffle, jnp.arange(len(inner), dtype=jnp.int32))
-    for part, stretch, own_key in zip(inner, stretches, jax.random.split(inside, len(inner)), strict=True):
+    for part, stretch in zip(inner, stretches, strict=True):
         start = first + stretch * width
         filler = jax.lax.dynamic_slice_in_dim(tokens, start, width)
-        own = part.feature.write(values[parts.index(part)], filler, part.own(drawn), own_key)
+        own = part.feature.write(values[parts.index(part)], filler, part.own(drawn), keys[parts.index(part)])
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, own, start, 0)
     return tokens
 
@@ -452,7 +512,7 @@ def _strings_of_set(task: SequenceOptions, dials: Dials, drawn: Drawn, name: str
     crossed = jnp.tile(table, (math.ceil(half / len(table)), 1))
     strings = []
     for own in jax.random.split(key, 2):
-        twins, *keys = jax.random.split(own, 1 + half)
+        twins, each = jax.random.split(own)
         both = jnp.concatenate([crossed, jax.random.permutation(twins, crossed)], axis=1)[:, : len(_parts(task))]
-        strings.append(jax.vmap(lambda v, k: _write(task, drawn, v, k))(both, jnp.stack(keys)))
+        strings.append(jax.vmap(lambda v, k: _write(task, drawn, v, k))(both, jax.random.split(each, half)))
     return jnp.concatenate(strings)

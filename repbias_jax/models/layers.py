@@ -1,7 +1,5 @@
 """Parts that several families of models are made of: dense layers, dropout, nonlinearities, the readout of the outputs."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -39,9 +37,9 @@ def readout(x: Array, num_outputs: int, num_values: int, head: str, dials: Dials
 
 
 def embedding(count: int, width: int, dials: Dials, name: str) -> nn.Embed:
-    """Returns a table of `count` vectors, drawn with standard deviation `init_scale` / sqrt(width)."""
+    """Returns a table of `count` vectors, whose numbers are drawn with the standard deviation `init_scale`."""
 
     def scaled(key, shape, dtype=jnp.float32):
-        return jax.random.normal(key, shape, dtype) * dials.model["init_scale"] / math.sqrt(width)
+        return jax.random.normal(key, shape, dtype) * dials.model["init_scale"]
 
     return nn.Embed(count, width, embedding_init=scaled, name=name)

@@ -255,7 +255,10 @@ def views(options: TransformerOptions, task: Task) -> dict[str, View]:
 
 
 def places(options: TransformerOptions, task: Task) -> dict[str, tuple[str, ...]]:
-    """Returns the views of each place in PLACES, and `answers`: the last block at each output position."""
+    """Returns the views of each place in PLACES.
+
+    Besides, `flat` is the site of which `last_hidden` is the mean, and `answers` the last block at each output position.
+    """
     known = views(options, task)
     means = tuple(name for name in known if name.endswith(".mean"))
     return {
@@ -263,6 +266,7 @@ def places(options: TransformerOptions, task: Task) -> dict[str, tuple[str, ...]
         "layers": means,
         "last_hidden": means[-1:],
         "before_last": means[-2:-1],
+        "flat": tuple(name.replace(".mean", ".flat") for name in means[-1:]),
         "answers": tuple(name for name in known if f"_{options.layers - 1}.out" in name),
     }
 

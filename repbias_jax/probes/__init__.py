@@ -70,6 +70,7 @@ PROBES: dict[str, Probe] = {
     "readout": Probe(readout.readout, "intervention", views=("last_hidden",)),
     "similarity": Probe(similarity.similarity, "pair", views=("last_hidden",)),
     "decode": Probe(decoding.decode, "representation", along=True, views=("layers",), padded=False),
+    "decode_answers": Probe(decoding.decode, "representation", views=("answers",), padded=False),
     "decode_nonlinear": Probe(decoding.decode_nonlinear, "representation", views=("last_hidden",), padded=False),
     "transfer": Probe(decoding.transfer, "representation", views=("layers",), padded=False),
     "reliance": Probe(decoding.reliance, "intervention", views=("last_hidden",), labelled=False),

@@ -23,10 +23,11 @@ def write(folder: Path, experiment: Experiment, module: ModuleType, restoring: R
     results.strict = False
     rows: list[dict[str, Any]] = []
     values: list[tuple[Any, ...]] = []
+    blocks = {(experiment.seed, experiment.num_seeds), *((first, count) for _, first, count in experiment.seed_blocks)}
     for i, (condition, _) in enumerate(experiment.conditions):
         claims = module.claims(results, condition)
         if experiment.confirmed:
-            claims = confirmation.planned(experiment.confirmed, claims, (experiment.seed, experiment.num_seeds))
+            claims = confirmation.planned(experiment.confirmed, claims, blocks)
         rows += statistics.judge(claims, condition, exploratory=i > 0, family=family)
         values += statistics.values_of(claims, condition)
     tables.write_claims(folder, rows)

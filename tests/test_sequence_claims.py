@@ -1,0 +1,164 @@
+"""The statistics of C13 to C16 on frames whose right answers are known, and the output orders that they rest on."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from made import SEEDS, Made
+
+from experiments.claims import encoder_residual, orders, output_position, sequence_complexity, sequence_prevalence
+from repbias_jax.statistics import judge
+
+XORS = [f"parity2_{i}" for i in (1, 2, 3, 4)]
+PAIR = ["parity1_1", "parity1_2", "parity2_1", "parity2_2"]
+
+
+class Ordered(Made):
+    """Made results whose outputs stand in the order of a row, relabelled by a permutation of each seed."""
+
+    def __init__(self, outputs, rows):
+        super().__init__({name: " ".join(own) for name, own in outputs.items()}, 100)
+        self.settings["places"] = "layers=hidden_0 hidden_1;last_hidden=hidden_1;flat=hidden_0"
+        self.settings["twins"] = ""
+        self.settings["task.order"] = "run"
+        self.lines = {f"sgd.{name}": row for name, row in rows.items()}
+        for name, own in outputs.items():
+            for output in own:
+                self.learn(name, output, [100])
+
+    def order(self, setting):
+        names = self.outputs(setting)
+        labels = {k: np.random.default_rng(k).permutation(len(names)) for k in SEEDS}
+        return pd.DataFrame({k: [names[labels[k][i]] for i in self.lines[setting]] for k in SEEDS}).T
+
+    def put_by_position(self, setting, value, site="hidden_1"):
+        """r2 of the feature at each position: `value(position, feature)`, the same for every seed."""
+        order = self.order(f"sgd.{setting}")
+        for seed, row in order.iterrows():
+            for position, feature in row.items():
+                own = {k: value(position, feature) + 1e-4 * (k % 2) for k in SEEDS}
+                self.put(setting, "r2", feature, own, site=site, seeds=[seed])
+                self.put(setting, "null_high", feature, dict.fromkeys(SEEDS, 0.01), site=site, seeds=[seed])
+                self.put(setting, "null", feature, dict.fromkeys(SEEDS, -0.002), site=site, seeds=[seed])
+
+
+def square(kind, names):
+    rows = dict(zip(orders.names(kind), orders.SQUARE, strict=True))
+    return Ordered(dict.fromkeys(rows, names), rows)
+
+
+def parts_of(module, results):
+    (claim,) = module.claims(results, "sgd")
+    return {part.label: part for part in claim.parts}
+
+
+def test_a_williams_square_has_every_output_everywhere_and_every_pair_once():
+    for row in np.array(orders.SQUARE).T:
+        assert sorted(row) == [0, 1, 2, 3]
+    pairs = [pair for row in orders.SQUARE for pair in itertools.pairwise(row)]
+    assert sorted(pairs) == sorted(itertools.permutations(range(4), 2))
+    assert (np.arange(4) @ orders.LINEAR) == pytest.approx(3)  # a line's change from end to end
+    assert orders.LINEAR.sum() == pytest.approx(0)
+
+
+def test_shares_fall_over_positions_whatever_the_features():
+    """r2 .4, .3, .2, .1: shares fall by .3 from end to end; features differ in size, which the square takes out."""
+    made = square("joint", XORS)
+    for setting in orders.names("joint"):
+        made.put_by_position(setting, lambda p, f: 0.4 - 0.1 * p)
+        made.put_by_position(setting, lambda p, f: 0.05 + 0.1 * p, site="hidden_0")
+    part = parts_of(output_position, made.done())["a"]
+    np.testing.assert_allclose(part.values, -0.3, atol=1e-3)
+    assert (part.side, part.sesoi, part.kind) == (-1, 0.06, "deciding")
+    assert part.passed.shape == (16, 4)
+    assert part.secondary.mean() == pytest.approx(0.3 / 0.8, abs=1e-3)
+    (row,) = judge(output_position.claims(made, "sgd"), "sgd", False)
+    assert row["verdict"] == "depends on the measure"  # the second measure was made to rise
+    made.learn("joint_2", XORS[1], [100], 0.9, seeds=[5])
+    passed = parts_of(output_position, made.done())["a"].passed.all(axis=1)
+    assert list(passed.index[~passed]) == [5]
+
+
+def test_a_feature_that_is_larger_everywhere_is_no_effect_of_position():
+    made = square("joint", XORS)
+    for setting in orders.names("joint"):
+        for site in ("hidden_0", "hidden_1"):
+            made.put_by_position(setting, lambda p, f: 0.4 if f == XORS[0] else 0.1, site=site)
+    np.testing.assert_allclose(parts_of(output_position, made.done())["a"].values, 0, atol=1e-3)
+
+
+def test_relabelled_positions_have_no_slope_on_average():
+    made = square("joint", XORS)
+    for setting in orders.names("joint"):
+        made.put_by_position(setting, lambda p, f: 0.4 - 0.1 * p)
+    null = output_position.relabelled(made.done(), [f"sgd.{s}" for s in orders.names("joint")], 4000)
+    assert abs(null.mean()) < 5 * null.std() / np.sqrt(4000)
+    assert null.min() > -0.3  # the slope of the true labels is the lowest of a square
+
+
+def test_a_site_without_the_features_is_not_measured():
+    made = square("joint", XORS)
+    for setting in orders.names("joint"):
+        for site in ("hidden_0", "hidden_1"):
+            made.put_by_position(setting, lambda p, f: 0.004 - 0.001 * p, site=site)
+    (row,) = judge(output_position.claims(made.done(), "sgd"), "sgd", False)
+    assert row["verdict"] == "not measured"
+    assert "the site does not hold them in 64 of 64 networks" in row["note"]
+
+
+def test_complexity_is_told_from_position():
+    """Simple .3 and complex .1, less .02 for each position: the gap is .2, also among those that stand first."""
+    made = square("pair", PAIR)
+    for setting in orders.names("pair"):
+        for site in ("hidden_0", "hidden_1"):
+            made.put_by_position(setting, lambda p, f: (0.3 if f in PAIR[:2] else 0.1) - 0.02 * p, site=site)
+    parts = parts_of(sequence_complexity, made.done())
+    assert list(parts) == ["a", "c"]
+    np.testing.assert_allclose(parts["a"].values, 0.2, atol=1e-3)
+    np.testing.assert_allclose(parts["a"].secondary, 0.2, atol=1e-3)
+    np.testing.assert_allclose(parts["c"].values, 0.2, atol=1e-3)
+    np.testing.assert_allclose(parts["c"].secondary, np.log(3), atol=1e-2)
+    assert [parts[k].kind for k in "ac"] == ["deciding", "shown"]
+
+
+def test_the_class_before_does_not_enter_the_coefficient_of_class():
+    """Only what stands before a feature matters here: the mean gap is not zero, the coefficient is."""
+    made = square("pair", PAIR)
+    for setting in orders.names("pair"):
+        order = made.order(f"sgd.{setting}")
+        for seed, row in order.iterrows():
+            for position, feature in row.items():
+                before = 0 if position == 0 else 0.1 if row[position - 1] in PAIR[:2] else -0.1
+                made.put(setting, "r2", feature, {seed: 0.3 + before}, seeds=[seed])
+    rows = [f"sgd.{s}" for s in orders.names("pair")]
+    np.testing.assert_allclose(sequence_complexity.coefficient(made.done(), rows, PAIR[:2]), 0, atol=1e-6)
+
+
+def test_prevalence_is_a_difference_from_one_half():
+    """Gaps .05 at one half, .15 at .05 and .11 at exposure .1, the mean over both orders."""
+    kinds = {"p50": 0.05, "p05": 0.15, "e10": 0.11}
+    rows = {f"{kind}_{i}": row for kind in kinds for i, row in enumerate(orders.BOTH)}
+    made = Ordered(dict.fromkeys(rows, ("parity2_1", "parity2_2")), rows)
+    for kind, gap in kinds.items():
+        for i, shift in enumerate((0.02, -0.02)):
+            made.put_by_position(f"{kind}_{i}", lambda p, f, g=gap, s=shift: 0.2 + (g + s if f == "parity2_1" else 0))
+    parts = parts_of(sequence_prevalence, made.done())
+    found = {label: part.values.mean() for label, part in parts.items()}
+    assert found == pytest.approx({"a": 0.1, "b": 0.06}, abs=1e-6)
+    assert parts["a"].passed.shape == (16, 4)
+    ratio = np.mean([np.log((0.2 + g) / 0.2) for g in (0.17, 0.13)]) - np.mean(
+        [np.log((0.2 + g) / 0.2) for g in (0.07, 0.03)]
+    )
+    assert parts["a"].secondary.mean() == pytest.approx(ratio, abs=1e-3)
+
+
+def test_a_skip_is_a_change_of_a_log_ratio():
+    names = {"wide_1": ["parity1", "majority5"], "wide_0": ["parity1", "majority5"]}
+    made = Ordered(names, dict.fromkeys(names, (0, 1)))
+    made.put_by_position("wide_1", lambda p, f: 0.1 if f == "parity1" else 0.3)
+    made.put_by_position("wide_0", lambda p, f: 0.2 if f == "parity1" else 0.3)
+    part = parts_of(encoder_residual, made.done())["a"]
+    np.testing.assert_allclose(part.values, np.log(2), atol=2e-3)
+    assert part.secondary.mean() == pytest.approx(0.1, abs=1e-6)
+    assert part.sesoi == pytest.approx(np.log(1.1))
