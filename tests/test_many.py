@@ -166,6 +166,26 @@ def fingerprints(folder):
     return {(run["setting"], run["seed"]): run["fingerprint"] for run in runs}
 
 
+def test_shares_and_devices_change_no_number_of_a_transformer(cache, tmp_path):
+    """One process with two devices; with four; two shares, of which one is killed and started again."""
+    own = "--experiment=tiny_sequence"
+    whole, wide, shared = (tmp_path / name for name in ("whole", "wide", "shared"))
+    for folder, count in ((whole, 2), (wide, 4)):
+        status, printed = Started(cache, folder, own, f"--devices={count}").end()
+        assert status == 0, printed
+    killed = Started(cache, shared, own, "--shard=0/2")
+    while not any(p.name.isdigit() for p in shared.glob("tiny/*/*/checkpoint/*")):
+        assert killed.process.poll() is None, killed.end()
+        time.sleep(0.01)
+    killed.process.kill()
+    killed.end()
+    ended = [run.end() for run in [Started(cache, shared, own, f"--shard={i}/2") for i in range(2)]]
+    assert [status for status, _ in ended] == [0, 0], ended
+    for folder in (wide, shared):
+        same(folder / "tiny", whole / "tiny")
+        assert fingerprints(folder / "tiny") == fingerprints(whole / "tiny")
+
+
 def test_the_last_to_measure_reports_though_others_trained_last(cache, alone, tmp_path, monkeypatch):
     """Share 0 is done training while share 1 is not; share 1 trains, measures and leaves; then share 0 measures."""
     experiment = dataclasses.replace(tiny.EXPERIMENT, num_seeds=20)

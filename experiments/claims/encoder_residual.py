@@ -94,7 +94,6 @@ EXPERIMENT = Experiment(
         ),
         ("smoke", Preset(2, settings=SMOKE_SETTINGS, overrides=(*orders.SMOKE, ("model.layers", 2)))),
     ),
-    variant="settings not calibrated yet",
 )
 
 
