@@ -265,7 +265,7 @@ def cost_lines(plans: Sequence[planning.Plan], discard: bool = False) -> list[st
     lines, costs = [], []
     for plan in plans:
         cost = planning.estimate(plan, discard)
-        rate = 5e10 * min(plan.layout.rows, jax.device_count())
+        rate = 7e10 * min(plan.layout.rows, jax.device_count())
         costs.append(cost | {"minutes": cost["flops"] / rate / 60})
         lines.append(f"{plan.experiment.name}: {plan.experiment.title}")
         for group in plan.groups:

@@ -573,3 +573,34 @@ def test_any_task_is_refused_or_its_strings_have_their_features(task, seed):
     assert_read(task, drawn, inputs, factors)
     for half in (slice(32), slice(32, None)):
         assert_equally_frequent(np.stack([factors[name][half] for name in feature_names(task)], axis=1))
+
+
+@pytest.mark.parametrize("twins", [True, False])
+def test_features_stand_at_their_distances(twins):
+    """Both tokens of a feature, and of its twin, in every run; all places are taken once and differ between runs."""
+    task = SequenceOptions(features=("parity2", "parity2", "parity3"), length=16, distances=(1, 8, 0), twins=twins)
+    sequences.check(task)
+    dials = dials_of(Config(task, TransformerOptions()))
+    places = np.asarray(jax.vmap(lambda s: sequences.draw(task, dials, jax.random.key(s)).places)(jnp.arange(64)))
+    assert (np.sort(places, axis=1) == np.arange(16)).all()
+    blocks = sequences.binary.blocks(sequences.as_bits(task))
+    for i, block in enumerate(blocks):
+        if distance := task.distances[i % 3]:
+            assert (np.abs(places[:, block.first] - places[:, block.first + 1]) == distance).all(), block.name
+    assert len(np.unique(places, axis=0)) == 64
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        ({"features": ("parity2", "parity3"), "distances": (1, 2)}, "distances.*parity3"),
+        ({"features": ("parity2",), "distances": (1, 2)}, "distances.*expected 1 values"),
+        ({"features": ("parity2", "parity2"), "distances": (1, 8), "length": 64}, "distances.*placements"),
+        ({"features": ("parity2", "parity2"), "distances": (9, 9), "length": 10}, "length.*do not fit"),
+        ({"features": ("contains_token",), "vocabulary": 8, "distances": (1,)}, "distances.*expected none"),
+    ],
+)
+def test_distances_that_cannot_be_are_refused_in_one_line(own, named):
+    with pytest.raises(ConfigError, match=f"^config.task.{named}") as error:
+        sequences.check(SequenceOptions(**{"length": 16, **own}))
+    assert "\n" not in str(error.value)

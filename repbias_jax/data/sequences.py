@@ -39,6 +39,8 @@ from repbias_jax.data import binary
 from repbias_jax.data.binary import UNSEEN, BinaryOptions, Example, check_length, feature_names
 from repbias_jax.features import FEATURES
 
+MOST_PLACEMENTS = 1_000_000  # of features at distances, which are listed
+
 
 class StringFeature(NamedTuple):
     """A feature of a string: it is there (1) or not (0), each in half of the strings.
@@ -70,21 +72,20 @@ def _write_phrase(value: Array, filler: Array, own: Array, key: Array) -> Array:
     Each token is equally often at each of its places in both cases, so neither the set of tokens nor any single place tells
     the two apart.
     """
-    starts = len(filler) - len(own) + 1
+    starts, token = len(filler) - len(own) + 1, jnp.arange(len(own), dtype=jnp.int32)
     shifts = jnp.asarray(_shifts(len(own), starts), jnp.int32)
     first, which = jax.random.randint(key, (2,), 0, jnp.asarray([starts, len(shifts)], jnp.int32))
-    apart = jnp.where(value == 1, 0, shifts[which])
-    return filler.at[jnp.arange(len(own)) + (first + apart) % starts].set(own)
+    apart = jnp.where(value == 1, 0, token * shifts[which])
+    return filler.at[token + (first + apart) % starts].set(own)
 
 
-def _shifts(tokens: int, starts: int) -> list[tuple[int, ...]]:
-    """Returns shifts of a phrase's tokens, cyclic over their places, that never collide; without that of none."""
+def _shifts(tokens: int, starts: int) -> list[int]:
+    """Returns by how much more each token of a phrase can be moved than the one before, cyclically over its places.
 
-    def is_free(shift: tuple[int, ...]) -> bool:
-        return all(len({i + (s + d) % starts for i, d in enumerate(shift)}) == tokens for s in range(starts))
-
-    every = ((0, *rest) for rest in itertools.product(range(starts), repeat=tokens - 1))
-    return [shift for shift in every if any(shift) and is_free(shift)]
+    No two tokens may collide: of two that are m apart, the later one must not be taken back by m. That is, m s mod starts
+    must not be starts - m.
+    """
+    return [s for s in range(1, starts) if all(m * s % starts != starts - m for m in range(1, min(tokens, starts)))]
 
 
 def _read_phrase(tokens: Array, own: Array) -> Array:
@@ -93,7 +94,11 @@ def _read_phrase(tokens: Array, own: Array) -> Array:
 
 
 def _write_ends(value: Array, filler: Array, own: Array, key: Array) -> Array:
-    """Makes the two tokens equal, or draws the second one anew, of the tokens that it is not."""
+    """Makes the two tokens equal, or leaves two different ones.
+
+    How often each token occurs does not tell the two apart, but WHETHER it occurs does a little: equal ends leave fewer
+    different tokens. The longer the string for its vocabulary, the less.
+    """
     del own, key
     first, other = filler[0], filler[1]
     return jnp.stack([first, jnp.where(value == 1, first, other)])
@@ -240,8 +245,12 @@ def _check_distances(task: SequenceOptions) -> None:
     for name, distance in zip(task.features, task.distances, strict=False):
         if distance and FEATURES[name].arity != 2:
             raise ConfigError(f"config.task.distances={task.distances}: {name} has no two tokens; expected 0 for it")
-    if task.distances and len([d for d in task.distances if d]) > 2:
-        raise ConfigError(f"config.task.distances={task.distances}: expected at most two features with a distance")
+    ways = math.prod(max(1, 2 * (task.length - d)) ** (1 + task.twins) for d in task.distances if d)
+    if ways > MOST_PLACEMENTS:
+        raise ConfigError(
+            f"config.task.distances={task.distances}: up to {ways:,} placements in {task.length} tokens; expected at most "
+            f"{MOST_PLACEMENTS:,}: use a shorter string, or a distance for one feature only"
+        )
     if any(task.distances) and not _placements(task.features, task.distances, task.twins, task.length)[1]:
         raise ConfigError(
             f"config.task.length={task.length}: features at the distances {task.distances} do not fit; expected more tokens"
@@ -250,10 +259,11 @@ def _check_distances(task: SequenceOptions) -> None:
 
 def _check_room(task: SequenceOptions) -> None:
     """Raises ConfigError if the string is too short for its features, or the vocabulary for their tokens."""
-    if task.phrase > task.length:
+    if "contains_phrase" in task.features and task.phrase > task.length:
         raise ConfigError(f"config.task.phrase={task.phrase}: longer than the string; expected at most {task.length}")
-    parts, least = _parts(task), max((STRINGS[name].least(task) for name in task.features), default=2)
+    parts = _parts(task)
     ends = sum(part.feature.ends for part in parts)
+    least = max((part.feature.least(task) for part in parts if not part.feature.ends), default=0)
     needed = 2 * ends + least * (len(parts) - ends)
     if task.length < needed:
         raise ConfigError(
@@ -421,7 +431,7 @@ def _as_tokens(drawn: Drawn, bits: Array) -> Array:
 def _sample_string(task: SequenceOptions, dials: Dials, drawn: Drawn, key: Array) -> Example:
     """Draws an example of features of strings, with its labels by listed output."""
     values, seen, rest = jax.random.split(key, 3)
-    rates = jnp.concatenate([dials.task["prevalence"], jnp.full((len(task.features),), 0.5, jnp.float32)])
+    rates = jnp.tile(dials.task["prevalence"], 2)  # of the features and of their twins
     drawn_values = jax.random.bernoulli(values, rates[: len(_parts(task))]).astype(jnp.int32)
     tokens = _write(task, drawn, drawn_values, rest)
     known = _read(task, drawn, tokens)
