@@ -38,6 +38,8 @@ class Results:
 
     strict = True  # whether measures that were not made are refused; reports, which draw what there is, set it to False
 
+    claiming = False  # whether claims are computed, which may not read views that depend on labels
+
     def __init__(self, folder: Path, restoring: Restoring | None = None):
         self.folder, self.restoring = Path(folder), restoring
         self.manifest = store.read_json(self.folder / "manifest.json", "train")
@@ -128,15 +130,26 @@ class Results:
         return int(self._options(setting)["num_steps"])
 
     def site(self, setting: str, name: str) -> str:
-        """Returns the name of a view, given that name or a place such as `last_hidden`. Raises ConfigError otherwise."""
+        """Returns the name of a view, given that name or a place such as `last_hidden`.
+
+        Raises:
+          ConfigError: the name stands for no view or for several, or a claim asks for a view that depends on labels.
+        """
         found = self.places(setting).get(name, (name,))
         if len(found) != 1:
             raise ConfigError(f"{name} of {setting}: expected one view, not {', '.join(found) or 'none'}")
+        if self.claiming and found[0] in self._label_fed(setting):
+            allowed = ", ".join(self.sites(setting))
+            raise ConfigError(f"a claim reads {found[0]} of {setting}, which depends on labels; expected one of {allowed}")
         return found[0]
+
+    def _label_fed(self, setting: str) -> list[str]:
+        """Returns the views that depend on labels."""
+        return str(self._options(setting).get("label_fed", "")).split(" ")
 
     def sites(self, setting: str) -> list[str]:
         """Returns the views in layer order, from input to logits, without views that depend on labels."""
-        hidden = str(self._options(setting).get("label_fed", "")).split(" ")
+        hidden = self._label_fed(setting)
         return [name for name in str(self._options(setting)["sites"]).split(" ") if name not in hidden]
 
     def places(self, setting: str) -> dict[str, tuple[str, ...]]:

@@ -6,14 +6,19 @@ import math
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 from conftest import ROOT
+from flax.traverse_util import flatten_dict
 
-from experiments.benchmark import workers
+from experiments.benchmark import contest, networks, targets, torch_transformer, transformer, workers
 from experiments.benchmark.speed import COLUMNS
+from repbias_jax import layout, training
+from repbias_jax.data import reported
 
 ROUNDS = 2
-PARTS = {"speed", "ratio", "accuracy", "start", "lanes", "runs", "checkpoint", "probe"}
+PARTS = {"speed", "ratio", "accuracy", "start", "lanes", "runs", "checkpoint", "probe", "transformer"}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def test_numbers_are_in_order(measured):
             continue
         low, middle, high = numbers(row)
         assert 0 <= low <= middle <= high, row
-        may_be_zero = row["part"] == "accuracy" or "break-even" in row["name"]
+        may_be_zero = row["part"] == "accuracy" or any(s in row["name"] for s in ("break-even", "accuracy: ", "check: "))
         assert low > 0 or may_be_zero, row
         assert row["part"] not in ("speed", "lanes", "ratio") or int(row["rounds"]) in (1, ROUNDS)
 
@@ -98,6 +103,83 @@ def test_accuracies_summarise_their_runs(measured):
 def test_probe_agrees_with_scikit_learn(measured):
     if workers.installed("sklearn"):
         assert find(measured[0], "probe", "r2", "largest difference")[1] < 1e-5
+
+
+@pytest.mark.parametrize("form", networks.FORMS)
+def test_transformers_have_their_rows(measured, form):
+    rows = [row for row in measured[0] if row["name"].startswith(f"{form}, ")]
+    assert {row["part"] for row in rows} == {"transformer"}
+    assert all(find(rows, "transformer", f"{form}, speed: ours", quantity)[0] > 0 for quantity in ("wall", "cpu", "rate"))
+    for output in reported(networks.config_of(True, form).task):
+        assert 0 <= find(rows, "transformer", f"{form}, accuracy: ours", output)[0] <= 1
+    rivals = [row for row in rows if row["name"].startswith(f"{form}, ratio: ours / PyTorch")]
+    checks = [numbers(row)[1] for row in rows if row["name"].startswith(f"{form}, check: ")]
+    assert len(rivals) == (4 if workers.installed("torch") else 0)  # wall and CPU time of a loop and an ensemble
+    assert len(checks) == len(rivals) / 2
+    assert all(apart < transformer.LIMIT for apart in checks)
+
+
+@pytest.mark.parametrize("smoke", [True, False])
+@pytest.mark.parametrize("form", networks.FORMS)
+def test_weights_in_pytorch_are_ours_by_name_and_shape(form, smoke):
+    config = networks.config_of(smoke, form)
+    group = layout.groups_of({"base": config}, "cpu")[0]
+    params, *_ = training.shapes_of_batch(group.static, group.dials["base"])
+    options = networks.rival_settings(config, ROOT, [0])["options"]
+    ours = {name: x.shape for name, x in flatten_dict(params["params"], sep=".").items()}
+    assert torch_transformer.shapes_of(options) == ours
+
+
+@pytest.mark.parametrize("form", ["", *networks.FORMS])
+def test_products_are_most_of_the_flops_that_xla_counts(form):
+    config = networks.config_of(False, form)
+    group = layout.groups_of({"base": config}, "cpu")[0]
+    params, *_ = training.shapes_of_batch(group.static, group.dials["base"])
+    stacked = jax.tree.map(lambda x: np.zeros((1, 1, *x.shape), x.dtype), params)
+    assert 0.95 < networks.step_flops(config, stacked) / layout.step_flops(group) <= 1.001
+
+
+class Losses:
+    """Stands in for a team that answers with losses."""
+
+    def __init__(self, found, *seeds):
+        self.found, self.settings = found, [{"seeds": own} for own in seeds]
+
+    def call(self, method, path):
+        assert method in ("losses", "loss_of")
+        return self.found
+
+
+def test_losses_are_compared_by_process(tmp_path):
+    """Each process answers with the sum over its seeds."""
+    bench = contest.Bench(1, True, tmp_path, "")
+    ours = Losses([[1.0, 2.0, 3.0, 4.0]])
+    transformer.check_losses(bench, {"ours": ours, "PyTorch": Losses([4.0, 6.00006], [0, 2], [1, 3])})
+    assert bench.rows[-1].max == pytest.approx(1e-5)
+    with pytest.raises(RuntimeError, match=r"PyTorch: its loss and ours differ by 0\.01"):
+        transformer.check_losses(bench, {"ours": ours, "PyTorch": Losses([4.0, 6.06], [0, 2], [1, 3])})
+
+
+def test_targets_of_an_added_part_are_shown_once_it_is_measured():
+    rows, what = targets.read("benchmark.csv"), targets.TRANSFORMER.format("decoder-only")
+    old = [row for row in rows if row["part"] != "transformer"]
+    assert what not in targets.targets(old)
+    own = dict.fromkeys(COLUMNS, "0.5") | {"part": "transformer", "quantity": "wall"}
+    names = (f"{form}, ratio: ours / PyTorch {rival}" for form in networks.FORMS for rival in ("tuned", "ensemble"))
+    new = [own | {"name": name, "median": "0.6"} for name in names]
+    new[-1]["median"] = "0.8"  # against the fastest of several rivals the ratio is the highest
+    table = targets.targets([*old, *new])
+    assert f"| {what} | at most 0.7 | 0.8 [0.5, 0.5] | **no** |" in table
+    assert f"| {targets.TRANSFORMER.format('encoder-decoder')} | at most 0.7 | 0.6 [0.5, 0.5] | yes |" in table
+    with pytest.raises(KeyError, match="decoder, ratio"):
+        targets.targets([*old, new[0]])
+
+
+def test_part_transformer_does_not_replace_the_table():
+    line = [sys.executable, "-m", "experiments.benchmark", "--part=transformer", "--smoke"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert "expected --output=DIR of its own" in done.stderr
 
 
 def test_paired_ratios_are_by_round():
@@ -187,7 +269,7 @@ def test_accelerator_refuses_a_cpu_in_one_line(tmp_path):
         ("correct", "same fingerprints as uninterrupted"),
         ("lanes", "2 lanes, the package's options, rate"),
         ("rivals", "PyTorch"),
-        ("transformer", "transformer, skipped: "),
+        ("transformer", "decoder, 2 lanes, the package's options, rate"),
         ("cnn", "convnet, skipped: "),
         ("memory", "2 lanes, predicted"),
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import toy_model
 from made import Made
 
 import repbias_jax
-from repbias_jax import measure, planning, training
+from repbias_jax import measure, planning, report, training
 from repbias_jax.config import Config, ConfigError, Experiment, Keep, Runtime, Training, dials_of, override_all, static_half
 from repbias_jax.data import DATA, output_values, reported
 from repbias_jax.data.binary import BinaryOptions
@@ -305,6 +306,53 @@ def test_a_decoder_of_tokens_is_trained_and_measured(tmp_path):
         for _, phi, factors in results.activations(full, "branch.mean"):
             assert np.isfinite(phi).all()
             assert set(factors) == {"colour", "size", "noise"}
+
+
+def test_no_claim_may_read_what_depends_on_labels(tmp_path):
+    """By name a figure may; a claim is refused in one line when the report is written, and nothing of it is kept."""
+    whole = experiment(config_of("listed", "decoder"), (("a", ()),), ("variance",))
+    results = repbias_jax.run(whole, tmp_path)
+    assert results.site("base.a", "decoder.out1") == "decoder.out1"
+    results.claiming = True
+    assert results.site("base.a", "last_hidden") == "pooled"
+    with pytest.raises(
+        ConfigError, match=r"^a claim reads decoder\.out1 of base\.a, which depends on labels; expected one of"
+    ):
+        results.values("base.a", "r2", "colour", site="decoder.out1")
+
+    def claims(results, condition):
+        results.values(f"{condition}.a", "r2", "colour", site="logits")
+
+    module = types.SimpleNamespace(claims=claims, figures=lambda results: [])
+    with pytest.raises(ConfigError, match=r"^a claim reads logits of base\.a"):
+        report.write(results.folder, whole, module)
+    assert not (results.folder / "claims.csv").exists()
+
+
+def test_positions_of_outputs_are_stored_for_each_run(tmp_path):
+    """The order that a run drew, by feature; none where every example has its own."""
+    settings = tuple((order, (("task.order", order),)) for order in ("run", "example"))
+    whole = dataclasses.replace(experiment(config_of("run", "decoder"), settings, ("variance",)), num_seeds=4)
+    results = repbias_jax.run(whole, tmp_path)
+    config = whole.configs()["base.run"]
+    for seed, row in results.order("base.run").iterrows():
+        made = training.make_data(config.task, "balanced", dials_of(config), jnp.int32(seed))
+        assert list(row) == [reported(config.task)[i] for i in np.asarray(made.train_order)]
+    with pytest.raises(ConfigError, match=r"^base\.example has no common order"):
+        results.order("base.example")
+
+
+def test_a_setting_may_have_probes_of_its_own(tmp_path):
+    settings = (("plain", ()), ("more", (("keep.probes", ("readout", "variance")),)))
+    whole = experiment(config_of("binary", "mlp"), settings, ("variance",))
+    rows = repbias_jax.run(whole, tmp_path).rows
+    found = {setting: set(own["probe"]) for setting, own in rows.groupby("setting")}
+    assert found == {"base.plain": {"variance"}, "base.more": {"variance", "readout"}}
+    assert not rows.duplicated(["setting", "seed", "step", "site", "metric", "feature", "other", "at"]).any()
+    with pytest.raises(ConfigError, match=r"^config\.keep\.probes=none \(setting base\.a\): unknown"):
+        planning.check(
+            experiment(config_of("binary", "mlp"), (("a", (("keep.probes", ("none",)),)),), ("variance",)), "cpu"
+        )
 
 
 def test_interventions_need_views_that_spread():

@@ -7,7 +7,18 @@ import pandas as pd
 import pytest
 from made import SEEDS, Made
 
-from experiments.claims import encoder_residual, orders, output_position, sequence_complexity, sequence_prevalence
+from experiments import command
+from experiments.claims import (
+    EXPERIMENTS,
+    encoder_residual,
+    orders,
+    output_position,
+    sequence_complexity,
+    sequence_prevalence,
+)
+from repbias_jax import confirmation
+from repbias_jax.config import ConfigError
+from repbias_jax.data import sequences
 from repbias_jax.statistics import judge
 
 XORS = [f"parity2_{i}" for i in (1, 2, 3, 4)]
@@ -162,3 +173,52 @@ def test_a_skip_is_a_change_of_a_log_ratio():
     np.testing.assert_allclose(part.values, np.log(2), atol=2e-3)
     assert part.secondary.mean() == pytest.approx(0.1, abs=1e-6)
     assert part.sesoi == pytest.approx(np.log(1.1))
+
+
+PLANNED = [name for name, module in EXPERIMENTS.items() if module.EXPERIMENT.verdict_seed >= 0]
+
+
+def everything(module):
+    """Frames of all settings that the claims of a module read, with the same number everywhere."""
+    read = [name for claim in module.CLAIMS.values() for name in claim[2]]
+    options = {name: dict(own) for name, own in module.EXPERIMENT.settings if name in read}
+    whole = module.EXPERIMENT.configs()
+    outputs = {name: list(sequences.feature_names(whole[f"base.{name}"].task)) for name in options}
+    rows = {name: own.get("task.output_order", tuple(range(len(outputs[name])))) for name, own in options.items()}
+    made = Ordered(outputs, rows)
+    for name in options:
+        for site in ("hidden_0", "hidden_1"):
+            made.put_by_position(name, lambda p, f: 0.2, site=site)
+    return made.done()
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_the_code_decides_what_confirm_json_plans(name):
+    """Statistics, sides, margins, seeds and numbers of values of the run that gives the verdicts."""
+    module, entries = EXPERIMENTS[name], confirmation.load(command.CONFIRMATION)
+    confirmation.check(entries, module.claims(everything(module), "sgd"))
+    run = command.assemble(module, "full", None, None, [])
+    assert run.gives_verdict
+    assert run.confirmed == entries
+    blocks = {(run.seed, run.num_seeds), *((first, count) for _, first, count in run.seed_blocks)}
+    own = {(entry.first, entry.count) for entry in entries if entry.claim in module.CLAIMS}
+    assert blocks == own
+    assert command.confirmations(entries)[name][1] == [run]
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_only_the_planned_run_uses_the_seeds_of_a_verdict(name, monkeypatch, tmp_path):
+    module = EXPERIMENTS[name]
+    setting = module.EXPERIMENT.settings[0][0]
+    for preset, more in (
+        ("quick", {}), ("smoke", {}), ("full", {"num_seeds": 4}), ("full", {"dotted": ["--config.training.batch_size=32"]}),
+        ("full", {"settings": [setting]}),
+    ):  # fmt: skip
+        given = {"num_seeds": None, "seed": None, "dotted": [], "settings": [], **more}
+        made = command.assemble(module, preset, *given.values())
+        assert not made.gives_verdict
+        assert (made.seed, made.seed_blocks, made.confirmed) == (0, (), ())
+    entries = [entry for entry in confirmation.load(command.CONFIRMATION) if entry.claim not in module.CLAIMS]
+    monkeypatch.setattr(confirmation, "load", lambda path: tuple(entries))
+    with pytest.raises(ConfigError, match=r"confirm\.json: no entry for C1\d; expected one before --preset=full is run"):
+        command.assemble(module, "full", None, None, [])

@@ -16,7 +16,10 @@ flags.DEFINE_string("output", "experiments/results", "folder for benchmark.csv a
 flags.DEFINE_string("cache", None, "folder of your own for what JAX compiles; default: a temporary one")
 flags.DEFINE_bool("accelerator", False, "measure on the accelerator of this machine instead: writes accelerator.csv")
 flags.DEFINE_multi_enum(
-    "part", [], (*accelerator.PARTS, "scale"), "a part of --accelerator (several: again), or `scale`, which is on the CPU"
+    "part",
+    [],
+    (*accelerator.PARTS, "scale"),
+    "a part of --accelerator (several: again); else `scale` or `transformer`",
 )
 flags.DEFINE_float("seconds", 480.0, "time after which the accelerator's parts stop by themselves", lower_bound=1)
 flags.DEFINE_bool("allow_cpu", False, "for tests: the accelerator's parts run in a tiny size on a CPU: no speeds")
@@ -34,9 +37,11 @@ def main(arguments: Sequence[str]) -> int:
         return accelerator.measure(output, parts, FLAGS.seconds, FLAGS.allow_cpu)
     if FLAGS.part == ["scale"]:
         return scale.measure(output, FLAGS.smoke)
-    if FLAGS.part:
+    if FLAGS.part not in ([], ["transformer"]):
         return complain(f"--part={FLAGS.part[0]}: expected --accelerator beside it")
-    speed.measure(FLAGS.rounds, FLAGS.smoke, output, FLAGS.cache)
+    if FLAGS.part and not FLAGS["output"].present:
+        return complain("--part=transformer: benchmark.csv would lose its other parts; expected --output=DIR of its own")
+    speed.measure(FLAGS.rounds, FLAGS.smoke, output, FLAGS.cache, *FLAGS.part)
     return DONE
 
 

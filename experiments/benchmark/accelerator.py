@@ -9,7 +9,10 @@ separate process, which has the whole memory and its own XLA_FLAGS and is ended 
                1e-5); whether training resumed in another process has the same fingerprints, for several compiler options
   lanes        run-steps per second of the base MLP by lanes and compiler options, compared with a matrix product
   rivals       the same population in PyTorch on the same card
-  transformer, cnn   a row with the reason why these models are not timed
+  transformer  the same two parts for the two forms of the Transformer of `output_position`. The ensembles are batched by
+               hand; 1,023 is the most whose batches of 64 fit into one call of PyTorch's attention on a GPU, which takes
+               65,535 strings
+  cnn          a row with the reason why it is not timed
   paper        `complexity` at full size from start to verdict, its intervals compared with the committed ones; then
                further experiments while time is left
   memory       peak bytes per run compared with the prediction of `planning`
@@ -19,6 +22,7 @@ gives the reason) and writes accelerator_manifest.json. Source: ours.
 """
 
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -31,6 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.benchmark.networks import FORMS, config_of, rival_settings
 from experiments.benchmark.workers import ROOT, Team, installed
 from experiments.command import BAD_INPUT, DONE, complain
 from repbias_jax import store
@@ -45,6 +50,7 @@ OPTIONS = {  # compiler options under which training is interrupted and resumed
     "no autotuning": {"xla_gpu_autotune_level": 0},
     "XLA's defaults": {},
 }
+COMPILED = {"form": "bmm", "step": "whole", "compile": True}  # the fastest PyTorch ensemble
 STORED = "deterministic, stored autotuning"
 WHILE = "--xla_gpu_enable_command_buffer=+WHILE"
 VARIANTS: dict[str, tuple[str, Mapping[str, Any] | None]] = {  # XLA_FLAGS and compiler options compared for speed
@@ -55,7 +61,7 @@ VARIANTS: dict[str, tuple[str, Mapping[str, Any] | None]] = {  # XLA_FLAGS and c
     "command buffer +WHILE unrolled": (f"{WHILE} --xla_gpu_command_buffer_unroll_loops=true", OURS),
     "command buffer off": ("--xla_gpu_enable_command_buffer=", OURS),
 }
-SHARES = {"correct": 0.2, "lanes": 0.25, "rivals": 0.2, "transformer": 0.0, "cnn": 0.0, "paper": 0.25, "memory": 0.1}
+SHARES = {"correct": 0.2, "lanes": 0.25, "rivals": 0.2, "transformer": 0.3, "cnn": 0.0, "paper": 0.25, "memory": 0.1}
 PAPER = ("complexity", "learning_order", "prevalence", "optimizer", "architecture", "redundancy", "similarity", "steering")
 
 
@@ -64,6 +70,8 @@ class Size(NamedTuple):
 
     lanes: tuple[int, ...]
     models: int  # in the PyTorch ensembles
+    transformers: tuple[int, ...]  # lanes
+    ensembles: tuple[int, ...]  # models in the PyTorch ensembles of Transformers
     updates: int
     product: int
     seconds: float  # per measurement
@@ -71,8 +79,8 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    False: Size((16, 64, 256, 1024, 4096), 1024, 64, 8192, 2.0, "full"),
-    True: Size((2,), 2, 4, 64, 0.01, "smoke"),
+    False: Size((16, 64, 256, 1024, 4096), 1024, (16, 64, 256, 1024), (64, 256, 1023), 64, 8192, 2.0, "full"),
+    True: Size((2,), 2, (2,), (2,), 4, 64, 0.01, "smoke"),
 }
 
 
@@ -174,10 +182,7 @@ def lanes(session: Session) -> None:
 
     Each rate is also given as a share of the rate of the card's matrix product.
     """
-    size = session.size
-    flops = session.run("product", size=size.product, seconds=size.seconds)
-    for name, rate in flops.items():
-        session.add(f"matrix product, {name}", "rate", "FLOP/s", rate)
+    size, flops = session.size, _products(session)
     usual, *others = VARIANTS
     found: dict[int, float] = {}
     for count in size.lanes:
@@ -188,14 +193,23 @@ def lanes(session: Session) -> None:
             session.attempt(f"{fastest} lanes, {name}", lambda n=name: _speed(session, fastest, n, flops))
 
 
-def _speed(session: Session, count: int, name: str, flops: Mapping[str, float]) -> float:
+def _products(session: Session) -> dict[str, float]:
+    """Returns the rates of the card's matrix product in FLOP/s by precision, after adding a row for each."""
+    flops = session.run("product", size=session.size.product, seconds=session.size.seconds)
+    for name, rate in flops.items():
+        session.add(f"matrix product, {name}", "rate", "FLOP/s", rate)
+    return flops
+
+
+def _speed(session: Session, count: int, name: str, flops: Mapping[str, float], form: str = "") -> float:
     """Returns run-steps per second, after adding rows for it and for its shares of the rate of the matrix product."""
     xla_flags, options = VARIANTS[name]
-    how = {"lanes": count, "smoke": session.smoke, "seconds": session.size.seconds, "options": options}
+    how = {"lanes": count, "smoke": session.smoke, "seconds": session.size.seconds, "options": options, "form": form}
     answer = session.run("speed", xla_flags, **how)
-    session.add(f"{count} lanes, {name}", "rate", "run-steps/s", answer["rate"])
+    title = f"{form}, {count} lanes, {name}" if form else f"{count} lanes, {name}"
+    session.add(title, "rate", "run-steps/s", answer["rate"])
     for precision, rate in flops.items():
-        session.add(f"{count} lanes, {name}", f"share of matrix product, {precision}", "share", answer["flops"] / rate)
+        session.add(title, f"share of matrix product, {precision}", "share", answer["flops"] / rate)
     return answer["rate"]
 
 
@@ -204,50 +218,72 @@ def rivals(session: Session) -> None:
     if not installed("torch"):
         session.add("PyTorch", "skipped: PyTorch is not installed", "", "")
         return
-    count, smoke = session.size.models, session.smoke
-    session.run("dump", lanes=count, smoke=smoke, folder=str(session.folder))
+    count = session.size.models
+    session.run("dump", lanes=count, smoke=session.smoke, folder=str(session.folder))
     forms = {
-        "bmm ensemble, compiled, CUDA graphs": (
-            "device ensemble",
-            {"form": "bmm", "step": "whole", "compile": True},
-            count,
-        ),
+        "bmm ensemble, compiled, CUDA graphs": ("device ensemble", COMPILED, count),
         "torch.func ensemble": ("device ensemble", {"form": "vmap", "step": "parts", "compile": False}, count),
         "one network after the other": ("device tuned", {}, 1),
     }
     for name, (kind, more, models) in forms.items():
-        if smoke and more.get("compile"):
-            more = {**more, "compile": False}
-        session.attempt(
-            name, lambda name=name, kind=kind, more=more, models=models: _rival(session, name, kind, more, models)
-        )
+        _rival(session, name, kind, more, models)
 
 
-def _rival(session: Session, name: str, kind: str, more: Mapping[str, Any], models: int) -> None:
-    widths = [16, 8] if session.smoke else [256, 128, 64, 64]
-    settings = {"learning_rate": 3e-4, "batch": 128, "widths": widths, "folder": str(session.folder), **more}
-    settings |= {"seeds": list(range(models)), "device": "cpu" if session.smoke else "cuda"}
-    settings |= {"mode": "reduce-overhead"} if more.get("compile") else {}
+def _rival(session: Session, name: str, kind: str, more: Mapping[str, Any], models: int, form: str = "") -> None:
+    """Adds a row with the run-steps per second of PyTorch, or one that says why there are none.
+
+    Args:
+      session: its folder has the data.
+      name: of the row.
+      kind: key of KINDS in `baselines` or `torch_transformer`.
+      more: settings of the kind.
+      models: number of networks.
+      form: of the Transformer; empty: the MLP.
+    """
+    settings = {**rival_settings(config_of(session.smoke, form), session.folder, range(models)), **more}
+    settings["device"] = "cpu" if session.smoke else "cuda"
+    settings |= {"compile": False} if session.smoke else {}
+    settings |= {"mode": "reduce-overhead"} if settings.get("compile") else {}
+    title = f"{name}, {models} models"
+    session.attempt(title, lambda: session.add(title, "rate", "run-steps/s", _rate(session, kind, settings)))
+
+
+def _rate(session: Session, kind: str, settings: Mapping[str, Any]) -> float:
+    """Returns the run-steps per second of a contender in PyTorch."""
     team = Team(session.folder, kind, settings)
     try:
         epochs = team.warm(session.size.seconds, session.left())
-        sample = team.sample("advance", within=session.left(), epochs=epochs)
+        return 1e6 / team.sample("advance", within=session.left(), epochs=epochs).wall
     except TimeoutError as error:
         raise OutOfTimeError from error
     except RuntimeError as error:
         raise Failed(str(error).strip().splitlines()[-1][:300]) from error
     finally:
         team.kill()
-    session.add(f"{name}, {models} models", "rate", "run-steps/s", 1e6 / sample.wall)
 
 
-def _model(session: Session) -> None:
-    """Adds a row that says why a model is not timed."""
+def transformer(session: Session) -> None:
+    """Measures run-steps per second of both forms of the Transformer by lanes, then PyTorch's ensembles of them."""
+    flops, usual = _products(session), next(iter(VARIANTS))
+    for form, count in itertools.product(FORMS, session.size.transformers):
+        name = f"{form}, {count} lanes, {usual}"
+        session.attempt(name, lambda f=form, c=count: _speed(session, c, usual, flops, f))
+    if not installed("torch"):
+        session.add("PyTorch", "skipped: PyTorch is not installed", "", "")
+        return
+    for form in FORMS:
+        models = session.size.ensembles
+        session.run("dump", lanes=max(models), smoke=session.smoke, folder=str(session.folder), form=form)
+        for count in models:
+            _rival(session, f"{form}, bmm ensemble, compiled, CUDA graphs", "device transformers", COMPILED, count, form)
+
+
+def cnn(session: Session) -> None:
+    """Adds a row that says why convolutional networks are not timed."""
     from repbias_jax.models import MODELS
 
-    known = {"transformer": "transformer", "cnn": "convnet"}[session.part]
-    why = "no timing of it is written yet" if known in MODELS else f"no model {known} is registered"
-    session.add(known, f"skipped: {why}", "", "")
+    why = "no timing of it is written yet" if "convnet" in MODELS else "no model convnet is registered"
+    session.add("convnet", f"skipped: {why}", "", "")
 
 
 def paper(session: Session) -> None:
@@ -304,8 +340,8 @@ PARTS: dict[str, Callable[[Session], None]] = {
     "correct": correct,
     "lanes": lanes,
     "rivals": rivals,
-    "transformer": _model,
-    "cnn": _model,
+    "transformer": transformer,
+    "cnn": cnn,
     "paper": paper,
     "memory": memory,
 }

@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,11 @@ import numpy as np
 
 
 class Contender:
-    """Models in training. `settings`: folder of the data, seeds, learning_rate, batch, widths, and those of the kind."""
+    """Models in training.
+
+    `settings`: folder of the data, seeds, learning_rate, batch, widths, and those of the kind; optional: updates, to make
+    epochs shorter.
+    """
 
     def __init__(self, settings: Mapping[str, Any]):
         self.settings, self.rate, self.batch = settings, settings["learning_rate"], settings["batch"]
@@ -32,10 +36,14 @@ class Contender:
         arrays = [np.load(Path(settings["folder"]) / f"{name}.npy", mmap_mode="r") for name in names]
         self.arrays = [np.array(a[settings["seeds"]]) for a in arrays]  # [K, N, ...]
         self.outputs = self.arrays[1].shape[-1]
-        self.sizes = (self.arrays[0].shape[-1], *settings["widths"], 2 * self.outputs)
-        self.per_epoch = self.arrays[0].shape[1] // self.batch
+        self.per_epoch = settings.get("updates") or self.arrays[0].shape[1] // self.batch
         self._prepare()
         self._reset(0)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The units of an MLP's layers, from the input to the logits."""
+        return self.arrays[0].shape[-1], *self.settings["widths"], 2 * self.outputs
 
     def _prepare(self) -> None:
         """Does the work that is needed only once; nothing by default."""
@@ -75,18 +83,23 @@ class TorchLoop(Contender):
         self.torch = load_torch(self.settings)
 
     def _reset(self, run: int) -> None:
-        nn, (inputs, labels, test, _) = self.torch.nn, self.arrays
+        inputs, labels, test, _ = self.arrays
         self.tensors = [self.torch.tensor(inputs[run]), self.torch.tensor(labels[run], dtype=self.torch.int64)]
         self.test = self.torch.tensor(test[run])
         self.torch.manual_seed(self.settings["seeds"][run])
-        layers = []
+        self.model, parameters = self._build()
+        self.optimizer = self.torch.optim.Adam(parameters, **self._adam())
+        self.data = self._loader()
+
+    def _build(self) -> tuple[Callable[[Any], Any], Iterable[Any]]:
+        """Returns a network with initial weights, as a function of a batch, and its parameters."""
+        nn, layers = self.torch.nn, []
         for fan_in, fan_out in pairwise(self.sizes):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
             nn.init.normal_(layers[-2].weight, std=fan_in**-0.5)
             nn.init.zeros_(layers[-2].bias)
-        self.model = nn.Sequential(*layers[:-1])
-        self.optimizer = self.torch.optim.Adam(self.model.parameters(), **self._adam())
-        self.data = self._loader()
+        model = nn.Sequential(*layers[:-1])
+        return model, model.parameters()
 
     def _adam(self) -> dict[str, Any]:
         """Returns the arguments of Adam."""
@@ -97,14 +110,16 @@ class TorchLoop(Contender):
         utils = self.torch.utils.data
         return utils.DataLoader(utils.TensorDataset(*self.tensors), batch_size=self.batch, shuffle=True, drop_last=True)
 
+    def loss(self, x: Any, y: Any) -> Any:
+        """Returns the cross-entropy of a batch: the mean over examples, summed over outputs."""
+        return self.torch.nn.functional.cross_entropy(self.model(x).view(-1, 2), y.view(-1)) * self.outputs
+
     def advance(self, epochs: int) -> int:
         """Continues training; returns the number of run-steps."""
-        cross_entropy = self.torch.nn.functional.cross_entropy
         for _ in range(epochs):
             for x, y in self.data:
                 self.optimizer.zero_grad()
-                loss = cross_entropy(self.model(x).view(-1, 2), y.view(-1)) * self.outputs
-                loss.backward()
+                self.loss(x, y).backward()
                 self.optimizer.step()
         return epochs * self.per_epoch
 
@@ -154,9 +169,7 @@ class TorchEnsemble(Contender):
     def _reset(self, run: int) -> None:
         torch = self.torch
         torch.manual_seed(self.settings["seeds"][0])
-        count, self.weights = len(self.inputs), []
-        for fan_in, fan_out in pairwise(self.sizes):
-            self.weights += [torch.randn(count, fan_in, fan_out) * fan_in**-0.5, torch.zeros(count, 1, fan_out)]
+        self.weights = self._initial()
         if self.settings["step"] == "whole":
             self.memories = [[torch.zeros_like(w) for w in self.weights] for _ in range(2)]
             self.time = torch.zeros(())  # a tensor, since a number would be compiled as a constant
@@ -167,6 +180,13 @@ class TorchEnsemble(Contender):
             for weight in self.weights:
                 weight.requires_grad_()
             self.adam = torch.optim.Adam(self.weights, lr=self.rate, fused=True)
+
+    def _initial(self) -> list[Any]:
+        """Returns the initial weights of all models."""
+        torch, count, found = self.torch, len(self.inputs), []
+        for fan_in, fan_out in pairwise(self.sizes):
+            found += [torch.randn(count, fan_in, fan_out) * fan_in**-0.5, torch.zeros(count, 1, fan_out)]
+        return found
 
     def forward_all(self, weights: list[Any], x: Any) -> Any:
         """Returns the logits of all models. Args: weights `[K, in, out]` and `[K, 1, out]` in turn; x `[K, B, in]`."""

@@ -6,6 +6,7 @@ python -m experiments.benchmark.contenders KIND '{"devices": 2, "lanes": 4, ...}
 import functools
 import importlib
 import json
+import math
 import resource
 import sys
 import time
@@ -17,41 +18,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 
 from experiments.benchmark.baselines import serve
+from experiments.benchmark.networks import config_of, step_flops
 from repbias_jax import layout, measure, population, store, training
-from repbias_jax.config import Config, num_outputs, override_all
-from repbias_jax.data.binary import BinaryOptions
-from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.config import num_outputs
 from repbias_jax.probes import PROBES
 from repbias_jax.probes.moments import Measured
 
-LEARNING_RATE = 3e-4
-SMALL = {"model.widths": (16, 8), "task.num_train": 512, "task.num_test": 256, "task.num_probe": 256}
-
-
-def config_of(smoke: bool) -> Config:
-    """Returns the base MLP under Adam, or the same with fewer units and examples."""
-    changes: dict[str, Any] = {"optimizer.name": "adam", "optimizer.learning_rate": LEARNING_RATE}
-    return override_all(Config(BinaryOptions(), MLPOptions()), changes | (SMALL if smoke else {}))
+NOISE = 0.1  # standard deviation of what is added to initial weights before losses are compared
 
 
 class Ours:
     """Chunks of runs, as `population` trains them.
 
-    Settings: devices, lanes, smoke; optional: runs (default: one chunk) and cache (default: none).
+    Settings: devices, lanes (0: as many as planning chooses), smoke; optional: form of the Transformer (default: the MLP),
+    runs (default: one chunk) and cache (default: none).
     """
 
     def __init__(self, settings: Mapping[str, Any]):
-        rows, lanes = settings["devices"], settings["lanes"]
-        self.settings, self.shape = settings, (rows, lanes)
+        self.settings, rows = settings, settings["devices"]
         if settings.get("cache"):
             jax.config.update("jax_compilation_cache_dir", settings["cache"])
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         jax.config.update("jax_num_cpu_devices", rows)
-        self.config = config_of(settings["smoke"])
-        laid = layout.Layout(rows, 0, (settings.get("runs", rows * lanes),))
-        groups = layout.groups_of({"base": self.config}, "cpu", lanes)
+        self.config = config_of(settings["smoke"], settings.get("form", ""))
+        groups = layout.groups_of({"base": self.config}, "cpu", settings["lanes"])
+        self.shape = rows, groups[0].lanes
+        laid = layout.Layout(rows, 0, (settings.get("runs", math.prod(self.shape)),))
         self.chunks = layout.chunks_of(groups, laid)
         self.programs = population.Programs(groups[0].static, population.make_mesh(rows))
         one = groups[0].dials["base"]
@@ -121,10 +116,27 @@ class Ours:
             pieces = [piece[name].reshape(-1, *piece[name].shape[2:]) for piece in found]
             np.save(Path(folder) / f"{name}.npy", np.concatenate(pieces))
 
-    def weights(self) -> int:
-        """Returns the number of weights of one run, without biases."""
+    def flops(self) -> float:
+        """Returns the FLOP of the matrix products of one update of one run."""
         self.begin()
-        return sum(int(np.prod(x.shape[2:])) for x in jax.tree.leaves(self.state.params) if x.ndim == 4)
+        return step_flops(self.config, self.state.params)
+
+    def losses(self, path: str) -> list[float]:
+        """Returns the loss of each run on its first batch, for initial weights plus noise; saves these, `[K, ...]` each."""
+        static, rng, batch = self.chunks[0].group.static, np.random.default_rng(0), self.config.training.batch_size
+        loss = jax.jit(jax.vmap(functools.partial(training.loss_of_batch, static)))
+        weights, found = [], []
+        for chunk in range(len(self.chunks)):
+            self.begin(chunk)
+            arrays = (self.dials, self.state.params, self.data.train_inputs, self.data.train_labels, self.data.train_order)
+            flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), arrays)
+            dials, params, inputs, labels, order = flat
+            params = jax.tree.map(lambda x: x + NOISE * rng.normal(size=x.shape).astype(x.dtype), params)
+            found += np.asarray(loss(dials, params, inputs[:, :batch], labels[:, :batch], order)).tolist()
+            weights.append(flatten_dict(params["params"], sep="."))
+        stacked = {name: np.concatenate([w[name] for w in weights]) for name in weights[0]}
+        np.savez(path, **stacked)  # pyright: ignore[reportArgumentType]
+        return found
 
     def save(self, folder: str) -> float:
         """Trains an epoch, then fingerprints and saves all runs; returns the seconds of the latter."""

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark.contenders import config_of
+from experiments.benchmark.networks import config_of, step_flops
 from repbias_jax import devices, layout, planning, population, training, variance_explained
 from repbias_jax.config import Experiment, override_all
 
@@ -26,14 +26,16 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
 class Population:
-    """Runs of the base MLP as lanes of one device.
+    """Runs of the base MLP, or of a form of the Transformer, as lanes of one device.
 
     Args: lanes; smoke: whether to use the small size; sgd: whether to use SGD at 0.1 in place of Adam; options: compiler
-    options that replace those of the package; None: the package's.
+    options that replace those of the package; None: the package's; form: of the Transformer; empty: the MLP.
     """
 
-    def __init__(self, lanes: int, smoke: bool, sgd: bool = False, options: Mapping[str, Any] | None = None):
-        self.lanes, self.config = lanes, config_of(smoke)
+    def __init__(
+        self, lanes: int, smoke: bool, sgd: bool = False, options: Mapping[str, Any] | None = None, form: str = ""
+    ):  # fmt: skip
+        self.lanes, self.config = lanes, config_of(smoke, form)
         if sgd:
             self.config = override_all(self.config, {"optimizer.name": "sgd", "optimizer.learning_rate": 0.1})
         if options is not None:
@@ -116,11 +118,13 @@ def resume(
     return runs.prints(runs.train(data, state, half, stop))
 
 
-def speed(lanes: int, smoke: bool, seconds: float, options: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Returns run-steps per second after a warm-up, FLOP/s by 6 x weights x batch, and the device's peak bytes."""
-    runs = Population(lanes, smoke, options=options)
+def speed(
+    lanes: int, smoke: bool, seconds: float, options: Mapping[str, Any] | None = None, form: str = ""
+) -> dict[str, float]:  # fmt: skip
+    """Returns run-steps per second after a warm-up, FLOP/s of the matrix products, and the device's peak bytes."""
+    runs = Population(lanes, smoke, options=options, form=form)
     data, state, epoch = runs.data(), runs.init(), runs.config.steps_per_epoch
-    weights = sum(int(np.prod(x.shape[2:])) for x in jax.tree.leaves(state.params) if x.ndim == 4)
+    flops = step_flops(runs.config, state.params)
     step, begun = 0, time.perf_counter()
     for _ in range(2):  # command buffers are recorded in the second execution
         begun, state, step = time.perf_counter(), runs.train(data, state, step, step + epoch), step + epoch
@@ -129,7 +133,7 @@ def speed(lanes: int, smoke: bool, seconds: float, options: Mapping[str, Any] | 
     runs.train(data, state, step, step + passes * epoch)
     rate = passes * epoch * lanes / (time.perf_counter() - begun)
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
-    return {"rate": rate, "flops": rate * 6 * weights * runs.config.training.batch_size, "peak_bytes": peak}
+    return {"rate": rate, "flops": rate * flops, "peak_bytes": peak}
 
 
 def predict(lanes: int, smoke: bool) -> float:
@@ -154,9 +158,9 @@ def product(size: int, seconds: float) -> dict[str, float]:
     return found
 
 
-def dump(lanes: int, smoke: bool, folder: str) -> None:
+def dump(lanes: int, smoke: bool, folder: str, form: str = "") -> None:
     """Writes training and test sets as arrays `[K, N, ...]`, for the baselines."""
-    for name, value in Population(lanes, smoke).data()._asdict().items():
+    for name, value in Population(lanes, smoke, form=form).data()._asdict().items():
         if name.startswith(("train_", "test_")):
             np.save(Path(folder) / f"{name}.npy", np.asarray(value)[0])
 

@@ -7,74 +7,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from experiments.benchmark.contenders import LEARNING_RATE, config_of
-from experiments.benchmark.workers import (
-    ROOT,
-    Row,
-    Sample,
-    Team,
-    break_even,
-    installed,
-    machine,
-    missing,
-    paired,
-    rounds_of,
-    summary,
-    table,
-)
+from experiments.benchmark import transformer
+from experiments.benchmark.contest import CORES, US, Bench, Contender, Form, compete, ensemble_settings, fastest
+from experiments.benchmark.workers import ROOT, Sample, break_even, installed, machine, missing, paired, rounds_of, table
 from repbias_jax import store
-from repbias_jax.config import flatten
-from repbias_jax.layout import LANES
 
 COLUMNS = ("part", "name", "quantity", "unit", "rounds", "min", "median", "max")
-CORES = 2
 CHECKPOINT_SECONDS = 10.0  # the default of --checkpoint_seconds
-US, RATE = "us/run-step", "GFLOP/s"
-
-
-class Size(NamedTuple):
-    """The amount of work of the benchmark; `SIZES` has the full and the smoke size."""
-
-    seconds: float  # per round of one contender
-    epochs: int  # of full training
-    lanes: int
-    product: int  # side of the matrices
-    layouts: tuple[tuple[int, int], ...]  # devices, lanes
-    runs: tuple[int, ...]
-    compared: tuple[int, int]  # the two entries of `runs` whose ratio is reported
-    starts: int  # number of times that processes are started
-    seeds: int  # the most models in any ensemble
-    permutations: int
-
-
-LAYOUTS = (*((CORES, lanes) for lanes in (1, 2, 4, 8, 16, 32, 64)), (1, LANES["cpu"]))
-SIZES = {
-    False: Size(2.0, 160, LANES["cpu"], 4096, LAYOUTS, (16, 64, 256, 1024, 4096), (256, 16), 5, 64, 100),
-    True: Size(0.02, 2, 2, 256, ((CORES, 2),), (4, 8), (8, 4), 1, 4, 2),
-}
-
-
-class Form(NamedTuple):
-    """One way of training an ensemble in PyTorch; see `baselines.TorchEnsemble`."""
-
-    form: str  # bmm or vmap
-    step: str  # whole or parts
-    models: int  # per process
-    processes: int  # two: pinned, one thread each; one: two threads
-    compile: bool
-
-    @property
-    def label(self) -> str:
-        """The name in the table."""
-        made = f"compiled {self.step} step" if self.compile else "eager"
-        threads = "2 processes" if self.processes == 2 else "2 threads"
-        return f"PyTorch ensemble {self.form} ({made}, {self.models} models, {threads})"
-
-
 STEPS = {"bmm": "whole", "vmap": "parts"}  # `step` in the smoke size
 FORMS = (
     ("whole", 16, 1, True),
@@ -85,78 +28,14 @@ FORMS = (
     ("parts", 16, 2, True),
     ("parts", 16, 2, False),
 )
-CALIBRATION_ROUNDS = 3
-
-
-class Bench:
-    """The state that all parts share: sizes, folders, settings of workers and the rows so far."""
-
-    def __init__(self, rounds: int, smoke: bool, folder: Path, cache: str):
-        self.rounds, self.smoke, self.size, self.folder, self.cache = rounds, smoke, SIZES[smoke], folder, cache
-        self.config, self.rows = config_of(smoke), []
-        self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None] * CORES
-        self.idle: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def team(self, kind: str, *each: Mapping[str, Any]) -> Iterator[Team]:
-        """Yields a team and closes it at the end."""
-        team = Team(self.folder, kind, *each)
-        try:
-            yield team
-        finally:
-            team.close()
-
-    def ours(self, **more: Any) -> dict[str, Any]:
-        """Returns the settings of a worker of `contenders`."""
-        settings = {"devices": CORES, "lanes": self.size.lanes, "smoke": self.smoke, "cache": self.cache}
-        return settings | more
-
-    def rival(self, *seeds: int, **more: Any) -> dict[str, Any]:
-        """Returns the settings of a worker of `baselines`."""
-        settings = {"learning_rate": LEARNING_RATE, "batch": self.config.training.batch_size, "seeds": seeds}
-        return settings | {"widths": flatten(self.config)["model.widths"], "folder": str(self.folder)} | more
-
-    def pinned(self, core: int) -> dict[str, Any]:
-        """Returns the additional settings of a worker pinned to one core."""
-        return {"core": self.cores[core % len(self.cores)], "threads": 1}
-
-    def add(self, *row: Any) -> None:
-        """Adds a row made from one number per round. Args: as for `workers.summary`."""
-        self.rows.append(summary(*row))
-
-
-def ensemble_settings(bench: Bench, form: Form) -> list[dict[str, Any]]:
-    """Returns the settings of the workers of an ensemble."""
-    shared = {"form": form.form, "step": form.step, "compile": form.compile}
-    count = form.models
-    if form.processes == 1:
-        return [bench.rival(*range(count), threads=CORES, **shared)]
-    return [bench.rival(*range(i * count, (i + 1) * count), **bench.pinned(i), **shared) for i in range(CORES)]
 
 
 def choose(bench: Bench, kind: str) -> Form:
     """Returns the fastest form of an ensemble over a few rounds; forms that do not compile are skipped."""
     forms = [Form(kind, *rest) for rest in (((STEPS[kind], 2, 1, False),) if bench.smoke else FORMS)]
-    with contextlib.ExitStack() as stack:
-        jobs, by_label = {}, {form.label: form for form in forms}
-        for label, form in by_label.items():
-            team = stack.enter_context(bench.team("ensemble", *ensemble_settings(bench, form)))
-            try:
-                jobs[label] = (team, "advance", {"epochs": team.warm(bench.size.seconds / 2)})
-            except RuntimeError as error:
-                print(f"{label}: passed over: {error}", file=sys.stderr)
-        found = {label: [s.wall for s in samples] for label, samples in rounds_of(jobs, CALIBRATION_ROUNDS).items()}
-    for label, walls in found.items():
-        bench.add("calibration", label, "wall", US, walls)
-    return by_label[min(found, key=lambda label: statistics.median(found[label]))]
-
-
-class Contender(NamedTuple):
-    """Settings of a contender's workers; `for_accuracy` replaces them where accuracies need another number of runs."""
-
-    kind: str
-    settings: list[dict[str, Any]]
-    for_accuracy: list[dict[str, Any]] | None = None
+    by_label = {form.label: form for form in forms}
+    tried = {label: Contender("ensemble", ensemble_settings(bench, form)) for label, form in by_label.items()}
+    return by_label[fastest(bench, tried)]
 
 
 def contenders(bench: Bench) -> dict[str, Contender]:
@@ -182,65 +61,10 @@ def contenders(bench: Bench) -> dict[str, Contender]:
 
 def speed_and_accuracy(bench: Bench) -> dict[str, list[Sample]]:
     """Measures the parts `calibration`, `speed`, `ratio` and `accuracy`; returns the samples, for the break-even."""
-    with contextlib.ExitStack() as stack:
-        teams = {"ours": stack.enter_context(bench.team("ours", bench.ours(runs=bench.size.seeds)))}
-        teams["ours"].call("dump", folder=str(bench.folder))
-        weights = teams["ours"].call("weights")[0]
-        teams["ours"].call("sweep", passes=1, chunks=1)  # so that part `runs` finds everything compiled
-        others = contenders(bench)
-        teams |= {name: stack.enter_context(bench.team(c.kind, *c.settings)) for name, c in others.items()}
-        jobs = {name: (team, "advance", {"epochs": team.warm(bench.size.seconds)}) for name, team in teams.items()}
-        waited = {name: team.idle_cpu for name, team in teams.items()}
-        begun = time.perf_counter()
-        samples = rounds_of(jobs, bench.rounds)
-        elapsed = time.perf_counter() - begun
-        bench.idle = {name: (team.idle_cpu - waited[name]) / elapsed for name, team in teams.items()}
-        report_speed(bench, samples, 6 * weights * bench.config.training.batch_size)
-        for name, team in teams.items():
-            anew = others[name].for_accuracy if name in others else None
-            if anew:
-                with bench.team("ensemble", *anew) as own:
-                    report_accuracy(bench, name, own)
-            elif not is_product(name):
-                report_accuracy(bench, name, team)
+    samples = compete(bench, contenders)
+    bench.append_missing("torch", "PyTorch", ("loop", "tuned", "ensemble bmm", "ensemble vmap"))
+    bench.append_missing("sklearn", "scikit-learn", ("MLPClassifier",))
     return samples
-
-
-def is_product(name: str) -> bool:
-    """Returns whether a contender is a matrix product, which trains nothing."""
-    return name.startswith("matrix product")
-
-
-def report_speed(bench: Bench, samples: Mapping[str, list[Sample]], flops: float) -> None:
-    """Adds the rows of `speed` and `ratio`. Args: flops: FLOP per run-step."""
-    ours = samples["ours"]
-    rates = {n: [2 * bench.size.product**3 / s.wall / 1e3 for s in found] for n, found in samples.items() if is_product(n)}
-    rates |= {n: [flops / s.wall / 1e3 for s in found] for n, found in samples.items() if not is_product(n)}
-    for name, found in samples.items():
-        for quantity in Sample._fields:
-            values = [getattr(s, quantity) for s in found]
-            bench.add("speed", name, quantity, "us/product" if is_product(name) else US, values)
-            if not is_product(name) and name != "ours":
-                ratios = paired([getattr(s, quantity) for s in ours], values)
-                bench.add("ratio", f"ours / {name}", quantity, "", ratios)
-        bench.add("speed", name, "rate", RATE, rates[name])
-        if is_product(name):
-            bench.add("ratio", f"ours / {name}", "rate", "", paired(rates["ours"], rates[name]))
-    for module, name, names in (
-        ("torch", "PyTorch", ("loop", "tuned", "ensemble bmm", "ensemble vmap")),
-        ("sklearn", "scikit-learn", ("MLPClassifier",)),
-    ):
-        bench.rows += [missing("speed", f"{name} {n}", name) for n in names if not installed(module)]
-
-
-def report_accuracy(bench: Bench, name: str, team: Team) -> None:
-    """Adds the rows of `accuracy` for one contender, trained to the end: statistics over its runs."""
-    outputs = bench.config.task.outputs or bench.config.task.features
-    runs = [accuracy for worker in team.call("train", epochs=bench.size.epochs) for accuracy in worker]
-    for output, values in zip(outputs, zip(*runs, strict=True), strict=True):
-        bench.add("accuracy", name, output, "share", values)
-        for quantity, value in (("mean", statistics.mean(values)), ("sd", statistics.stdev(values))):
-            bench.rows.append(Row("accuracy", name, f"{output}, {quantity}", "share", len(values), value, value, value))
 
 
 def report_start(bench: Bench, samples: Mapping[str, list[Sample]]) -> None:
@@ -369,8 +193,8 @@ def record(bench: Bench, load_before: Sequence[float], spent: Mapping[str, float
     }
 
 
-def measure(rounds: int, smoke: bool, output: Path, cache: str | None) -> None:
-    """Measures all parts on the CPU, writes their table and manifest, and prints the table."""
+def measure(rounds: int, smoke: bool, output: Path, cache: str | None, only: str = "") -> None:
+    """Measures all parts on the CPU, or `only` one, writes their table and manifest, and prints the table."""
     load: Sequence[float] = os.getloadavg()
     spent: dict[str, float] = {}
     if hasattr(os, "sched_setaffinity"):  # only two cores are used on a larger machine
@@ -378,17 +202,19 @@ def measure(rounds: int, smoke: bool, output: Path, cache: str | None) -> None:
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(rounds, smoke, Path(name), cache or f"{name}/cache")
         samples: dict[str, list[Sample]] = {}
-        for part, report in {
+        parts = {
             "speed and accuracy": lambda: samples.update(speed_and_accuracy(bench)),
             "start": lambda: report_start(bench, samples),
             "lanes": lambda: report_lanes(bench),
             "runs": lambda: report_runs(bench),
             "checkpoint": lambda: report_checkpoint(bench),
             "probe": lambda: report_probe(bench),
-        }.items():
+            "transformer": lambda: transformer.report(bench),
+        }
+        for part in [only] if only else parts:
             print(f"benchmark: {part}", file=sys.stderr, flush=True)
             begun = time.perf_counter()
-            report()
+            parts[part]()
             spent[part] = time.perf_counter() - begun
     bench.rows.sort(key=lambda row: row.part)  # stable: rows of a part keep the order of measurement
     text = [[*row[:5], *(f"{v:.6g}" if row.rounds else "" for v in row[5:])] for row in bench.rows]

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.benchmark.baselines import KINDS as BASELINES
+from experiments.benchmark import baselines, torch_transformer
 from repbias_jax import store
 from repbias_jax.provenance import commit
 
@@ -95,14 +95,11 @@ class Team:
     """Worker processes of one contender that work at the same time."""
 
     def __init__(self, folder: Path, kind: str, *each: Mapping[str, Any]):
-        """Starts the workers. Args: folder for temporary files; kind: key of KINDS in `baselines` or `contenders`; each:
-        settings of one worker."""
-        self.log = tempfile.TemporaryFile("w+", dir=folder)  # noqa: SIM115
-        place = (
-            [str(ROOT / "experiments" / "benchmark" / "baselines.py")]
-            if kind in BASELINES
-            else ["-m", "experiments.benchmark.contenders"]
-        )
+        """Starts the workers. Args: folder for temporary files; kind: key of KINDS in `baselines`, `torch_transformer` or
+        `contenders`; each: settings of one worker."""
+        self.settings, self.log = each, tempfile.TemporaryFile("w+", dir=folder)  # noqa: SIM115
+        own = "torch_transformer" if kind in torch_transformer.KINDS else "contenders"
+        place = [baselines.__file__] if kind in baselines.KINDS else ["-m", f"experiments.benchmark.{own}"]
         more = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log, "text": True}
         self.workers = [

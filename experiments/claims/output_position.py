@@ -107,7 +107,6 @@ EXPERIMENT = Experiment(
         ("quick", Preset(12, settings=orders.names("joint"), overrides=(("training.epochs", 4),))),
         ("smoke", Preset(2, settings=SMOKE_SETTINGS, overrides=(*orders.SMOKE, *ALL_KEPT))),
     ),
-    variant="settings not calibrated yet",
 )
 
 

@@ -17,7 +17,8 @@ def write(folder: Path, experiment: Experiment, module: ModuleType, restoring: R
     """Writes `claims.csv`, `figures/` and `report.html`; returns their names within the folder.
 
     Raises:
-      ConfigError: the deciding parts of a confirmed claim differ from its entries in `confirm.json`.
+      ConfigError: the deciding parts of a confirmed claim differ from its entries in `confirm.json`, or a claim reads a
+        view that depends on labels.
     """
     results, family = Results(folder, restoring), confirmation.family(experiment.confirmed)
     results.strict = False
@@ -25,7 +26,9 @@ def write(folder: Path, experiment: Experiment, module: ModuleType, restoring: R
     values: list[tuple[Any, ...]] = []
     blocks = {(experiment.seed, experiment.num_seeds), *((first, count) for _, first, count in experiment.seed_blocks)}
     for i, (condition, _) in enumerate(experiment.conditions):
+        results.claiming = True
         claims = module.claims(results, condition)
+        results.claiming = False
         if experiment.confirmed:
             claims = confirmation.planned(experiment.confirmed, claims, blocks)
         rows += statistics.judge(claims, condition, exploratory=i > 0, family=family)

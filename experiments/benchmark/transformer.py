@@ -1,0 +1,92 @@
+"""The part `transformer` of the benchmark on the CPU: speed, ratios and accuracies for two forms of the Transformer.
+
+The forms are those of `output_position`. The rivals are PyTorch's: a tuned loop, and an ensemble that is batched by hand,
+each in the fastest of several ways that are measured first. Before anything is timed, each must have our loss on our
+weights. All accuracies are greedy: a prediction is the answer that the next output sees.
+"""
+
+from collections.abc import Mapping
+
+from experiments.benchmark.contest import CORES, Bench, Contender, Form, compete, ensemble_settings, fastest
+from experiments.benchmark.networks import FORMS
+from experiments.benchmark.workers import Team, installed
+
+# Ways to train an ensemble: step, models per process, processes, whether it is compiled.
+WAYS = (
+    ("parts", 2, 2, True),
+    ("parts", 4, 2, True),
+    ("parts", 8, 2, True),
+    ("parts", 8, 1, True),
+    ("parts", 4, 2, False),
+    ("whole", 4, 2, True),
+)
+SMOKE_WAYS = (("parts", 2, 1, False),)
+UPDATES = 25  # of an epoch in the rounds that choose a way
+CHECKED_MODELS = 2  # per process, in the ensemble whose accuracies are reported
+LIMIT = 1e-4  # on the relative difference of losses
+
+
+def report(bench: Bench) -> None:
+    """Adds the rows of `transformer`."""
+    for form in FORMS:
+        own = bench.of(form)
+        compete(own, contenders, lambda teams, own=own: check_losses(own, teams))
+        own.append_missing("torch", "PyTorch", ("tuned", "ensemble"))
+
+
+def contenders(bench: Bench) -> dict[str, Contender]:
+    """Returns the contenders in PyTorch by name; none if it is not installed."""
+    if not installed("torch"):
+        return {}
+    loops = {f"PyTorch tuned ({'compiled' if way else 'eager'})": _tuned(bench, way) for way in (False, True)}
+    if bench.smoke:
+        loops.popitem()
+    ways = [Form("bmm", *way) for way in (SMOKE_WAYS if bench.smoke else WAYS)]
+    ensembles = {way.label: _ensemble(bench, way) for way in ways}
+    return dict((_fastest(bench, loops), _fastest(bench, ensembles)))
+
+
+def _tuned(bench: Bench, is_compiled: bool) -> Contender:
+    """Returns the tuned loop: two pinned processes, each with one network at a time."""
+    seeds = [(i, i + CORES) for i in range(CORES)]
+    return Contender(
+        "transformer tuned", [bench.rival(*s, **bench.pinned(i), compile=is_compiled) for i, s in enumerate(seeds)]
+    )
+
+
+def _ensemble(bench: Bench, way: Form) -> Contender:
+    """Returns an ensemble; accuracies are those of a smaller one, which is trained to the end in less time."""
+    fewer = None if bench.smoke else ensemble_settings(bench, way._replace(models=CHECKED_MODELS, processes=CORES))
+    return Contender("transformer ensemble", ensemble_settings(bench, way), fewer)
+
+
+def _fastest(bench: Bench, tried: Mapping[str, Contender]) -> tuple[str, Contender]:
+    """Returns the fastest contender and its name, chosen in epochs of a few updates."""
+    updates = min(UPDATES, bench.config.steps_per_epoch)
+    short = {n: c._replace(settings=[{**s, "updates": updates} for s in c.settings]) for n, c in tried.items()}
+    name = fastest(bench, short)
+    return name, tried[name]
+
+
+def check_losses(bench: Bench, teams: Mapping[str, Team]) -> None:
+    """Checks that all contenders have our loss on the same weights and examples, and adds a row for each.
+
+    Args:
+      bench: its rows are added.
+      teams: by name; `ours` saves weights that differ from the initial ones in every number, biases included.
+
+    Raises:
+      RuntimeError: a loss differs by LIMIT or more of its value.
+    """
+    others = {name: team for name, team in teams.items() if name != "ours"}
+    if not others:
+        return
+    path = str(bench.folder / "weights.npz")
+    (ours,) = teams["ours"].call("losses", path=path)
+    for name, team in others.items():
+        found = team.call("loss_of", path=path)
+        expected = [sum(ours[seed] for seed in settings["seeds"]) for settings in team.settings]
+        apart = max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
+        bench.add("check", name, "largest relative difference of the loss from ours", "", [apart])
+        if not apart < LIMIT:
+            raise RuntimeError(f"{name}: its loss and ours differ by {apart:g} of ours; expected less than {LIMIT:g}")
