@@ -182,14 +182,14 @@ class Results:
         Raises:
           ConfigError: every example has an order of its own, or the runs were trained before orders were stored.
         """
-        names, found = self.outputs(setting), {}
-        for path in self.folder.glob("*/*/done.json"):
-            for run in store.read_json(path, "train")["runs"]:
-                if run["setting"] == setting and "order" in run:
-                    found[run["seed"]] = [names[listed] for listed in run["order"]]
-        if not found:
+        if not hasattr(self, "_runs"):
+            done = [store.read_json(path, "train") for path in self.folder.glob("*/*/done.json")]
+            self._runs = [run for chunk in done for run in chunk["runs"]]
+        own = {run["seed"]: run["order"] for run in self._runs if run["setting"] == setting and "order" in run}
+        if not own:
             raise ConfigError(f"{setting} has no common order of its outputs in {self.folder}")
-        return pd.DataFrame(found).T.sort_index()
+        names = self.outputs(setting)
+        return pd.DataFrame({seed: [names[listed] for listed in order] for seed, order in own.items()}).T.sort_index()
 
     def accuracy(self, setting: str, output: str, metric: str = "worst_class", split: str = "test") -> pd.DataFrame:
         """Returns a training curve of a feature, whatever its output position, [step, seed].

@@ -51,20 +51,6 @@ def test_any_file_damaged(lab):
     assert set(found.values()) == {campaign.SAME, campaign.NAMED}
 
 
-def test_a_transformer_is_as_safe(tmp_path):
-    """Some crash points of every stage and some damages of the same experiment with a Transformer."""
-    lab = campaign.Lab(tmp_path, experiment="tiny_sequence")
-    trials = {}
-    for stage, number in (("train", 3), ("measure", 2), ("report", 1)):
-        for at in sampled(range(1, lab.calls[stage] + 1), number) if number > 1 else [lab.calls[stage] // 2]:
-            trials[stage, at] = lambda s=stage, k=at: campaign.crash_point(lab, s, k)
-    assert set(everything(lab, trials).values()) == {campaign.SAME}
-    chosen = campaign.damages(lab, 6)
-    found = everything(lab, {item: lambda i=item: campaign.damaged(lab, *i) for item in chosen})
-    assert set(found.values()) <= {campaign.SAME, campaign.NAMED}
-    lab.close()
-
-
 @pytest.mark.parametrize("kind", campaign.LEFTOVERS)
 def test_leftovers(lab, kind):
     assert campaign.leftover(lab, kind) == campaign.SAME

@@ -166,8 +166,8 @@ def fingerprints(folder):
     return {(run["setting"], run["seed"]): run["fingerprint"] for run in runs}
 
 
-def test_shares_and_devices_change_no_number_of_a_transformer(cache, tmp_path):
-    """One process with two devices; with four; two shares, of which one is killed and started again."""
+def test_shares_devices_kills_and_damage_change_no_number_of_a_transformer(cache, tmp_path):
+    """One process with two devices; with four; two shares, of which one is killed and started again; a damaged file."""
     own = "--experiment=tiny_sequence"
     whole, wide, shared = (tmp_path / name for name in ("whole", "wide", "shared"))
     for folder, count in ((whole, 2), (wide, 4)):
@@ -184,6 +184,12 @@ def test_shares_and_devices_change_no_number_of_a_transformer(cache, tmp_path):
     for folder in (wide, shared):
         same(folder / "tiny", whole / "tiny")
         assert fingerprints(folder / "tiny") == fingerprints(whole / "tiny")
+    damaged = next((shared / "tiny").glob("*/*/curves.csv"))
+    damaged.write_bytes(damaged.read_bytes()[:-2])
+    status, printed = Started(cache, shared, own).end()
+    assert status == 1
+    assert str(damaged) in printed
+    assert "rerun --stage=train" in printed
 
 
 def test_the_last_to_measure_reports_though_others_trained_last(cache, alone, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ This file imports neither JAX nor the package; it is run as a module and answers
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from experiments.benchmark.baselines import Contender, OnDevice, TorchEnsemble, 
 FIRST = 2  # the token of the answer 0; token 0: there is no answer before; token 1 stands for labels that are not seen
 VALUES = 2  # values of an output
 EPSILON = 1e-6  # of layer norms, as in Flax
+ALIGNED = 64  # the weights of a run take a multiple of this many numbers
 Weights = Mapping[str, Any]
 
 
@@ -229,14 +231,30 @@ class TransformerTuned(Strings, TorchTuned):
 
 
 class TransformerEnsemble(Strings, TorchEnsemble):
-    """Many networks at once, batched by hand; `step` and `compile` as in `TorchEnsemble`."""
+    """Many networks at once, batched by hand; `step` and `compile` as in `TorchEnsemble`.
+
+    All weights are pieces of one tensor `[K, P]`, so that Adam is one operation and compilation stays short. Zeros at the
+    end align the weights of every run.
+    """
 
     def _prepare(self) -> None:
         super()._prepare()
         self.network = Ensemble(self.torch, self.settings["options"])
 
     def _initial(self) -> list[Any]:
-        return self._draw(len(self.inputs))
+        count = len(self.inputs)
+        filling = self.torch.zeros(count, -sum(self._counts()) % ALIGNED)
+        return [self.torch.cat([*(weight.flatten(1) for weight in self._draw(count)), filling], dim=1)]
+
+    def _counts(self) -> list[int]:
+        """Returns how many numbers the weights of each name have."""
+        return [math.prod(shape) for shape in self.shapes.values()]
+
+    def named(self, weights: list[Any]) -> dict[str, Any]:
+        """Returns the pieces of the one tensor by name."""
+        counts = self._counts()
+        pieces = weights[0].split([*counts, weights[0].shape[1] - sum(counts)], dim=1)
+        return {n: x.view(len(x), *shape) for (n, shape), x in zip(self.shapes.items(), pieces, strict=False)}
 
     def forward_all(self, weights: list[Any], x: Any) -> Any:
         """Returns the logits of all networks, `[K, B, O, C]`. Args: x, tokens `[K, B, L + O]`."""

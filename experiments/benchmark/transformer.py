@@ -38,9 +38,8 @@ def contenders(bench: Bench) -> dict[str, Contender]:
     """Returns the contenders in PyTorch by name; none if it is not installed."""
     if not installed("torch"):
         return {}
-    loops = {f"PyTorch tuned ({'compiled' if way else 'eager'})": _tuned(bench, way) for way in (False, True)}
-    if bench.smoke:
-        loops.popitem()
+    compiled = (False,) if bench.smoke else (False, True)
+    loops = {f"PyTorch tuned ({'compiled' if way else 'eager'})": _tuned(bench, way) for way in compiled}
     ways = [Form("bmm", *way) for way in (SMOKE_WAYS if bench.smoke else WAYS)]
     ensembles = {way.label: _ensemble(bench, way) for way in ways}
     return dict((_fastest(bench, loops), _fastest(bench, ensembles)))

@@ -207,11 +207,13 @@ def _draw_layers(results: Results, kinds: dict[str, list[str]]) -> Figure | None
 
 
 def relabelled(results: Results, rows: Sequence[str], draws: int = 20_000) -> np.ndarray:
-    """Returns the mean statistic of C13 under random relabelings of the positions of each square, `[draws]`."""
+    """Returns the mean statistic of C13 under random relabelings of each square's positions, `[draws]`; NaN without any."""
     tables = [orders.shares(orders.by_position(results, setting)) for setting in rows]
     ways = [list(way) for way in itertools.permutations(range(len(orders.LINEAR)))]
     every = pd.DataFrame({i: orders.over([orders.slope(table[way]) for table in tables]) for i, way in enumerate(ways)})
     values = every.dropna().to_numpy()
+    if not len(values):
+        return np.full(draws, np.nan)
     chosen = np.random.default_rng(0).integers(0, len(ways), (draws, len(values)))
     return values[np.arange(len(values)), chosen].mean(axis=1)
 
@@ -223,7 +225,7 @@ def _draw_relabelled(results: Results, kinds: dict[str, list[str]]) -> Figure | 
     figure, panels = draw.grid(1, len(shown), 4.0, 3.0)
     for axes, (kind, rows) in zip(panels[0], shown.items(), strict=True):
         null, effect = relabelled(results, rows), orders.slope_of_shares(results, rows).mean()
-        p = (1 + np.sum(null <= effect)) / (1 + len(null))
+        p = (1 + np.sum(null <= effect)) / (1 + len(null)) if np.isfinite(effect) else np.nan
         axes.hist(null[np.isfinite(null)], bins=60, color="0.75", label="relabelled")
         axes.axvline(effect, color=STYLES[0]["color"], label="as trained")
         draw.label(axes, f"{KINDS[kind]}, p = {p:.2g}", "change of the share, first to last", "draws")
@@ -287,8 +289,7 @@ def _draw_answers(results: Results, rows: list[str]) -> Figure | None:
         return None
     views = results.places(rows[0])["answers"]
     by_view = [
-        np.mean([orders.by_position(results, s, "decode", site=view, at="linear").mean() for s in rows], axis=0)
-        for view in views
+        np.mean([orders.by_position(results, s, "decode", site=view).mean() for s in rows], axis=0) for view in views
     ]
     figure, panels = draw.grid(1, 1, 4.6, 3.4)
     title = f"readout ({contrasts.passing(results, rows)})"

@@ -258,11 +258,8 @@ def _draw_positions(results: Results, kinds: dict[str, list[str]]) -> Figure | N
 
 def _of_class(results: Results, rows: Sequence[str], names: Sequence[str], **more: Any) -> pd.DataFrame:
     """Returns r2 by position, `[position, seed]`: the mean over networks of a square with a feature of a class there."""
-    tables = [
-        orders.by_position(results, s, **more).where(results.order(s).isin(list(names))).to_numpy(float) for s in rows
-    ]
-    seeds = results.order(rows[0]).index
-    return pd.DataFrame(np.nanmean(np.stack(tables), axis=0), index=seeds).T
+    tables = [orders.by_position(results, s, **more).where(results.order(s).isin(list(names))) for s in rows]
+    return pd.concat(tables).groupby(level=0).mean().T
 
 
 def _draw_classes(results: Results, kinds: dict[str, list[str]], strings: list[str], query: str) -> Figure | None:

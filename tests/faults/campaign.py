@@ -1,7 +1,6 @@
 """Faults, tried: crash points, random kills, damage, full disk, signals, leftovers and rivals. `make faults` runs it all.
 
   python -m tests.faults.campaign [--share=0.05] [--output=experiments/results/faults.csv] [--only="a file damaged"]
-         [--experiment=tiny_sequence]
 
 Every trial ends in one of: `same` (the same command, run again, ends with the same bytes: weights' fingerprints, curves,
 activations, results and claims), `named` (refused, with a message that names a file of the workdir and the stage to
@@ -38,8 +37,7 @@ from repbias_jax.provenance import record
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ("train", "measure", "report")
-ARGUMENTS = ("--devices=2", "--checkpoint_seconds=0")
-EXPERIMENTS = ("tiny", "tiny_sequence")  # a small MLP, a small Transformer
+ARGUMENTS = ("--experiment=tiny", "--devices=2", "--checkpoint_seconds=0")
 LARGE = "--num_seeds=20"  # five chunks, for several processes
 SAME, NAMED, OTHER = "same", "named", "other"
 COLUMNS = ("fault", "where", "trials", SAME, NAMED, OTHER, "seconds", "commit")
@@ -57,8 +55,8 @@ class Ended(NamedTuple):
 class Server:
     """A process that forks one command at a time."""
 
-    def __init__(self, library: Path, cache: Path, scratch: Path, experiment: str):
-        self.cache, self.scratch, self.experiment = cache, scratch, f"--experiment={experiment}"
+    def __init__(self, library: Path, cache: Path, scratch: Path):
+        self.cache, self.scratch = cache, scratch
         line = [sys.executable, "-m", "tests.faults.server"]
         more = {"LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -67,7 +65,7 @@ class Server:
     def run(self, workdir: Path, *more: str, crash_at: int = -1, signals: Sequence[tuple[float, int]] = ()) -> Ended:
         """The tiny experiment's command. Args: crash_at, the call at which it dies; signals, delays and numbers."""
         out = self.scratch / f"out.{self.process.pid}"
-        words = [self.experiment, *ARGUMENTS, f"--workdir={workdir}", f"--compilation_cache={self.cache}", *more]
+        words = [*ARGUMENTS, f"--workdir={workdir}", f"--compilation_cache={self.cache}", *more]
         request = {"out": str(out), "folder": f"{workdir}/", "crash_at": crash_at, "signals": signals, "arguments": words}
         count = Path(f"{out}.count")
         count.unlink(missing_ok=True)
@@ -80,15 +78,15 @@ class Server:
 class Lab:
     """Servers, and copies of the tiny workdir at each stage of its life."""
 
-    def __init__(self, scratch: Path, workers: int = WORKERS, only: str = "", experiment: str = EXPERIMENTS[0]):
-        self.experiment, self.only, self.commit = experiment, re.compile(only), record()["commit"]
+    def __init__(self, scratch: Path, workers: int = WORKERS, only: str = ""):
+        self.only, self.commit = re.compile(only), record()["commit"]
         self.scratch, self.numbers, self.kills = scratch, itertools.count(), 0
         library = scratch / "crash.so"
         source = Path(__file__).parent / "crash.c"
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-w", "-o", library, source, "-ldl"], check=True)
         self.servers: queue.Queue[Server] = queue.Queue()
         for _ in range(workers):
-            self.servers.put(Server(library, scratch / "cache", scratch, experiment))
+            self.servers.put(Server(library, scratch / "cache", scratch))
         self.pool = concurrent.futures.ThreadPoolExecutor(workers)
         self.states, self.calls = {"empty": scratch / "empty"}, {}
         self.states["empty"].mkdir()
@@ -352,13 +350,7 @@ def read_only(lab: Lab, state: str) -> str:
 def at_once(lab: Lab, number: int) -> str:
     """Several processes on one workdir, as shares and not; each ends done or in use; then one more."""
     folder, line = lab.copy("empty"), [sys.executable, "-m", "tests.faults.one"]
-    words = [
-        f"--experiment={lab.experiment}",
-        *ARGUMENTS,
-        LARGE,
-        f"--workdir={folder}",
-        f"--compilation_cache={lab.scratch / 'cache'}",
-    ]
+    words = [*ARGUMENTS, LARGE, f"--workdir={folder}", f"--compilation_cache={lab.scratch / 'cache'}"]
     shares = [[f"--shard={i}/{number // 2}"] if i < number // 2 else [] for i in range(number)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     started = [subprocess.Popen([*line, *words, *share], cwd=ROOT, **quiet) for share in shares]
@@ -444,11 +436,10 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials, in (0, 1]")
     parser.add_argument("--output", type=Path, help="where to write the table; its manifest goes beside it")
     parser.add_argument("--only", default="", help="faults whose names begin so; the other rows of the table stay")
-    parser.add_argument("--experiment", default=EXPERIMENTS[0], choices=EXPERIMENTS, help="the experiment it is tried on")
     asked = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults.") as scratch:
-        lab = Lab(Path(scratch), only=asked.only, experiment=asked.experiment)
+        lab = Lab(Path(scratch), only=asked.only)
         rows = [row for row in every(lab, asked.share) if row]
         lab.close()
     if asked.output:
