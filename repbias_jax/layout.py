@@ -18,7 +18,8 @@ from repbias_jax.config import Config, Dials, Runtime, Static, dials_of, sparse,
 
 LANES = {"cpu": Runtime.lanes, "gpu": 64, "tpu": 16}  # measured on CPU and on an H100; on TPU only a first guess
 LANE_BYTES = {"cpu": 64e6, "gpu": 4e9, "tpu": 1e9}  # the most bytes of weights and optimizer state, over all lanes
-KEPT_BYTES = {"cpu": 13e6, "gpu": 16e9, "tpu": 4e9}  # the most bytes that a batch keeps for its gradient, over all lanes
+# The most bytes that a batch keeps for its gradient, over all lanes: measured on CPU, elsewhere only a guess.
+KEPT_BYTES = {"cpu": 13e6, "gpu": 16e9, "tpu": 4e9}
 
 
 class Group(NamedTuple):

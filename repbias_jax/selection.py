@@ -35,6 +35,8 @@ def select(
     changes = overrides or settings or conditions or num_seeds is not None or seed is not None
     gives_verdict = experiment.verdict_seed >= 0 and preset == FULL and not changes
     first = experiment.verdict_seed if gives_verdict else experiment.seed
+    # Smaller presets never use the seeds of a verdict.
+    has_blocks = gives_verdict or (preset == FULL and experiment.verdict_seed < 0)
     chosen = _choose(experiment.settings, settings or size.settings, "setting")
     compared = _choose(experiment.conditions, conditions or size.conditions, "condition")
     own = {name: _check(experiment, size, chosen, name, value, has_claims) for name, value in (overrides or {}).items()}
@@ -62,10 +64,7 @@ def select(
         overrides=tuple(fixed.items()),
         num_seeds=size.num_seeds if num_seeds is None else num_seeds,
         seed_caps=tuple((name, cap) for name, cap in experiment.seed_caps if name in dict(chosen)),
-        # Smaller presets never use the seeds of a verdict.
-        seed_blocks=tuple(b for b in experiment.seed_blocks if b[0] in dict(chosen))
-        if gives_verdict or (preset == FULL and experiment.verdict_seed < 0)
-        else (),
+        seed_blocks=tuple(b for b in experiment.seed_blocks if has_blocks and b[0] in dict(chosen)),
         seed=first if seed is None else seed,
         gives_verdict=gives_verdict,
         variant=", ".join(variant),

@@ -604,3 +604,14 @@ def test_distances_that_cannot_be_are_refused_in_one_line(own, named):
     with pytest.raises(ConfigError, match=f"^config.task.{named}") as error:
         sequences.check(SequenceOptions(**{"length": 16, **own}))
     assert "\n" not in str(error.value)
+
+
+def test_a_feature_defined_anew_changes_the_definitions(monkeypatch):
+    """So that neither a workdir nor a compiled program mixes two meanings of one name."""
+    task = SequenceOptions(features=("contains_token",), length=8, vocabulary=8)
+    before = sequences.definitions(task)
+    other = STRINGS["contains_token"]._replace(read=lambda tokens, own: tokens[0] == own[0])
+    monkeypatch.setitem(STRINGS, "contains_token", other)
+    first = sequences.definitions(task)
+    monkeypatch.setitem(STRINGS, "contains_token", other._replace(read=lambda tokens, own: tokens[1] == own[0]))
+    assert len({before, first, sequences.definitions(task)}) == 3

@@ -73,7 +73,7 @@ def order_of(results: Results, setting: str) -> pd.DataFrame:
 
 
 def placed(by_feature: pd.DataFrame, order: pd.DataFrame) -> pd.DataFrame:
-    """Returns the feature at each output position, `[seed, position]`, or the listed one where orders are of examples."""
+    """Returns values `[seed, feature]` by output position, `[seed, position]`. Args: order, the feature at each one."""
     seeds = by_feature.index.intersection(order.index)
     values, place = by_feature.loc[seeds], order.loc[seeds]
     columns = by_feature.columns.get_indexer(place.to_numpy().reshape(-1)).reshape(place.shape)
@@ -105,11 +105,11 @@ def slope_of_shares(results: Results, rows: Sequence[str], **more: Any) -> pd.Se
     return over([slope(shares(by_position(results, setting, **more))) for setting in rows])
 
 
-def absent(results: Results, rows: Sequence[str], **more: Any) -> pd.Series:
+def absent(results: Results, rows: Sequence[str]) -> pd.Series:
     """Returns which networks of these settings have every output's r2 inside its null band, by setting and seed."""
     found = {}
     for setting in rows:
-        low = [contrasts.above_null(results, setting, f, **more)[1] for f in results.outputs(setting)]
+        low = [contrasts.above_null(results, setting, f)[1] for f in results.outputs(setting)]
         found[setting] = pd.concat(low, axis=1).all(axis=1)
     return pd.concat(found)
 
@@ -138,7 +138,7 @@ def draw_positions(axes: Axes, results: Results, rows: Sequence[str], title: str
 
 
 def draw_levels(
-    axes: Axes, results: Results, levels: Mapping[str, Sequence[str]], features: Mapping[str, Sequence[str]], **more: Any
+    axes: Axes, results: Results, levels: Mapping[str, Sequence[str]], features: Mapping[str, Sequence[str]]
 ) -> None:  # fmt: skip
     """Draws r2 of groups of features over levels, each the mean over some settings of a seed, with all floors.
 
@@ -147,15 +147,25 @@ def draw_levels(
       results: of the experiment.
       levels: the settings that are averaged, by name of the level.
       features: the features that are averaged, by name of the group; a setting has some of them.
-      more: as in `Results.values`.
     """
-    _draw_groups(axes, results, {level: (rows, more) for level, rows in levels.items()}, features)
+    _draw_groups(axes, results, {level: (rows, {}) for level, rows in levels.items()}, features)
 
 
 def draw_layers(axes: Axes, results: Results, rows: Sequence[str], features: Mapping[str, Sequence[str]]) -> None:
     """Draws the same over the views of a model that claims may read. Args: rows, the settings that are averaged."""
     sites = results.sites(rows[0])
     _draw_groups(axes, results, {site.replace("_", "\n", 1): (rows, {"site": site}) for site in sites}, features)
+
+
+def layers_figure(results: Results, panels: Mapping[str, tuple[Sequence[str], Mapping[str, Sequence[str]]]]) -> Any:
+    """Returns a figure by layer, or None without panels. Args: panels, settings and groups of features by title."""
+    if not panels:
+        return None
+    figure, all_axes = draw.grid(1, len(panels), 4.4, 3.8)
+    for axes, (title, (rows, features)) in zip(all_axes[0], panels.items(), strict=True):
+        draw_layers(axes, results, rows, features)
+        draw.label(axes, f"{title}\n({contrasts.passing(results, rows)})", "layer", draw.VARIANCE)
+    return draw.finish(figure)
 
 
 def _draw_groups(

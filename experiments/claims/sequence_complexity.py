@@ -133,9 +133,9 @@ def claims(results: Results, condition: str) -> list[Claim]:
     return [Claim("C14", text, paper, tuple(parts), source)]
 
 
-def class_gap(results: Results, setting: str, simple: Sequence[str], complex_: Sequence[str], **more: Any) -> pd.Series:
+def class_gap(results: Results, setting: str, simple: Sequence[str], complex_: Sequence[str]) -> pd.Series:
     """Returns mean r2 of the simple features minus that of the complex ones, by seed."""
-    means = [sum(results.values(setting, "r2", f, **more) for f in names) / len(names) for names in (simple, complex_)]
+    means = [sum(results.values(setting, "r2", f) for f in names) / len(names) for names in (simple, complex_)]
     return means[0] - means[1]
 
 
@@ -277,14 +277,8 @@ def _draw_classes(results: Results, kinds: dict[str, list[str]], strings: list[s
 
 
 def _draw_layers(results: Results, kinds: dict[str, list[str]]) -> Figure | None:
-    if not kinds:
-        return None
-    figure, panels = draw.grid(1, len(kinds), 4.4, 3.8)
-    for axes, (kind, rows) in zip(panels[0], kinds.items(), strict=True):
-        groups = dict(zip(("simple", "complex"), CLASSES[kind], strict=True))
-        orders.draw_layers(axes, results, rows, groups)
-        draw.label(axes, f"{kind}\n({contrasts.passing(results, rows)})", "layer", draw.VARIANCE)
-    return draw.finish(figure)
+    groups = {kind: dict(zip(("simple", "complex"), CLASSES[kind], strict=True)) for kind in kinds}
+    return orders.layers_figure(results, {kind: (rows, groups[kind]) for kind, rows in kinds.items()})
 
 
 def _draw_components(results: Results, rows: list[str]) -> Figure | None:

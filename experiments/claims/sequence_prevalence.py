@@ -170,13 +170,7 @@ def _draw_orders(results: Results, kinds: dict[str, list[str]]) -> Figure | None
 
 
 def _draw_layers(results: Results, kinds: dict[str, list[str]]) -> Figure | None:
-    if not kinds:
-        return None
-    figure, panels = draw.grid(1, len(kinds), 4.2, 3.8)
-    for axes, (kind, rows) in zip(panels[0], kinds.items(), strict=True):
-        orders.draw_layers(axes, results, rows, GROUPS)
-        draw.label(axes, f"{LEVELS[kind]}\n({contrasts.passing(results, rows)})", "layer", draw.VARIANCE)
-    return draw.finish(figure)
+    return orders.layers_figure(results, {LEVELS[kind]: (rows, GROUPS) for kind, rows in kinds.items()})
 
 
 def _draw_natural(results: Results, crossed: list[str], natural: list[str]) -> Figure | None:

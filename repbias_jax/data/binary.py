@@ -15,6 +15,7 @@ Source: 32 bits after Hermann and Lampinen 2020; the rest is ours.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -127,14 +128,7 @@ def check(task: BinaryOptions) -> None:
         raise ConfigError("config.task.features is empty: expected at least one feature")
     for name in ("first_bits", "prevalence", "predictivity"):
         check_length(task, name, len(task.features), "features")
-    for name in ("exposure", "output_order"):
-        check_length(task, name, num_outputs(task), "outputs")
-    if task.output_order and sorted(task.output_order) != list(range(num_outputs(task))):
-        raise ConfigError(f"config.task.output_order={task.output_order}: expected each output's index once")
-    known = factors(task)
-    for name in task.outputs:
-        if name not in known:
-            raise ConfigError(f"config.task.outputs={name}: unknown factor; known: {', '.join(known)}")
+    check_outputs(task, factors(task))
     for name in task.features if task.prevalence or task.predictivity else ():
         if FEATURES[name].num_values > 2:
             raise ConfigError(
@@ -152,6 +146,17 @@ def check(task: BinaryOptions) -> None:
 def definitions(task: BinaryOptions) -> str:
     """Returns the truth tables of the task's features, as text."""
     return repr([(name, FEATURES.get(name)) for name in task.features])
+
+
+def check_outputs(task: Task, known: Mapping[str, Factor]) -> None:
+    """Raises ConfigError if an output is not one of the known factors, or the options of outputs do not fit them."""
+    for name in ("exposure", "output_order"):
+        check_length(task, name, num_outputs(task), "outputs")
+    if task.output_order and sorted(task.output_order) != list(range(num_outputs(task))):
+        raise ConfigError(f"config.task.output_order={task.output_order}: expected each output's index once")
+    for name in task.outputs:
+        if name not in known:
+            raise ConfigError(f"config.task.outputs={name}: unknown factor; known: {', '.join(known)}")
 
 
 def check_length(task: Task, name: str, expected: int, of: str) -> None:

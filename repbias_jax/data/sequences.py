@@ -23,6 +23,7 @@ Source: identity and xor of tokens, and features of strings, after Lampinen et a
 """
 
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from jax import Array
 
 from repbias_jax.config import Config, ConfigError, Dials, Factor, Task, num_outputs, option
 from repbias_jax.data import binary
-from repbias_jax.data.binary import UNSEEN, BinaryOptions, Example, check_length, feature_names
+from repbias_jax.data.binary import UNSEEN, BinaryOptions, Example, check_length, check_outputs, feature_names
 from repbias_jax.features import FEATURES
 
 MOST_PLACEMENTS = 1_000_000  # of features at distances, which are listed
@@ -206,7 +207,7 @@ def check(task: SequenceOptions) -> None:
             binary.check(as_bits(task))
         except ConfigError as error:  # its bits are the string's tokens
             raise ConfigError(str(error).replace("task.num_bits", "task.length")) from error
-        _check_outputs(task)
+        check_outputs(task, factors(task))
         _check_distances(task)
         return
     if task.distances:
@@ -215,28 +216,14 @@ def check(task: SequenceOptions) -> None:
         raise ConfigError(
             f"config.task.features={','.join(task.features)}: {mixed[0]} is a feature of bits; expected none, or only such"
         )
-    for name, count, of in (
-        ("prevalence", len(task.features), "features"),
-        ("exposure", num_outputs(task), "outputs"),
-        ("output_order", num_outputs(task), "outputs"),
-    ):
-        check_length(task, name, count, of)
-    if task.output_order and sorted(task.output_order) != list(range(num_outputs(task))):
-        raise ConfigError(f"config.task.output_order={task.output_order}: expected each output's index once")
-    _check_outputs(task)
+    check_length(task, "prevalence", len(task.features), "features")
+    check_outputs(task, factors(task))
     _check_room(task)
     if task.num_probe % 2 or (task.num_probe // 2) % 2 ** len(task.features):
         raise ConfigError(
             f"config.task.num_probe={task.num_probe}: expected a multiple of {2 ** (1 + len(task.features))}, so that all "
             f"combinations of the features are equally frequent in each half"
         )
-
-
-def _check_outputs(task: SequenceOptions) -> None:
-    """Raises ConfigError if an output reports what is no factor."""
-    for name in task.outputs:
-        if name not in factors(task):
-            raise ConfigError(f"config.task.outputs={name}: unknown factor; known: {', '.join(factors(task))}")
 
 
 def _check_distances(task: SequenceOptions) -> None:
@@ -328,8 +315,20 @@ def probe_factors(task: SequenceOptions, name: str) -> dict[str, Factor]:
 
 
 def definitions(task: SequenceOptions) -> str:
-    """Returns the truth tables of the task's features, as text."""
-    return binary.definitions(as_bits(task)) if of_bits(task) else repr(task.features)
+    """Returns the truth tables of the task's features as text; of features of strings, the functions that define them."""
+    if of_bits(task):
+        return binary.definitions(as_bits(task))
+    return repr([(name, [_text(part) for part in STRINGS[name] if callable(part)]) for name in task.features])
+
+
+def _text(function: Callable) -> str:
+    """Returns what identifies a function: its name within this module, whose code is known, else its source."""
+    if function.__module__ == __name__:
+        return function.__qualname__
+    try:
+        return inspect.getsource(function)
+    except OSError:  # it was typed into an interpreter
+        return function.__code__.co_code.hex()
 
 
 def base_rates(task: SequenceOptions) -> tuple[float, ...]:
