@@ -19,6 +19,7 @@ from experiments.claims import (
 from repbias_jax import confirmation
 from repbias_jax.config import ConfigError
 from repbias_jax.data import sequences
+from repbias_jax.report import figures as draw
 from repbias_jax.statistics import judge
 
 XORS = [f"parity2_{i}" for i in (1, 2, 3, 4)]
@@ -131,6 +132,39 @@ def test_complexity_is_told_from_position():
     np.testing.assert_allclose(parts["c"].values, 0.2, atol=1e-3)
     np.testing.assert_allclose(parts["c"].secondary, np.log(3), atol=1e-2)
     assert [parts[k].kind for k in "ac"] == ["deciding", "shown"]
+
+
+def test_a_floor_of_unused_twins_is_drawn_only_where_there_are_any():
+    """As for features of as many tokens, which leave no room for twins of their own."""
+    simple, complex_ = sequence_complexity.CLASSES["equal"]
+    made = square("equal", [*simple, *complex_])
+    for setting in orders.names("equal"):
+        made.put_by_position(setting, lambda p, f: 0.2)
+        for f in (*simple, *complex_):
+            made.put(setting, "null_low", f, -0.01)
+            made.put(setting, "r2", f, 0.01, step=0)
+    rows = [f"sgd.{name}" for name in orders.names("equal")]
+    _, panels = draw.grid(1, 2, 4.0, 3.0)
+    orders.draw_positions(panels[0][0], made.done(), rows, "equal")
+    orders.draw_levels(panels[0][1], made.done(), {"equal": rows}, {"simple": simple, "complex": complex_})
+    by_class = sequence_complexity._draw_positions(made.done(), {"equal": rows})
+    for axes in (*panels[0], *by_class.axes):
+        labels = axes.get_legend_handles_labels()[1]
+        assert any("untrained" in text for text in labels)
+        assert not any("twin" in text for text in labels)
+
+
+def test_the_null_band_is_drawn_where_levels_have_different_numbers_of_seeds():
+    made = square("pair", PAIR)
+    rows = [f"sgd.{name}" for name in orders.names("pair")]
+    for setting, seeds in zip(orders.names("pair"), (SEEDS, SEEDS, SEEDS, range(4)), strict=True):
+        for f in PAIR:
+            for metric, value in {"r2": 0.2, "null_low": -0.01, "null_high": 0.01}.items():
+                made.put(setting, metric, f, value, seeds=seeds)
+    _, panels = draw.grid(1, 1, 4.0, 3.0)
+    orders.draw_levels(panels[0][0], made.done(), {"many": rows[:1], "few": rows[3:]}, {"all": PAIR})
+    (line,) = [line for line in panels[0][0].get_lines() if line.get_gid() == "null"]
+    np.testing.assert_allclose(line.get_ydata(), 0, atol=1e-6)
 
 
 def test_the_class_before_does_not_enter_the_coefficient_of_class():

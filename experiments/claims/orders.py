@@ -53,12 +53,12 @@ def by_position(results: Results, setting: str, metric: str = "r2", twins: bool 
       results: of the experiment.
       setting: full name.
       metric: such as `r2`.
-      twins: whether the measure is that of each feature's unused twin.
+      twins: whether the measure is that of each feature's unused twin; no rows if the setting has none.
       more: as in `Results.values`.
     """
     order, unused = order_of(results, setting), results.twins(setting)
     found = pd.DataFrame(
-        {f: results.values(setting, metric, unused[f] if twins else f, **more) for f in results.outputs(setting)}
+        {f: results.values(setting, metric, unused.get(f, "") if twins else f, **more) for f in results.outputs(setting)}
     )
     return placed(found, order)
 
@@ -131,7 +131,7 @@ def draw_positions(axes: Axes, results: Results, rows: Sequence[str], title: str
     draw.dots(axes, x, mean(), "feature at this position", STYLES[0])
     draw.floor(axes, x, mean(step=0).mean(axis=1), "untrained", "x")
     draw.floor(axes, x, mean(twins=True).mean(axis=1), "unused twin", "d")
-    low, high = (mean(metric=f"null_{side}").to_numpy().mean() for side in ("low", "high"))
+    low, high = (mean(metric=f"null_{side}").mean(axis=1).mean() for side in ("low", "high"))
     draw.null(axes, low, high)
     contrasts.at_levels(axes, [str(i + 1) for i in x])
     draw.label(axes, f"{title} ({contrasts.passing(results, rows)})", "output position", draw.VARIANCE)
@@ -182,16 +182,19 @@ def _draw_groups(
         draw.floor(axes, x, mean(own, step=0).mean(axis=1), f"{group}, untrained", "x+"[i])
         draw.floor(axes, x, mean(own, twins=True).mean(axis=1), f"unused twin of {group}", "dp"[i])
     every = [name for own in features.values() for name in own]
-    draw.null(axes, *(mean(every, metric=f"null_{side}").to_numpy().mean() for side in ("low", "high")))
+    draw.null(axes, *(mean(every, metric=f"null_{side}").mean(axis=1).mean() for side in ("low", "high")))
     contrasts.at_levels(axes, list(levels))
 
 
 def _mean(
     results: Results, rows: Sequence[str], features: Sequence[str], twins: bool = False, metric: str = "r2", **more: Any
 ) -> pd.Series:  # fmt: skip
-    """Returns the mean of a measure over settings and over those of the features that they have, by seed."""
+    """Returns the mean of a measure over settings and over those of the features that they have, by seed.
+
+    It is empty for unused twins that a setting does not have.
+    """
     each = []
     for setting in rows:
-        own = [results.twins(setting)[f] if twins else f for f in features if f in results.outputs(setting)]
+        own = [results.twins(setting).get(f, "") if twins else f for f in features if f in results.outputs(setting)]
         each += [results.values(setting, metric, f, **more) for f in own]
     return over(each)

@@ -12,7 +12,8 @@ position once. The representation is the output of the encoder, averaged over th
 
   C14   mean over the four runs of a square of r2(simple) - r2(complex), each the mean of its two features
     a   `pair`: two identities and two xors of 16 binary tokens
-    b   `equal`: two majorities and two parities of three tokens each, of 24: features of as many tokens
+    b   `equal`: two majorities and two parities of three tokens each: features of as many tokens. The 4 tokens of the
+        string that remain have no room for unused twins.
     c   a, among features that are reported first; shown
     d   `strings`: contains-token against contains-phrase, strings of 24 tokens over a vocabulary of 16; shown. A string
         without the phrase has the same tokens at other places.
@@ -79,7 +80,7 @@ EXPERIMENT = Experiment(
             "equal",
             (
                 ("task.features", ("majority3", "majority3", "parity3", "parity3")),
-                ("task.length", 24),
+                ("task.twins", False),
                 ("training.epochs", 24),
                 ("training.observe_every", 500),
             ),
@@ -110,7 +111,6 @@ EXPERIMENT = Experiment(
         ),
         ("smoke", Preset(2, settings=(*orders.names("pair"), *orders.names("strings", 2)), overrides=orders.SMOKE)),
     ),
-    variant="settings not calibrated yet",
 )
 
 
