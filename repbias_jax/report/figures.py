@@ -97,7 +97,7 @@ def null(axes: Axes, low: float, high: float) -> None:
 
 
 def floor(axes: Axes, x: ArrayLike, values: ArrayLike, name: str, marker: str) -> None:
-    """Draws a floor, such as the untrained network or the unused twins, as hollow grey marks; nothing if it has no value."""
+    """Draws a floor, such as the untrained network or the unused twins, as hollow grey marks; no mark without a value."""
     if np.isnan(np.asarray(values, dtype=float)).all():
         return
     axes.plot(
