@@ -136,7 +136,14 @@ def test_headlines_show_claims_with_the_effect_that_decides_and_count_the_others
         row("C03a"),
         row("C03b", effect="-0.3", verdict="opposite"),
     )
-    words = ("reproduced", "reproduced, small", "depends on the measure", "opposite, small", "not measured")
+    words = (
+        "reproduced",
+        "reproduced, small",
+        "depends on the measure",
+        "opposite, small",
+        "no difference",
+        "not measured",
+    )
     rest = [row(f"C1{i}", verdict=word) for i, word in enumerate(words)]
     rows = card.rows_of([source("x", row("C01", "0.001"), *parts, *rest)])
     text = card.headlines(rows, ("C01", "C03", "C99"), "results", "results/README.md")
@@ -144,8 +151,8 @@ def test_headlines_show_claims_with_the_effect_that_decides_and_count_the_others
         "| claim |  | effect [95 % interval] | verdict | survives Holm |\n|---|---|---|---|---|\n"
         "| C01 | text | +0.300 [+0.200, +0.400] | **reproduced** | yes |\n"
         "| C03 | text | b: -0.300 [+0.200, +0.400] | **opposite** |  |\n\n"
-        "Of the other 5 claims: 2 reproduced (1 of them small or of a size that is not shown), 1 undecided, 1 opposite, "
-        "1 not measured. [The full card](results/README.md).\n"
+        "Of the other 6 claims: 2 reproduced (1 of them small or of a size that is not shown), 1 undecided, 1 opposite, "
+        "1 without a difference, 1 not measured. [The full card](results/README.md).\n"
     )
     assert card.others(rows[-1:], "x").startswith("Of the other claim: 1 not measured.")
 

@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 LEVEL = 0.05  # of Holm's correction over the card
-UNDECIDED = ("inconclusive", "no difference", DEPENDS)
+UNDECIDED = ("inconclusive", DEPENDS)
 
 
 class Source(NamedTuple):
@@ -224,7 +224,7 @@ def headlines(rows: Sequence[Mapping[str, Any]], ids: Sequence[str], place: str,
 
 
 def others(rows: Sequence[Mapping[str, Any]], full: str) -> str:
-    """Returns a sentence: how many claims were reproduced, undecided, opposite and not measured."""
+    """Returns a sentence: how many claims have each kind of verdict."""
     words = [str(row["verdict"]) for row in rows]
     as_claimed = [word for word in words if word.startswith("reproduced")]
     less = sum(word != "reproduced" for word in as_claimed)
@@ -232,6 +232,7 @@ def others(rows: Sequence[Mapping[str, Any]], full: str) -> str:
         (len(as_claimed), "reproduced" + (f" ({less} of them small or of a size that is not shown)" if less else "")),
         (sum(word in UNDECIDED for word in words), "undecided"),
         (sum(word.startswith("opposite") for word in words), "opposite"),
+        (words.count("no difference"), "without a difference"),
         (sum(word == "not measured" for word in words), "not measured"),
     )
     summary = ", ".join(f"{number} {word}" for number, word in counts if number)
