@@ -6,7 +6,7 @@ Paper: Lampinen, Chan and Hermann 2024 (prevalence in Transformers); tasks, stat
   python -m experiments.run --experiment=sequence_prevalence --workdir=DIR                 full: 48 seeds in both orders
   python -m experiments.run --experiment=sequence_prevalence --workdir=DIR --preset=quick  12 seeds, shorter
 
-A Transformer (encoder-decoder) reads 16 binary tokens and writes the values of two xor features, in one of two orders. The
+A Transformer (encoder-decoder) reads 12 binary tokens and writes the values of two xor features, in one of two orders. The
 first is present in half of the 32,768 training examples. The second, equally complex one is present in a share of them
 (`p50`, `p05`), or in half of them but with a label that enters the loss in only a tenth of the examples (`e10`). Every seed
 trains both orders, and where the tokens of each feature stand is drawn once per seed.
@@ -53,7 +53,9 @@ EXPERIMENT = Experiment(
     name="sequence_prevalence",
     title="Frequent against rare features of a string",
     config=Config(
-        SequenceOptions(features=("parity2", "parity2"), order="listed", num_train=32768, num_test=512, num_probe=1024),
+        SequenceOptions(
+            features=("parity2", "parity2"), length=12, order="listed", num_train=32768, num_test=512, num_probe=1024
+        ),
         TransformerOptions(),
         Optimizer("adam", 1e-3),
         Training(batch_size=64, epochs=5, observe_every=512),
@@ -77,7 +79,6 @@ EXPERIMENT = Experiment(
         ),
         ("smoke", Preset(2, overrides=orders.SMOKE)),
     ),
-    variant="settings not calibrated yet",
 )
 
 
