@@ -134,7 +134,7 @@ def draw_positions(axes: Axes, results: Results, rows: Sequence[str], title: str
     low, high = (mean(metric=f"null_{side}").mean(axis=1).mean() for side in ("low", "high"))
     draw.null(axes, low, high)
     contrasts.at_levels(axes, [str(i + 1) for i in x])
-    draw.label(axes, f"{title} ({contrasts.passing(results, rows)})", "output position", draw.VARIANCE)
+    draw.label(axes, f"{title}\n({contrasts.passing(results, rows)})", "output position", draw.VARIANCE)
 
 
 def draw_levels(

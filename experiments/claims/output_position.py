@@ -40,7 +40,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.claims import orders
+from experiments.claims import orders, steering
 from repbias_jax.config import Config, Experiment, Keep, Optimizer, Preset, Training
 from repbias_jax.data.sequences import SequenceOptions
 from repbias_jax.models.transformer import TransformerOptions
@@ -176,9 +176,9 @@ CAPTIONS = {
     "answers": "Balanced accuracy of a linear readout of the feature at each position, from the last block of the "
     "decoder at each output position; means over networks. Right of the diagonal are features that are still to be "
     "reported; left of it those that have been reported, whose answers are inputs of the state. Chance is 0.5.",
-    "steering": "Share of outputs that change when the encoder output is pushed along the vector of the feature at "
-    "one position, at the vector's own length; means over networks. A changed answer is fed to the later outputs. "
-    "The second panel shows random directions of the same length.",
+    "steering": "Share of outputs that change when the encoder output is pushed along the vector of the feature at one "
+    "position, by the size of the push; means over networks with 95 % intervals. A changed answer is fed to the later "
+    "outputs. Grey: random directions of the same length.",
 }
 
 
@@ -188,7 +188,7 @@ def _draw_positions(results: Results, kinds: dict[str, list[str]]) -> Figure | N
         return None
     figure, panels = draw.grid(1, len(shown), 3.9, 3.6)
     for axes, (kind, rows) in zip(panels[0], shown.items(), strict=True):
-        orders.draw_positions(axes, results, rows, f"{KINDS[kind]}\n")
+        orders.draw_positions(axes, results, rows, KINDS[kind])
     return draw.finish(figure)
 
 
@@ -202,7 +202,7 @@ def _draw_layers(results: Results, kinds: dict[str, list[str]]) -> Figure | None
         for axes in line[len(sites[kind]) :]:
             axes.set_axis_off()
         for axes, site in zip(line, sites[kind], strict=False):
-            orders.draw_positions(axes, results, rows, f"{KINDS[kind]}, {site}\n", site=site)
+            orders.draw_positions(axes, results, rows, f"{KINDS[kind]}, {site}", site=site)
     return draw.finish(figure)
 
 
@@ -301,18 +301,24 @@ def _draw_steering(results: Results, setting: str) -> Figure | None:
     if not results.has(setting):
         return None
     order = results.order(setting)
-    figure, panels = draw.grid(1, 2, 4.4, 3.4)
-    for axes, metric, title in zip(
-        panels[0], ("flips", "random_flips"), ("along the feature", "random directions"), strict=True
-    ):
-        values = np.array([[_flips(results, setting, metric, order, i, j) for j in order] for i in order])
-        _matrix(axes, values, 0.0, "output position that flips (share)", "position of the pushed feature", title)
-    return figure
+    figure, panels = draw.grid(1, len(order.columns), 3.6, 3.2, one_scale=True)
+    for axes, pushed in zip(panels[0], order, strict=True):
+        axes.set_xscale("log")
+        for flipped, style in zip(order, STYLES, strict=False):
+            curve = _flips(results, setting, "flips", order, pushed, flipped)
+            draw.band(axes, curve, f"output at position {flipped + 1}", style)
+        random = [_flips(results, setting, "random_flips", order, pushed, j).mean(axis=1) for j in order]
+        axes.plot(sum(random) / len(random), linestyle=(0, (1, 2)), label="random directions, all outputs", **draw.FLOOR)
+        axes.set_ylim(-0.03, 1.03)
+        title = f"feature at position {pushed + 1}\n({contrasts.passing(results, [setting])})"
+        draw.label(axes, title, "push (L2 norm over rms)", "outputs flipped (share)")
+    return draw.finish(figure)
 
 
-def _flips(results: Results, setting: str, metric: str, order: pd.DataFrame, pushed: int, flipped: int) -> float:
-    """Returns the mean share of outputs at one position that flip when the feature at another is pushed."""
-    found = results.rows
-    found = found[(found["setting"] == setting) & (found["metric"] == metric) & (found["at"] == "own")]
-    found = found[found["site"] == results.site(setting, "last_hidden")].set_index(["seed", "feature", "other"])["value"]
-    return float(np.mean([found.get((seed, row[pushed], row[flipped]), np.nan) for seed, row in order.iterrows()]))
+def _flips(results: Results, setting: str, metric: str, order: pd.DataFrame, pushed: int, flipped: int) -> pd.DataFrame:
+    """Returns the share of outputs at one position that flip when the feature at another is pushed, `[dose, seed]`."""
+    each = {
+        seed: steering.flips(results, setting, metric, row[pushed], row[flipped], "last_hidden")
+        for seed, row in order.iterrows()
+    }
+    return pd.DataFrame({seed: curve[seed] for seed, curve in each.items()})
