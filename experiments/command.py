@@ -113,10 +113,17 @@ def assemble(
 def _planned(module: ModuleType, chosen: Experiment, entries: Sequence[Confirmed]) -> Experiment:
     """Returns the run that gives the verdicts of an experiment, with its entries of `confirm.json`.
 
-    Raises ConfigError if a claim has none.
+    Raises ConfigError if a claim has none, or if their blocks of seeds are not those of the run.
     """
     if missing := [id_ for id_ in module.CLAIMS if id_ not in {entry.claim for entry in entries}]:
         raise ConfigError(f"{CONFIRMATION}: no entry for {missing[0]}; expected one before --preset={FULL} is run")
+    run = {(chosen.seed, chosen.num_seeds), *((first, count) for _, first, count in chosen.seed_blocks)}
+    planned = {(entry.first, entry.count): entry for entry in entries if entry.claim in module.CLAIMS}
+    for first, count in sorted(run ^ set(planned)):
+        of = f"{planned[first, count].claim} has" if (first, count) in planned else f"{chosen.name} runs"
+        raise ConfigError(
+            f"{CONFIRMATION}: {of} {count} seeds from {first} on; expected the same blocks in the plan and in the run"
+        )
     return dataclasses.replace(chosen, confirmed=tuple(entries))
 
 

@@ -28,6 +28,7 @@ from repbias_jax import confirmation, pipeline, planning, store
 from repbias_jax.config import ConfigError, Experiment
 from repbias_jax.population import Interrupted
 from repbias_jax.provenance import record
+from repbias_jax.rehearsal import rehearse
 from repbias_jax.report import tables
 from repbias_jax.results import Results
 
@@ -158,7 +159,7 @@ def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, in
     for (module, experiment), folder in zip(chosen, folders, strict=True):
         store.check_workdir(folder)
         with _named(experiment.name):
-            jobs.append(Job(module, _plan(experiment, folder, stages), folder))
+            jobs.append(Job(module, _plan(experiment, module, folder, stages), folder))
     return jobs, stages, share
 
 
@@ -248,7 +249,7 @@ def _join(stages: Sequence[str], share: tuple[int, int]) -> None:
         jax.distributed.initialize(address, int(number), int(own), heartbeat_timeout_seconds=HEARTBEAT)
 
 
-def _plan(experiment: Experiment, folder: Path, stages: Sequence[str]) -> planning.Plan:
+def _plan(experiment: Experiment, module: ModuleType, folder: Path, stages: Sequence[str]) -> planning.Plan:
     """Returns the plan of one experiment, checked and laid out."""
     recorded = "" if "train" in stages else planning.recorded_backend(folder)
     checked = planning.check(experiment, recorded or jax.default_backend(), lanes=FLAGS.lanes)
@@ -258,6 +259,7 @@ def _plan(experiment: Experiment, folder: Path, stages: Sequence[str]) -> planni
             f"{folder} was begun on {plan.layout.rows} devices, this job has {jax.device_count()}: start as many, or "
             f"go on without --distributed"
         )
+    rehearse(plan, module)
     return plan
 
 

@@ -22,6 +22,7 @@ A map of the code. Data flows down this list; nothing imports upwards.
   external/       activations computed elsewhere: loaders, the same measures, intervals over examples
   report/         contrasts that claims are made of, figures, tables, pages, the score card
   planning.py     what will be run, checked, and what it will cost
+  rehearsal.py    claims before training: will what they read be there?
   selection.py    which part of an experiment is run
   pipeline.py     train, measure, report: the table of contents
   api.py          `run`: the same from Python

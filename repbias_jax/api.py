@@ -14,6 +14,7 @@ import jax
 from repbias_jax import pipeline, planning, store
 from repbias_jax.config import ConfigError, Experiment
 from repbias_jax.provenance import record
+from repbias_jax.rehearsal import rehearse
 from repbias_jax.results import Results
 from repbias_jax.selection import FULL, select
 
@@ -68,6 +69,8 @@ def run(
     backend = "" if "train" in chosen else planning.recorded_backend(folder)
     checked = planning.check(selected, backend or jax.default_backend(), lanes=lanes)
     plan = planning.place(selected, checked, folder, jax.device_count())
+    if module:
+        rehearse(plan, module)
     # Without the report stage the module is not used; this one stands in for it.
     pipeline.run(plan, module or sys.modules[__name__], folder, chosen, lambda: False, record())
     return Results(folder)

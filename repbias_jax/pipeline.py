@@ -21,7 +21,16 @@ import jax
 from repbias_jax import devices, layout, measure, population, report, store
 from repbias_jax.config import ConfigError, Experiment
 from repbias_jax.layout import Chunk
-from repbias_jax.planning import Plan, check_memory, covered, estimate, full_settings, settings_table, source_of
+from repbias_jax.planning import (
+    Plan,
+    check_memory,
+    covered,
+    estimate,
+    full_settings,
+    settings_table,
+    source_of,
+    sources_of,
+)
 
 STAGES = ("train", "measure", "report")
 DISK_MARGIN = 1.1
@@ -54,7 +63,7 @@ def run(
       discard: whether to measure each chunk as soon as it is trained and then to delete its activations.
     """
     covers = covered(plan)
-    covers["report"] |= {"module": source_of(Path(str(module.__file__)))}
+    covers["report"] |= {"module": source_of(*sources_of(module))}
     code = store.digest({k: v for k, v in covers["measure"].items() if k != "seeds"})
     own, shared = layout.shard_of(plan.chunks, *share), share[1] > 1
     _check_discard(discard, stages)

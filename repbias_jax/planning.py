@@ -2,8 +2,10 @@
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -104,7 +106,12 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
 def _check_reserved(experiment: Experiment) -> None:
     """Raises ConfigError if an experiment whose verdicts are not planned uses seeds that are kept for confirmations."""
     last = experiment.seed + experiment.num_seeds - 1
-    if not experiment.confirmed and not experiment.gives_verdict and last >= FIRST_SEED:
+    if experiment.gives_verdict and not experiment.confirmed:
+        raise ConfigError(
+            f"{experiment.name}: its full preset gives planned verdicts, which only python -m experiments.run does; "
+            f"expected a smaller preset, some of its settings, or a num_seeds or seed of your own"
+        )
+    if not experiment.confirmed and last >= FIRST_SEED:
         raise ConfigError(
             f"--seed={experiment.seed}: the last seed is {last}; expected all below {FIRST_SEED}, since the others are "
             f"kept for --preset=confirm, which looks at them once"
@@ -187,6 +194,11 @@ def _check_probes(name: str, config: Config, probes: Sequence[str]) -> None:
     known = DATA[task.name].probe_factors(task, config.keep.probe_set)
     for probe in probes:
         wanted = {v for place in PROBES[probe].views for v in resolve(place, places, views)}
+        if PROBES[probe].views and not wanted:
+            raise ConfigError(
+                f"config.keep.probes={probe} (setting {name}): reads {', '.join(PROBES[probe].views)}, of which "
+                f"config.model.name={config.model.name} has no view with these options; expected another probe or model"
+            )
         lacking = sorted(wanted - stored) if config.keep.views else []
         if lacking:
             raise ConfigError(
@@ -318,6 +330,20 @@ def source_of(*places: Path) -> str:
     """Returns a digest of code, so that a changed probe or claim reruns its stage and those after it."""
     files = sorted(f for p in places for f in (p.rglob("*") if p.is_dir() else [p]) if f.suffix in (".py", ".html"))
     return store.digest([store.checksum(f) for f in files])
+
+
+def sources_of(module: ModuleType) -> list[Path]:
+    """Returns the files of a module and of those in its folder whose modules, functions or constants it uses, in turn."""
+    found, waiting = {}, [module]
+    while waiting:
+        one = waiting.pop()
+        path = Path(str(one.__file__))
+        if path in found or path.parent != Path(str(module.__file__)).parent:
+            continue
+        found[path] = one
+        names = [v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", "") for v in vars(one).values()]
+        waiting += [sys.modules[name] for name in names if getattr(sys.modules.get(name), "__file__", None)]
+    return sorted(found)
 
 
 def _plain(value: Any) -> Any:

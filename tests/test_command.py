@@ -52,7 +52,7 @@ BAD = {
     "unknown rule": (("--config.optimizer.name=lion",), "'lion': unknown; known: sgd, momentum, adam"),
     "unknown model": (("--config.model.name=rnn",), "config.model.name='rnn': unknown; known: mlp"),
     "unknown data": (("--config.task.name=text",), "config.task.name='text': unknown; known: binary"),
-    "too few bits": (("--config.task.num_bits=4",), "reads bit 4, which the input has not; expected at least 5 bits"),
+    "too few bits": (("--config.task.num_bits=4",), "reads bit 4, which the input has not; expected at least 10, or"),
     "overlapping blocks": (("--config.task.first_bits=0,0",), "overlap at bit 0; expected disjoint blocks"),
     "batch over the data": (("--config.training.batch_size=100000",), "expected at most config.task.num_train=512"),
     "odd probe set": (("--config.task.num_probe=100",), "config.task.num_probe=100: expected a multiple of"),

@@ -19,7 +19,8 @@ PACKAGE = ROOT / "repbias_jax"
 # Data flows down this list: a module may import those above it.
 FLOW = (
     "config", "columns", "features", "data", "models", "training", "store", "provenance", "devices", "layout", "population",
-    "probes", "pairs", "measure", "results", "statistics", "confirmation", "external", "report", "planning", "selection",
+    "probes", "pairs", "measure", "results", "statistics", "confirmation", "external", "report", "planning", "rehearsal",
+    "selection",
     "pipeline", "api",
     "probe", "__init__",
 )  # fmt: skip

@@ -18,7 +18,6 @@ from repbias_jax.models.layers import drop
 from repbias_jax.models.transformer import Block, TransformerOptions
 
 WIDTH, LENGTH, VOCABULARY, OUTPUTS, VALUES, EXAMPLES = 8, 7, 5, 3, 3, 4
-FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
 
 PLAIN = SequenceOptions(features=("contains_token",) * OUTPUTS, length=LENGTH, vocabulary=VOCABULARY, twins=False)
 QUERIED = SequenceOptions(**{**vars(PLAIN), "order": "example"})
@@ -80,7 +79,7 @@ def made(case, dropout=0.0) -> Made:
 def _forced(case):
     module, dials, *_ = made(case)
     every = jax.vmap(lambda p, x, y, e: module.apply(p, x, dials, y, edits=e), in_axes=(None, 0, 0, None))
-    return jax.jit(every, compiler_options=FAST)
+    return jax.jit(every)
 
 
 @functools.cache
@@ -102,7 +101,7 @@ def forced(case, inputs=None, labels=None, edits=None):
 def _greedy(case):
     module, dials, *_ = made(case)
     every = jax.vmap(lambda p, x, v: module.apply(p, x, dials, values=v), in_axes=(None, 0, None))
-    return jax.jit(every, compiler_options=FAST)
+    return jax.jit(every)
 
 
 def greedy(case, params=None, values=None):
@@ -242,7 +241,7 @@ def test_gradients_are_those_of_the_twin(case):
         logits, _ = own.module.apply(params, x, own.dials, y)
         return jnp.sum(logits * jnp.asarray(weights, jnp.float32))
 
-    slopes, tree = jax.tree.flatten(jax.jit(jax.grad(loss), compiler_options=FAST)(own.params))
+    slopes, tree = jax.tree.flatten(jax.jit(jax.grad(loss))(own.params))
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(own.params)]
     found, expected = [], []
     for i, slope in enumerate(slopes):
@@ -406,7 +405,7 @@ def _first_logits(case, dropout, has_key):
         given = key if has_key else None
         return own.module.apply(own.params, own.inputs[0], own.dials, own.labels[0], given)[0]
 
-    return jax.jit(run, compiler_options=FAST)
+    return jax.jit(run)
 
 
 @each_form
@@ -428,7 +427,7 @@ def test_a_key_does_nothing_without_the_switch():
     """Whatever the dial is: a model without the switch has no dropout in its program."""
     own, dials = made("decoder"), made("decoder", 0.5).dials
     assert dials.model["dropout"] == 0.5
-    run = jax.jit(lambda k: own.module.apply(own.params, own.inputs[0], dials, own.labels[0], k)[0], compiler_options=FAST)
+    run = jax.jit(lambda k: own.module.apply(own.params, own.inputs[0], dials, own.labels[0], k)[0])
     np.testing.assert_allclose(run(jax.random.key(0)), forced("decoder")[0][0], rtol=0, atol=1e-6)
 
 
@@ -499,9 +498,7 @@ def slopes_of_sites(case):
     def mixture(edits):
         return jnp.sum(weights * own.module.apply(own.params, own.inputs[0], own.dials, own.labels[0], edits=edits)[0])
 
-    return jax.jit(jax.grad(mixture), compiler_options=FAST)(
-        {name: jnp.zeros(value.shape[1:]) for name, value in sites.items()}
-    )
+    return jax.jit(jax.grad(mixture))({name: jnp.zeros(value.shape[1:]) for name, value in sites.items()})
 
 
 @pytest.mark.parametrize("case", [*FORMS, "queries of decoder"])

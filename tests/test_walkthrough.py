@@ -83,9 +83,13 @@ assert 0.4 < np.mean(found.factors["occurs_twice"]) < 0.6
 
 
 def test_a_feature_of_strings_in_a_few_lines(tmp_path):
-    shutil.copytree(ROOT / "repbias_jax", tmp_path / "repbias_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("repbias_jax", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (block,) = fenced(STRINGS, "python")
     assert len(block.splitlines()) < 20
     follow(block, tmp_path)
     done = subprocess.run([sys.executable, "-c", READ_BACK], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    contract = [sys.executable, "-m", "pytest", "tests/test_sequences.py", "-k", "each_feature_of_strings and occurs_twice"]
+    kept = subprocess.run(contract, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert kept.returncode == 0, kept.stdout

@@ -67,7 +67,7 @@ def order_of(results: Results, setting: str) -> pd.DataFrame:
     """Returns the feature at each output position, `[seed, position]`; where each example has its order, the listed one."""
     if results.settings.loc[setting, "task.order"] != "example":
         return results.order(setting)
-    seeds = sorted(set(results.rows.loc[results.rows["setting"] == setting, "seed"]))
+    seeds = results.values(setting, "r2", results.outputs(setting)[0]).index
     row = ast.literal_eval(str(results.settings.loc[setting, "task.output_order"]))
     return pd.DataFrame([[results.outputs(setting)[i] for i in row]] * len(seeds), index=seeds)
 

@@ -15,12 +15,12 @@ The representation is the output of the encoder, averaged over the tokens of the
         r2_p / sum of r2; negative if earlier features are stronger. Second measure: the same at the whole encoder output.
     a   encoder-decoder: decides
     b   decoder only, at the tokens of the string, in the residual stream that enters the last block: shown
+    c   control `query`: the order is drawn for every EXAMPLE and announced by query tokens that the decoder reads. No
+        feature has a position; the change over its nominal one should be 0: shown
+    d   control `parallel`: four heads report all features at once. The change over the heads should be 0: shown
 
-Controls, each with its figure:
-  `query`     the order is drawn for every EXAMPLE and announced by query tokens that the decoder reads. No feature has a
-              position; the slope over its nominal one should be 0.
-  `parallel`  four heads report all features at once. The slope over the heads should be 0.
-  relabelled  the same networks under all 24 relabelings of their positions, an exact null distribution.
+Further controls, each with its figure:
+  relabelled  the null distribution of C13 when the positions of each square are relabelled, drawn from all 24 ways.
   `along`     curves and snapshots in short distances: is the feature that is learned first the one that stands first?
 
 Settings: joint_0 to joint_3, decoder_0 to decoder_3, query_0 to query_3, parallel_0 to parallel_3, along_0 to along_3: the
@@ -112,14 +112,16 @@ EXPERIMENT = Experiment(
 
 def claims(results: Results, condition: str) -> list[Claim]:
     """Returns C13."""
-    text, paper, _, _, source = CLAIMS["C13"]
+    text, paper, _, source = CLAIMS["C13"]
     parts = [
-        _part(results, label, [f"{condition}.{name}" for name in orders.names(kind)], name, decides)
+        _part(results, label, rows, name, decides)
         for label, kind, name, decides in (
             ("a", "joint", "mean over tokens of the encoder output", "deciding"),
             ("b", "decoder", "decoder only, residual stream that enters the last block, mean over tokens", "shown"),
+            ("c", "query", "order of each example, mean over tokens of the encoder output", "shown"),
+            ("d", "parallel", "parallel heads, mean over tokens of the encoder output", "shown"),
         )
-        if results.has(*(f"{condition}.{name}" for name in orders.names(kind)))
+        if (rows := orders.run(results, condition, kind))
     ]
     return [Claim("C13", text, paper, tuple(parts), source)]
 
@@ -134,11 +136,11 @@ def _part(results: Results, label: str, rows: Sequence[str], site: str, kind: st
     )  # fmt: skip
 
 
-# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
+# For each claim: its text, what the paper says, the settings that it reads, its source.
 CLAIMS = {
     "C13": (
         "Earlier outputs are represented more strongly", "earlier outputs",
-        (*orders.names("joint"), *orders.names("decoder")), _part, "P",
+        tuple(name for kind in ("joint", "decoder", "query", "parallel") for name in orders.names(kind)), "P",
     ),
 }  # fmt: skip
 
@@ -167,9 +169,9 @@ CAPTIONS = {
     "control with an order for each example and in the one with parallel heads a position is only nominal.",
     "layers": "The same at every layer of the encoder, averaged over tokens, and for all tokens of its output side "
     "by side.",
-    "relabelled": "The statistic of C13 (line) and its null distribution: for each square the labels of its four "
-    "positions are exchanged by one of their 24 permutations, 20,000 times. p is the share of draws that are as low "
-    "as the line.",
+    "relabelled": "The statistic of C13 (line) and draws from its null distribution: in each of 20,000 draws the labels "
+    "of the four positions of each square are exchanged by one of their 24 permutations. p is the share of draws that "
+    "are as low as the line. Squares count whose four networks learned all features.",
     "along": "Training: variance explained by position, accuracy of the worst class by position, and the step at "
     "which each position is mastered, by square. Bands are 95 % intervals over squares. If features that stand first "
     "are also learned first, order of learning is a possible mediator.",
@@ -207,15 +209,24 @@ def _draw_layers(results: Results, kinds: dict[str, list[str]]) -> Figure | None
 
 
 def relabelled(results: Results, rows: Sequence[str], draws: int = 20_000) -> np.ndarray:
-    """Returns the mean statistic of C13 under random relabelings of each square's positions, `[draws]`; NaN without any."""
+    """Returns the mean statistic of C13 under random relabelings of each square's positions, `[draws]`.
+
+    Squares count that pass the gate of C13; NaN without any.
+    """
     tables = [orders.shares(orders.by_position(results, setting)) for setting in rows]
     ways = [list(way) for way in itertools.permutations(range(len(orders.LINEAR)))]
     every = pd.DataFrame({i: orders.over([orders.slope(table[way]) for table in tables]) for i, way in enumerate(ways)})
-    values = every.dropna().to_numpy()
+    values = every.loc[_passed(results, rows)].dropna().to_numpy()
     if not len(values):
         return np.full(draws, np.nan)
     chosen = np.random.default_rng(0).integers(0, len(ways), (draws, len(values)))
     return values[np.arange(len(values)), chosen].mean(axis=1)
+
+
+def _passed(results: Results, rows: Sequence[str]) -> pd.Index:
+    """Returns the seeds of the squares whose networks learned all features."""
+    passed = contrasts.all_at_end(results, rows).all(axis=1)
+    return passed.index[passed]
 
 
 def _draw_relabelled(results: Results, kinds: dict[str, list[str]]) -> Figure | None:
@@ -224,7 +235,7 @@ def _draw_relabelled(results: Results, kinds: dict[str, list[str]]) -> Figure | 
         return None
     figure, panels = draw.grid(1, len(shown), 4.0, 3.0)
     for axes, (kind, rows) in zip(panels[0], shown.items(), strict=True):
-        null, effect = relabelled(results, rows), orders.slope_of_shares(results, rows).mean()
+        null, effect = relabelled(results, rows), orders.slope_of_shares(results, rows).loc[_passed(results, rows)].mean()
         p = (1 + np.sum(null <= effect)) / (1 + len(null)) if np.isfinite(effect) else np.nan
         axes.hist(null[np.isfinite(null)], bins=60, color="0.75", label="relabelled")
         axes.axvline(effect, color=STYLES[0]["color"], label="as trained")
@@ -256,7 +267,7 @@ def _draw_along(results: Results, rows: list[str]) -> Figure | None:
 
 def _along(results: Results, setting: str) -> dict[str, dict[int, pd.DataFrame]]:
     """Returns r2 and accuracy along training of the feature at each position, `[step, seed]` each."""
-    order, names = results.order(setting), results.outputs(setting)
+    order, names = orders.order_of(results, setting), results.outputs(setting)
     found = {
         "r2": {f: contrasts.curve(results, setting, "r2", f) for f in names},
         "accuracy": {f: results.accuracy(setting, f) for f in names},
@@ -270,7 +281,7 @@ def _along(results: Results, setting: str) -> dict[str, dict[int, pd.DataFrame]]
 def _mastery(results: Results, setting: str) -> pd.DataFrame:
     """Returns the step of mastery by position, `[seed, position]`; NaN where a feature is not mastered."""
     steps = pd.DataFrame({f: results.mastery(setting, f) for f in results.outputs(setting)})
-    return orders.placed(steps, results.order(setting))
+    return orders.placed(steps, orders.order_of(results, setting))
 
 
 def _matrix(axes: Axes, values: np.ndarray, low: float, x: str, y: str, title: str) -> None:
@@ -300,7 +311,7 @@ def _draw_answers(results: Results, rows: list[str]) -> Figure | None:
 def _draw_steering(results: Results, setting: str) -> Figure | None:
     if not results.has(setting):
         return None
-    order = results.order(setting)
+    order = orders.order_of(results, setting)
     figure, panels = draw.grid(1, len(order.columns), 3.6, 3.2, one_scale=True)
     for axes, pushed in zip(panels[0], order, strict=True):
         axes.set_xscale("log")

@@ -17,15 +17,14 @@ position once. The representation is the output of the encoder, averaged over th
     c   a, among features that are reported first; shown
     d   `strings`: contains-token against contains-phrase, strings of 24 tokens over a vocabulary of 16; shown. A string
         without the phrase has the same tokens at other places.
+    e   control `query`: a, where the order is drawn for every EXAMPLE and announced by query tokens, so that no feature has
+        a position; the effect of complexity should remain; shown
         Second measure of a and b: the coefficient of class (simple 1, complex 0) in a regression of r2 within each
-        square, with position and the class of the feature reported before as covariates. Of c and d: the log ratio.
+        square, with position and the class of the feature reported before as covariates. Of c, d and e: the log ratio.
 
 Transformers learn functions of low sensitivity more easily (arXiv 2211.12316, 2402.09963). Mean sensitivity (how many of
 its tokens change a feature's value when flipped) and Walsh degree: identity 1, 1; xor 2, 2; majority of 3 tokens 1.5, 3;
 parity of 3 tokens 3, 3.
-
-Control `query`: the order is drawn for every EXAMPLE and announced by query tokens. No feature has a position, and the
-effect of complexity should remain.
 
 Settings: pair_0 to pair_3, equal_0 to equal_3: the four orders; query; strings_0, strings_1: both orders.
 
@@ -116,7 +115,7 @@ EXPERIMENT = Experiment(
 
 def claims(results: Results, condition: str) -> list[Claim]:
     """Returns C14."""
-    text, paper, _, _, source = CLAIMS["C14"]
+    text, paper, _, source = CLAIMS["C14"]
     parts = []
     if pair := orders.run(results, condition, "pair"):
         parts.append(_part(results, pair, "a", "pair", "two identities and two xors"))
@@ -130,6 +129,9 @@ def claims(results: Results, condition: str) -> list[Claim]:
         gap = orders.over([results.values(s, "r2", simple) - results.values(s, "r2", complex_) for s in strings])
         ratio = orders.over([contrasts.log_ratio(results, s, simple, complex_)[0] for s in strings])
         parts.append(_shown(results, strings, "d", f"r2({simple}) - r2({complex_})", gap, ratio))
+    if results.has(query := f"{condition}.query"):
+        gap, ratio = class_gap(results, query, *CLASSES["pair"]), _log_gap(results, query, *CLASSES["pair"])
+        parts.append(_shown(results, [query], "e", "r2(identity) - r2(xor), order of each example", gap, ratio))
     return [Claim("C14", text, paper, tuple(parts), source)]
 
 
@@ -137,6 +139,12 @@ def class_gap(results: Results, setting: str, simple: Sequence[str], complex_: S
     """Returns mean r2 of the simple features minus that of the complex ones, by seed."""
     means = [sum(results.values(setting, "r2", f) for f in names) / len(names) for names in (simple, complex_)]
     return means[0] - means[1]
+
+
+def _log_gap(results: Results, setting: str, simple: Sequence[str], complex_: Sequence[str]) -> pd.Series:
+    """Returns mean log r2 of the simple features minus that of the complex ones, by seed."""
+    logs = {f: np.log(contrasts.above_null(results, setting, f)[0]) for f in (*simple, *complex_)}
+    return sum(logs[f] for f in simple) / len(simple) - sum(logs[f] for f in complex_) / len(complex_)
 
 
 def coefficient(results: Results, rows: Sequence[str], simple: Sequence[str]) -> pd.Series:
@@ -189,11 +197,11 @@ def _shown(results: Results, rows: Sequence[str], label: str, text: str, gap: pd
     )  # fmt: skip
 
 
-# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
+# For each claim: its text, what the paper says, the settings that it reads, its source.
 CLAIMS = {
     "C14": (
         "Simpler features of a string are represented more strongly", "the simpler",
-        (*orders.names("pair"), *orders.names("equal"), *orders.names("strings", 2)), _part, "P",
+        (*orders.names("pair"), *orders.names("equal"), *orders.names("strings", 2), "query"), "P",
     ),
 }  # fmt: skip
 
@@ -232,8 +240,9 @@ CAPTIONS = {
     "features explains, the sum over its two features; means over squares with 95 % bands. Grey: the share of all "
     "variance that a component has.",
     "similarity": "Similarity (RSA, Euclidean distances) of the encoder outputs of networks of different seeds that "
-    "read the same strings, up to the tokens that play each part. A dot is a network, its mean over all others; "
-    "untrained networks are the floor.",
+    "read the same strings, up to the tokens that play each part, and report the features in the same order or in "
+    "another. A dot is a seed: the mean over its networks and over all networks of other seeds; untrained networks are "
+    "the floor.",
 }
 
 
@@ -303,18 +312,34 @@ def _by_component(results: Results, setting: str, feature: str, metric: str) -> 
     return table.assign(k=table["at"].astype(int)).pivot(index="k", columns="seed", values="value")
 
 
+def by_order(results: Results, rows: Sequence[str]) -> pd.DataFrame:
+    """Returns the similarity of networks to those of other seeds, `[seed, kind of pair]`: the mean over a seed's networks.
+
+    Kinds of pairs: trained networks that report the features in the same order, or in another; untrained networks.
+    """
+    matrix = contrasts.similarities(results, rows[0].split(".")[0], "rsa")
+    order = {(s, seed): tuple(row) for s in rows for seed, row in results.order(s).iterrows()}
+    trained = [key for key in matrix.index if (key[0], key[2]) in order and key[1] == results.last_step(key[0])]
+    untrained = [key for key in matrix.index if key[1] == 0]
+    between, first = matrix.loc[trained, trained], [order[setting, seed] for setting, _, seed in trained]
+    same = np.array([[one == other for other in first] for one in first], bool).reshape(between.shape)
+    pairs = {
+        "same order": between.where(same),
+        "other order": between.where(~same),
+        "untrained": matrix.loc[untrained, untrained],
+    }
+    return pd.DataFrame({name: table.mean(axis=1).groupby(level="seed").mean() for name, table in pairs.items()})
+
+
 def _draw_similarity(results: Results, rows: list[str]) -> Figure | None:
     if not rows:
         return None
-    matrix = contrasts.similarities(results, rows[0].split(".")[0], "rsa")
-    ends = {s: [key for key in matrix.index if key[:2] == (s, results.last_step(s))] for s in rows}
-    untrained = [key for key in matrix.index if key[1] == 0]
-    one, other = (ends[s] for s in rows)
-    pairs = {"same order": (one, one), "other order": (one, other), "untrained": (untrained, untrained)}
-    found = {name: matrix.loc[a, b].mean(axis=1).droplevel([0, 1]) for name, (a, b) in pairs.items() if a and b}
+    found = by_order(results, rows)
+    if found.empty:  # a single seed has no other to be compared with
+        return None
     figure, panels = draw.grid(1, 1, 4.4, 3.4)
     (axes,) = panels[0]
-    draw.dots(axes, range(len(found)), pd.DataFrame(found).T, "network", STYLES[0] | {"linestyle": "none"})
-    contrasts.at_levels(axes, list(found))
+    draw.dots(axes, range(len(found.columns)), found.T, "seed", STYLES[0] | {"linestyle": "none"})
+    contrasts.at_levels(axes, list(found.columns))
     draw.label(axes, f"strings\n({contrasts.passing(results, rows)})", "pairs of networks", "similarity (1: alike)")
     return draw.finish(figure)

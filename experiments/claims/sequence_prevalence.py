@@ -14,11 +14,12 @@ trains both orders, and where the tokens of each feature stand is drawn once per
 Representations are measured on the crossed set, at the output of the encoder averaged over the tokens of the string.
 
   C15   mean over both orders of the gap r2(frequent) - r2(rare), minus that at prevalence 1/2
-    a   at prevalence .05
-    b   at exposure .1
+    a   at prevalence 0.05
+    b   at exposure 0.1
         Second measure: the log ratio, with the same differences.
 
-The natural set (`n05`: the networks of `p05`) shows r2 times p(1-p); the figure has the prediction from the crossed set.
+On the natural set (`n05`: the networks of `p05`) the same code has a smaller r2, because a rare feature varies less:
+r2 q / (1 - r2 + r2 q) with q = 4 p(1-p). The figure has this prediction from the crossed set.
 
 Settings: p50_0, p50_1, p05_0, p05_1, e10_0, e10_1, n05_0, n05_1: both orders of each.
 
@@ -33,6 +34,7 @@ Expected from the paper: the gap is larger for the rare feature.
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from experiments.claims import orders
 from repbias_jax.config import Config, Experiment, Keep, Optimizer, Preset, Training
@@ -84,7 +86,7 @@ EXPERIMENT = Experiment(
 
 def claims(results: Results, condition: str) -> list[Claim]:
     """Returns C15."""
-    text, paper, _, _, source = CLAIMS["C15"]
+    text, paper, _, source = CLAIMS["C15"]
     even = orders.run(results, condition, "p50", 2)
     parts = [
         _part(results, even, rows, label, name)
@@ -107,11 +109,11 @@ def _part(results: Results, even: Sequence[str], rows: Sequence[str], label: str
     )  # fmt: skip
 
 
-# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
+# For each claim: its text, what the paper says, the settings that it reads, its source.
 CLAIMS = {
     "C15": (
         "The more prevalent feature of a string is represented more strongly", "the more prevalent",
-        (*orders.names("p50", 2), *orders.names("p05", 2), *orders.names("e10", 2)), _part, "P",
+        (*orders.names("p50", 2), *orders.names("p05", 2), *orders.names("e10", 2)), "P",
     ),
 }  # fmt: skip
 
@@ -131,8 +133,8 @@ def figures(results: Results) -> list[Drawn]:
 
 
 FIGURES = {"C15": "gaps"}  # the figure that shows a claim
-LEVELS = {"p50": "prevalence .5", "p05": "prevalence .05", "e10": "exposure .1"}
-GROUPS = {"the frequent feature": (FREQUENT,), "its equal": (RARE,)}
+LEVELS = {"p50": "prevalence 0.5", "p05": "prevalence 0.05", "e10": "exposure 0.1"}
+GROUPS = {"frequent feature": (FREQUENT,), "rare feature": (RARE,)}
 CAPTIONS = {
     "gaps": "Variance explained by a feature that is present in half of the training examples, and by an equally "
     "complex one that is present in fewer, or whose label enters the loss in fewer. Measured on the crossed probe "
@@ -141,9 +143,9 @@ CAPTIONS = {
     "orders": "The same by output order: which of the two features is reported first.",
     "layers": "The same at every layer of the encoder, averaged over tokens, and for all tokens of its output side "
     "by side.",
-    "natural": "Variance explained by the rare feature on the crossed and on the natural probe set. On the natural "
-    "set r2 contains the factor p(1-p) of the prevalence p; the hollow mark shows what the results on the crossed "
-    "set predict for it.",
+    "natural": "Variance explained by the rare feature on the crossed and on the natural probe set; fewer seeds have the "
+    "latter. The hollow mark is what the r2 of the crossed set becomes, in the same seeds, at a prevalence p of 0.05: "
+    "r2 q / (1 - r2 + r2 q) with q = 4 p(1-p).",
 }
 
 
@@ -180,10 +182,11 @@ def _draw_natural(results: Results, crossed: list[str], natural: list[str]) -> F
     figure, panels = draw.grid(1, 1, 4.6, 3.8)
     (axes,) = panels[0]
     orders.draw_levels(axes, results, {"crossed set": crossed, "natural set": natural}, {"the rare feature": (RARE,)})
-    r2 = orders.over([results.values(setting, "r2", RARE) for setting in crossed]).to_numpy()
-    predicted = natural_r2(r2, np.full(len(r2), 0.05)).mean()
+    seeds = results.values(natural[0], "r2", RARE).index  # the natural set has fewer
+    r2 = np.array([results.values(setting, "r2", RARE).loc[seeds] for setting in crossed])
+    predicted = pd.Series(natural_r2(r2, np.full(r2.shape, 0.05)).ravel()).mean()
     axes.plot(
         [1.15], [predicted], "o", markerfacecolor="none", color=STYLES[1]["color"], label="predicted from the crossed set"
     )
-    draw.label(axes, f"prevalence .05\n({contrasts.passing(results, [*crossed, *natural])})", "", draw.VARIANCE)
+    draw.label(axes, f"prevalence 0.05\n({contrasts.passing(results, [*crossed, *natural])})", "", draw.VARIANCE)
     return draw.finish(figure)

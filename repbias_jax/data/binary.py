@@ -157,6 +157,8 @@ def check_outputs(task: Task, known: Mapping[str, Factor]) -> None:
     for name in task.outputs:
         if name not in known:
             raise ConfigError(f"config.task.outputs={name}: unknown factor; known: {', '.join(known)}")
+        if known[name].role == "twin":
+            raise ConfigError(f"config.task.outputs={name}: expected a factor that is no unused twin")
 
 
 def check_length(task: Task, name: str, expected: int, of: str) -> None:
@@ -168,6 +170,7 @@ def check_length(task: Task, name: str, expected: int, of: str) -> None:
 
 def _check_places(task: BinaryOptions) -> None:
     owner: dict[int, str] = {}
+    needed = max(block.places.stop for block in blocks(task))
     for block in blocks(task):
         for bit in range(block.places.start, block.places.stop):
             if bit in owner:
@@ -178,7 +181,7 @@ def _check_places(task: BinaryOptions) -> None:
             if not 0 <= bit < task.num_bits:
                 raise ConfigError(
                     f"config.task.num_bits={task.num_bits}: {block.name} reads bit {bit}, which the input has not; "
-                    f"expected at least {bit + 1} bits, or fewer features, or config.task.twins=false"
+                    f"expected at least {needed}, or fewer features, or config.task.twins=false"
                 )
             owner[bit] = block.name
 

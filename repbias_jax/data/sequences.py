@@ -325,6 +325,8 @@ def _text(function: Callable) -> str:
     """Returns what identifies a function: its name within this module, whose code is known, else its source."""
     if function.__module__ == __name__:
         return function.__qualname__
+    if isinstance(function, functools.partial):
+        return f"{_text(function.func)} {function.args} {function.keywords}"
     try:
         return inspect.getsource(function)
     except OSError:  # it was typed into an interpreter

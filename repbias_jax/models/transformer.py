@@ -49,7 +49,7 @@ class TransformerOptions(Model):
     heads: int = option(4, "attention heads; must divide the width", low=1)
     layers: int = option(2, "blocks in each stack", low=1, high=256)
     expand: int = option(4, "hidden units of a block's dense layers, as a multiple of the width", low=1, high=64)
-    band: int = option(0, "the first block attends to tokens at most this far away; 0: to all", "tokens", low=0)
+    band: int = option(0, "the first block attends to tokens at most this far away; 0: to all", "tokens", low=0, high=4096)
     skips: tuple[float, ...] = option(
         (),
         "factor s on the skip connection around each block of the encoder; its output is divided by sqrt(1 + s^2); empty: "
