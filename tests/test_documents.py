@@ -179,7 +179,8 @@ def test_reference_claims_follow_from_their_seeds(name):
     """The committed effects and intervals are those of the committed values, one a seed, in every column."""
     values = pd.read_csv(RESULTS / name / "claim_values.csv").set_index(["id", "column"]).sort_index()
     for row in tables.read_claims(RESULTS / name):
-        assert int(row["runs"]) + int(row["left_out"]) >= 16, row["id"]
+        enough = int(row["runs"]) + int(row["left_out"]) >= 16
+        assert enough or (row["kind"], row["verdict"]) == ("shown", "not measured"), row["id"]  # controls have fewer
         if row["effect"]:
             own = values.loc[[(row["id"], row["column"])]]
             found = summarise(own[own["passed"]]["value"].dropna().to_numpy())

@@ -11,7 +11,8 @@ separate process, which has the whole memory and its own XLA_FLAGS and is ended 
   rivals       the same population in PyTorch on the same card
   transformer  the same two parts for the two forms of the Transformer of `output_position`. The ensembles are batched by
                hand; 1,023 is the most whose batches of 64 fit into one call of PyTorch's attention on a GPU, which takes
-               65,535 strings. It needs --part=transformer and the whole time
+               65,535 strings. Beside the other parts there is time for its first rows only; --part=transformer has
+               the whole time
   cnn          a row with the reason why it is not timed
   paper        `complexity` at full size from start to verdict, its intervals compared with the committed ones; then
                further experiments while time is left
