@@ -202,7 +202,12 @@ def experiment_help(experiment: Experiment) -> list[str]:
         chosen = f"{', '.join(size.settings) or 'all settings'}; {', '.join(size.conditions) or 'all conditions'}"
         lines.append(f"  --preset={name}: {size.num_seeds} seeds; {chosen}")
         lines += [f"    changes {', '.join(f'{n}={_text(v)}' for n, v in size.overrides)}"] if size.overrides else []
-    lines.append(f"  --preset={CONFIRM}: the claims of confirm.json, each block of seeds in a folder of its own")
+    if experiment.verdict_seed >= 0:
+        lines.append(
+            f"  --preset={CONFIRM}: the same run as {FULL}; confirm.json plans its seeds, from {experiment.verdict_seed} on"
+        )
+    else:
+        lines.append(f"  --preset={CONFIRM}: the claims of confirm.json, each block of seeds in a folder of its own")
     for cap in sorted({cap for _, cap in experiment.seed_caps}):
         capped = [setting for setting, limit in experiment.seed_caps if limit == cap]
         lines.append(f"  at most {cap} seeds: {', '.join(capped)}")

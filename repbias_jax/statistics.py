@@ -87,7 +87,7 @@ class Part:
       sesoi: the smallest effect that matters; the margin of an equivalence part.
       secondary: the same effect by another measure, by seed, with the same expected sign.
       secondary_statistic: what `secondary` is, in words and symbols; empty if there is none.
-      floored: how many r2 of a seed were set to the upper end of their null band before the logarithm in `secondary`.
+      floored: how many r2 of a seed were set to the upper end of their null band before a logarithm.
       accuracy: difference in accuracy between the features, by seed, if equal accuracy is a premise.
       everyone: `values` computed from all seeds, passed or not, if a seed's value depends on which other seeds are
         included (pseudo-values).
@@ -408,10 +408,10 @@ def _row(claim: Claim, part: Part) -> dict[str, object]:
     if part.absent is not None and part.absent.mean() > MOST_ABSENT:
         nothing = {"verdict": "not measured", "verdict_all_seeds": "not measured", "p": math.nan}
         found |= nothing
-        notes.append(f"the site does not hold them in {part.absent.sum():.0f} of {len(part.absent)} networks")
+        notes.append(f"the site does not hold the features in {part.absent.sum():.0f} of {len(part.absent)} networks")
     used, equal = passed & np.isfinite(values), math.nan
     if part.floored is not None and (count := part.floored.reindex(values.index)[used]).sum():
-        notes.append(f"second measure: {count.sum():.0f} r2 of {(count > 0).sum()} seeds set to the end of the null band")
+        notes.append(f"log ratio: {count.sum():.0f} r2 of {(count > 0).sum()} seeds set to the end of the null band")
     if part.accuracy is not None:
         difference = summarise(part.accuracy.reindex(values.index)[used].dropna().to_numpy())
         equal = difference.effect

@@ -167,7 +167,7 @@ def test_the_log_ratio_has_r2_below_the_null_band_at_its_end():
     assert list(part.floored) == [0] * 13 + [1, 2, 1]
     assert row["second_statistic"] == "log(first / second)"
     assert row["second_effect"] == pytest.approx(np.nanmean(by_hand))
-    assert "second measure: 3 r2 of 2 seeds set to the end of the null band" in row["note"]  # of the seeds that count
+    assert "log ratio: 3 r2 of 2 seeds set to the end of the null band" in row["note"]  # of the seeds that count
     assert "null band" not in gap_of([0.4] * 16, [0.2] * 16)[1]["note"]
 
 

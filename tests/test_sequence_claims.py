@@ -119,7 +119,7 @@ def test_a_site_without_the_features_is_not_measured():
             made.put_by_position(setting, lambda p, f: 0.004 - 0.001 * p, site=site)
     (row,) = judge(output_position.claims(made.done(), "sgd"), "sgd", False)
     assert row["verdict"] == "not measured"
-    assert "the site does not hold them in 64 of 64 networks" in row["note"]
+    assert "the site does not hold the features in 64 of 64 networks" in row["note"]
 
 
 def test_complexity_is_told_from_position():

@@ -1,4 +1,4 @@
-"""A contest of this package with others that train the same network: the state that parts share, rounds and reports."""
+"""Times this package against others that train the same network: workers, rounds, and how a part writes its rows."""
 
 import contextlib
 import copy

@@ -152,7 +152,7 @@ def draw_levels(
 
 
 def draw_layers(axes: Axes, results: Results, rows: Sequence[str], features: Mapping[str, Sequence[str]]) -> None:
-    """Draws the same over the views of a model that claims may read. Args: rows, the settings that are averaged."""
+    """Draws r2 of groups of features over the views that claims may read. Args: rows, the settings that are averaged."""
     sites = results.sites(rows[0])
     _draw_groups(axes, results, {site.replace("_", "\n", 1): (rows, {"site": site}) for site in sites}, features)
 

@@ -10,7 +10,6 @@ from jax import Array
 from repbias_jax.config import ConfigError, Model, Task
 
 IMPOSSIBLE = -1e9  # the logit of a value that an output does not have
-PLACES = ("all", "layers", "last_hidden", "before_last")  # the names that probes use
 
 
 class View(NamedTuple):
@@ -38,8 +37,8 @@ class Family(NamedTuple):
       build: `(options, task, num_values, switches) -> nn.Module`; `num_values` is C; `switches` names dials that are on.
       check: raises ConfigError, naming the option, if the model cannot be built.
       views: `(options, task) -> {name: View}`, in layer order.
-      places: `(options, task) -> {place: (view, ...)}` for PLACES: `layers` are the views whose measures are compared;
-        `last_hidden` and `before_last` are one view each (or none). None of these views is label-fed.
+      places: `(options, task) -> {place: (view, ...)}`. Every family has `all`; `layers`, whose measures are compared; and
+        `last_hidden` and `before_last`, one view each (or none). None of these views is label-fed. A family may have more.
     """
 
     options: type[Model]

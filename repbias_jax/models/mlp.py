@@ -80,7 +80,7 @@ def views(options: MLPOptions, task: Task) -> dict[str, View]:
 
 
 def places(options: MLPOptions, task: Task) -> dict[str, tuple[str, ...]]:
-    """Returns the views of each place in PLACES."""
+    """Returns the views of each place."""
     hidden = _hidden(options)
     return {
         "all": tuple(views(options, task)),

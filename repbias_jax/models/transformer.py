@@ -255,7 +255,7 @@ def views(options: TransformerOptions, task: Task) -> dict[str, View]:
 
 
 def places(options: TransformerOptions, task: Task) -> dict[str, tuple[str, ...]]:
-    """Returns the views of each place in PLACES.
+    """Returns the views of each place.
 
     Besides, `flat` is the site of which `last_hidden` is the mean, and `answers` the last block at each output position.
     """
