@@ -128,6 +128,7 @@ def main(arguments: Sequence[str]) -> int:
         def run_one(job: Job) -> pipeline.Outcome:
             seconds = FLAGS.checkpoint_seconds
             how = (stages, stop, recorded, seconds, share, FLAGS.mix_code, discard)
+            rehearse(job.plan, job.module)
             return pipeline.run(job.plan, job.module, job.folder, *how)
 
         if not _is_several():
@@ -159,7 +160,7 @@ def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, in
     for (module, experiment), folder in zip(chosen, folders, strict=True):
         store.check_workdir(folder)
         with _named(experiment.name):
-            jobs.append(Job(module, _plan(experiment, module, folder, stages), folder))
+            jobs.append(Job(module, _plan(experiment, folder, stages), folder))
     return jobs, stages, share
 
 
@@ -249,7 +250,7 @@ def _join(stages: Sequence[str], share: tuple[int, int]) -> None:
         jax.distributed.initialize(address, int(number), int(own), heartbeat_timeout_seconds=HEARTBEAT)
 
 
-def _plan(experiment: Experiment, module: ModuleType, folder: Path, stages: Sequence[str]) -> planning.Plan:
+def _plan(experiment: Experiment, folder: Path, stages: Sequence[str]) -> planning.Plan:
     """Returns the plan of one experiment, checked and laid out."""
     recorded = "" if "train" in stages else planning.recorded_backend(folder)
     checked = planning.check(experiment, recorded or jax.default_backend(), lanes=FLAGS.lanes)
@@ -259,7 +260,6 @@ def _plan(experiment: Experiment, module: ModuleType, folder: Path, stages: Sequ
             f"{folder} was begun on {plan.layout.rows} devices, this job has {jax.device_count()}: start as many, or "
             f"go on without --distributed"
         )
-    rehearse(plan, module)
     return plan
 
 
