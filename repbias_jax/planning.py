@@ -78,8 +78,13 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
                 f"seed_blocks: {name}: {count} seeds from {first}: expected at least 1 below {MAX_SEED} for one of "
                 f"{', '.join(known)}"
             )
-    if experiment.seed < 0 or experiment.seed + experiment.num_seeds > MAX_SEED:
-        raise ConfigError(f"--seed={experiment.seed}: expected seeds from 0 to {MAX_SEED}")
+    if experiment.seed < 0:
+        raise ConfigError(f"--seed={experiment.seed}: expected seeds from 0 to {MAX_SEED - 1}")
+    if experiment.seed + experiment.num_seeds > MAX_SEED:
+        raise ConfigError(
+            f"--seed={experiment.seed} and --num_seeds={experiment.num_seeds}: the last seed is "
+            f"{experiment.seed + experiment.num_seeds - 1}; expected seeds from 0 to {MAX_SEED - 1}"
+        )
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError("JAX_THREEFRY_PARTITIONABLE is off: expected JAX's default, on which the drawn data depend")
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
@@ -113,8 +118,8 @@ def _check_reserved(experiment: Experiment) -> None:
         )
     if not experiment.confirmed and last >= FIRST_SEED:
         raise ConfigError(
-            f"--seed={experiment.seed}: the last seed is {last}; expected all below {FIRST_SEED}, since the others are "
-            f"kept for --preset=confirm, which looks at them once"
+            f"--seed={experiment.seed} and --num_seeds={experiment.num_seeds}: the last seed is {last}; expected all below "
+            f"{FIRST_SEED}, since the others are kept for --preset=confirm, which looks at them once"
         )
 
 
@@ -454,7 +459,7 @@ def check_memory(plan: Plan, cost: Mapping[str, float]) -> None:
     if there and need > there:
         raise ConfigError(
             f"training needs about {need / 1e9:.1f} GB of memory at once, and {there / 1e9:.1f} GB are there: use a "
-            f"smaller --lanes, --devices, config.task.num_train or config.task.num_probe"
+            f"smaller model, --lanes, --devices, config.task.num_train or config.task.num_probe"
         )
 
 

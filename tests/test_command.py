@@ -40,7 +40,7 @@ BAD = {
     "rate in words": (("--config.optimizer.learning_rate=fast",), "learning_rate=fast: expected float"),
     "dropout of one": (("--config.model.dropout=1.0",), "dropout=1.0: expected a finite number >= 0 and < 1"),
     "seed of a confirmation": (("--preset=full", "--seed=9990"), "the last seed is 10005; expected all below 10000"),
-    "seed out of range": (("--preset=full", "--seed=3000000000"), "--seed=3000000000: expected seeds from 0 to"),
+    "seed out of range": (("--preset=full", "--seed=3000000000"), "the last seed is 3000000015; expected seeds from 0 to"),
     "empty stage": (("--stage=",), "--stage is empty; known: train, measure, report"),
     "block before the input": (("--config.task.first_bits=-1,3",), "first_bits=-1: expected a finite number >= 0"),
     "zero seeds": (("--num_seeds=0",), "--num_seeds=0: expected at least 1"),

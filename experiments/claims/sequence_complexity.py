@@ -241,8 +241,7 @@ CAPTIONS = {
     "variance that a component has.",
     "similarity": "Similarity (RSA, Euclidean distances) of the encoder outputs of networks of different seeds that "
     "read the same strings, up to the tokens that play each part, and report the features in the same order or in "
-    "another. A dot is a seed: the mean over its networks and over all networks of other seeds; untrained networks are "
-    "the floor.",
+    "another; and of untrained networks. A dot is a seed: the mean over its networks and over all networks of other seeds.",
 }
 
 
