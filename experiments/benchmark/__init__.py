@@ -1,7 +1,8 @@
 """Compares the training speed of this package with alternatives for the same training, on two CPU cores.
 
   python -m experiments.benchmark [--rounds=7] [--smoke] [--output=experiments/results]
-  It takes about 45 minutes and 8 GB of memory, and needs an idle machine: other load distorts the numbers.
+  It takes about 20 minutes, longer with the part `transformer`, and 8 GB of memory, and needs an idle machine: other load
+  distorts the numbers.
   --part=transformer --output=DIR measures that part alone.
 
 The unit of comparison is one update of one base MLP: 32 bits, widths 256-128-64-64, ReLU, batch 128, two outputs of two
