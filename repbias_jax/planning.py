@@ -339,13 +339,13 @@ def source_of(*places: Path) -> str:
 
 def sources_of(module: ModuleType) -> list[Path]:
     """Returns the files of a module and of those in its folder whose modules, functions or constants it uses, in turn."""
-    found, waiting = {}, [module]
+    found, waiting = set(), [module]
     while waiting:
         one = waiting.pop()
         path = Path(str(one.__file__))
         if path in found or path.parent != Path(str(module.__file__)).parent:
             continue
-        found[path] = one
+        found.add(path)
         names = [v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", "") for v in vars(one).values()]
         waiting += [sys.modules[name] for name in names if getattr(sys.modules.get(name), "__file__", None)]
     return sorted(found)

@@ -77,5 +77,6 @@ class Planned(Results):
 
 def rehearse(plan: Plan, module: ModuleType) -> None:
     """Computes the claims of a plan without values. Raises ConfigError if one reads what will not be there."""
+    planned = Planned(plan)
     for condition, _ in plan.experiment.conditions:
-        module.claims(Planned(plan), condition)
+        module.claims(planned, condition)
