@@ -13,9 +13,10 @@ import jax
 from absl import logging
 
 from experiments.claims import EXPERIMENTS, base
-from repbias_jax import confirmation, pipeline, planning
+from repbias_jax import confirmation, layout, pipeline, planning, population
 from repbias_jax.config import Config, ConfigError, Experiment, Preset, describe_type, fields_of, flatten, override_all
 from repbias_jax.confirmation import Confirmed
+from repbias_jax.layout import Chunk
 from repbias_jax.selection import FULL, select
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
@@ -273,12 +274,18 @@ def share_of(asked: str | None, environment: Mapping[str, str]) -> tuple[int, in
 
 
 def cost_lines(plans: Sequence[planning.Plan], discard: bool = False) -> list[str]:
-    """Returns what would be run and what it would cost, by experiment, and the total of several, as lines."""
-    lines, costs = [], []
+    """Returns what would be run and what it would cost, by experiment, and the total of several, as lines.
+
+    Time is that of the updates, at a rate that is measured here, once for each model: it takes a few seconds.
+    """
+    lines, costs, rates = [], [], {}
     for plan in plans:
         cost = planning.estimate(plan, discard)
-        rate = 7e10 * min(plan.layout.rows, jax.device_count())
-        costs.append(cost | {"minutes": cost["flops"] / rate / 60})
+        chunk = max(plan.chunks, key=lambda c: len(c.runs) * c.group.static.config.num_steps)
+        kind = chunk.group.static.config.model, chunk.rows, chunk.group.lanes
+        if kind not in rates:
+            rates[kind] = _rate(plan, cost, chunk)
+        costs.append(cost | {"minutes": cost["flops"] / rates[kind] / 60})
         lines.append(f"{plan.experiment.name}: {plan.experiment.title}")
         for group in plan.groups:
             steps = f"{group.static.config.num_steps:,} steps, {group.lanes} lanes"
@@ -289,13 +296,26 @@ def cost_lines(plans: Sequence[planning.Plan], discard: bool = False) -> list[st
             f"  {cost['runs']:.0f} runs, {cost['run_steps']:,.0f} run-steps, {cost['flops'] / 1e12:,.1f} TFLOP",
             f"  memory a device about {cost['device_bytes'] / 1e6:,.0f} MB, "
             f"disk at most {cost['disk_bytes'] / 1e9:,.2f} GB",
-            f"  training about {costs[-1]['minutes']:,.1f} min at {rate / 1e9:.0f} GFLOP/s",
+            f"  training {_minutes(costs[-1]['minutes'])} at {rates[kind] / 1e9:,.0f} GFLOP/s",
         ]
     if len(plans) > 1:
         total = {name: sum(cost[name] for cost in costs) for name in costs[0]}
         lines.append(
             f"all {len(plans)} experiments: {total['runs']:,.0f} runs, {total['flops'] / 1e12:,.1f} TFLOP, at most "
-            f"{total['compilations']:.0f} compilations and {total['disk_bytes'] / 1e9:,.2f} GB; training about "
-            f"{total['minutes']:,.1f} min"
+            f"{total['compilations']:.0f} compilations and {total['disk_bytes'] / 1e9:,.2f} GB; training "
+            f"{_minutes(total['minutes'])}"
         )
     return lines
+
+
+def _rate(plan: planning.Plan, cost: Mapping[str, float], chunk: Chunk) -> float:
+    """Returns the rate at which a chunk trains here, in FLOP/s; NaN if the plan needs more memory than there is."""
+    try:
+        planning.check_memory(plan, cost)
+    except ConfigError:
+        return float("nan")
+    return chunk.rows * chunk.group.lanes * layout.step_flops(chunk.group) / population.step_seconds(chunk)
+
+
+def _minutes(found: float) -> str:
+    return f"about {found:,.1f} min" if found == found else "time not measured, since memory is short,"

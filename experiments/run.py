@@ -58,7 +58,7 @@ flags.DEFINE_list("settings", [], "names of the settings to run; default: set by
 flags.DEFINE_list("conditions", [], "names of the conditions to run, such as sgd; default: set by the preset")
 flags.DEFINE_integer("lanes", 0, "runs trained at once in each row of a new workdir; 0: chosen for the backend")
 flags.DEFINE_list("stage", list(pipeline.STAGES), "stages to run")
-flags.DEFINE_bool("only_print", False, "show what would run and what it would cost; start nothing")
+flags.DEFINE_bool("only_print", False, "show what would run and what it would cost here; write nothing")
 flags.DEFINE_integer("devices", 0, "virtual CPU devices for a new workdir; 0: one per core, at least two", lower_bound=0)
 flags.DEFINE_float("checkpoint_seconds", 10.0, "shortest time between two checkpoints", lower_bound=0)
 flags.DEFINE_string(

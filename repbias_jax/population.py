@@ -28,6 +28,7 @@ from repbias_jax.layout import Chunk, points_of, snapshots_by_view
 
 FIRST_STEPS = 64  # the most steps of the first segment, before the duration of a step is known
 SEGMENT_SECONDS = 20.0  # longer segments are cut, so that signals and checkpoints never have to wait long
+TIMED_SECONDS = 0.5  # how long updates are timed before a run, at least
 
 
 class Interrupted(Exception):
@@ -179,6 +180,12 @@ def restore(folder: Path, chunk: Chunk, stop: Callable[[], bool] = lambda: False
     _Trainer(folder / chunk.path, chunk, programs, Progress(0, 0, 0.0)).restore(stop)
 
 
+def step_seconds(chunk: Chunk) -> float:
+    """Returns how many seconds one update of all runs of a chunk takes here, measured with its own programs and data."""
+    programs = _programs_of(chunk.group.static, chunk.rows)
+    return _Trainer(Path(), chunk, programs, Progress(0, 0, 0.0)).step_seconds()
+
+
 @functools.lru_cache(maxsize=1)
 def _programs_of(static: Static, rows: int) -> Programs:
     """Returns the programs of a group, compiled once for all its chunks of this number of rows."""
@@ -292,6 +299,22 @@ class _Trainer:
         activations = self._open(data)
         self._keep(0, data, self.programs.init(self.dials, self.seeds), activations)
         self._keep(step, data, state, activations)
+
+    def step_seconds(self) -> float:
+        """Returns how many seconds one update takes, without evaluations and checkpoints; writes nothing."""
+        own = self.dials, self.seeds
+        start = *own, self.programs.data(*own), self.programs.init(*own)
+
+        def lasted(steps: int) -> float:
+            begun = time.monotonic()
+            jax.block_until_ready(self.programs.segment(*start, np.int32(0), np.int32(steps)))
+            return time.monotonic() - begun
+
+        steps = 1
+        lasted(steps)  # compiles
+        while (seconds := lasted(steps)) < TIMED_SECONDS and steps < self.config.num_steps:
+            steps = min(4 * steps, self.config.num_steps)
+        return seconds / steps
 
     def _wait(self, data: training.Data, stop: Callable[[], bool]) -> training.Data:
         """Returns `data`; a single process waits until they are drawn.

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import Made
 
+from experiments import command
 from repbias_jax import layout, pipeline, planning, population, provenance, store
 from repbias_jax.config import (
     Config,
@@ -370,6 +371,30 @@ def test_costs_are_counted_where_jax_has_no_cpu(monkeypatch):
     counted = layout.step_flops(group)
     monkeypatch.setattr(layout.devices, "host", lambda: None)
     assert 0.8 * counted < layout.step_flops(group) < 1.2 * counted
+
+
+def test_the_time_of_a_run_is_that_of_its_updates_measured_once_for_each_model(tmp_path, monkeypatch):
+    plan, timed = planned(tiny.EXPERIMENT, tmp_path), []
+    flops = planning.estimate(plan)["flops"]
+    monkeypatch.setattr(population, "step_seconds", lambda chunk: timed.append(chunk) or 0.5)
+    lines = command.cost_lines([plan, plan])
+    together = timed[0].rows * timed[0].group.lanes * layout.step_flops(timed[0].group)  # of an update
+    assert len(timed) == 1
+    assert sum(f"training about {flops / together * 0.5 / 60:,.1f} min at" in line for line in lines) == 2
+    assert f"training about {2 * flops / together * 0.5 / 60:,.1f} min" in lines[-1]
+
+    monkeypatch.setattr(planning.devices, "memory_bytes", lambda: 1_000)
+    assert "training time not measured" in "\n".join(command.cost_lines([plan]))
+    assert len(timed) == 1
+
+
+def test_an_update_is_timed_with_the_programs_that_train_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(population, "TIMED_SECONDS", 0.01)
+    chunk = planned(tiny.EXPERIMENT, tmp_path).chunks[0]
+    begun = time.monotonic()
+    assert 0 < population.step_seconds(chunk) < time.monotonic() - begun
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
