@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from repbias_jax import devices, provenance, store, training
-from repbias_jax.config import Static, Task
+from repbias_jax.config import Dials, Static, Task
 from repbias_jax.data import DATA, reported
 from repbias_jax.devices import Spread, make_mesh
 from repbias_jax.layout import Chunk, points_of, snapshots_by_view
@@ -58,7 +58,8 @@ class Programs:
     """The compiled programs of a group. Each is compiled once, whatever the number of chunks, segments and runs."""
 
     def __init__(self, static: Static, mesh: Mesh):
-        self.mesh, self.sharding = mesh, NamedSharding(mesh, P("runs"))
+        self.static, self.mesh, self.sharding = static, mesh, NamedSharding(mesh, P("runs"))
+        self.sizes: dict[str, tuple[int, int]] = {}
         task, keep = static.config.task, static.config.keep
         self.data = _data_program(task, keep.probe_set, keep.shared, mesh, provenance.definitions(task))
         self.init = Spread(mesh, lambda d, s: training.init(static, d, s), 2, once=True)
@@ -67,6 +68,11 @@ class Programs:
         self.represent = Spread(mesh, lambda d, x, s: training.represent(static, d, x, s), 3)
         self.is_finite = Spread(mesh, _is_finite, 1)
         self.fingerprint = Spread(mesh, store.fingerprint, 1)
+
+    def view_sizes(self, dials: Dials) -> dict[str, tuple[int, int]]:
+        """Returns what `training.view_sizes` does, traced once: all settings of a group have the same shapes."""
+        self.sizes = self.sizes or training.view_sizes(self.static, dials)
+        return self.sizes
 
 
 def _is_finite(state: training.State) -> jax.Array:
@@ -367,10 +373,7 @@ class _Trainer:
             "setting": (("run",), np.asarray([settings.index(s) for s, _ in self.chunk.runs], np.int32)),
         }
         static = self.chunk.group.static
-        sizes, self.kept = (
-            training.view_sizes(static, next(iter(self.chunk.group.dials.values()))),
-            snapshots_by_view(static),
-        )
+        sizes, self.kept = self.programs.view_sizes(next(iter(self.chunk.group.dials.values()))), snapshots_by_view(static)
         along = training.along_view(static)
         attributes = {"settings": settings, "sites": list(sizes), "along": along, "split": "0 fit, 1 score"}
         activations = store.Activations(self.folder / "activations.zarr")
