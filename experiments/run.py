@@ -107,7 +107,9 @@ def help_text(name: str = "") -> str:
     for flag in FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("experiment"))]:
         lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default_as_str or 'none'})")
     lines += ["  --config.NAME=VALUE: changes a value; --experiment=X --help lists the names", "", "Experiments:"]
-    lines += [f"  {key:<16} {module.EXPERIMENT.title}" for key, module in EXPERIMENTS.items()]
+    for key, module in EXPERIMENTS.items():
+        ids = ", ".join(getattr(module, "CLAIMS", {}))
+        lines.append(f"  {key:<20} {module.EXPERIMENT.title}{f' ({ids})' if ids else ''}")
     lines += ["", f"Exit status: {STATUS}"]
     return "\n".join(lines + (command.experiment_help(EXPERIMENTS[name].EXPERIMENT) if name else []))
 

@@ -66,12 +66,10 @@ def test_from_a_new_feature_to_a_figure_and_a_verdict(cache, tmp_path):
 STRINGS = re.search(r"^### Add a feature of strings\n(.*?)(?=^##+ )", BUILD, re.M | re.S)[1]
 READ_BACK = """
 import jax, jax.numpy as jnp, numpy as np
-from repbias_jax.config import Config, dials_of
+from repbias_jax.config import dials_of
 from repbias_jax.data import sequences
-from repbias_jax.models.transformer import TransformerOptions
-task = sequences.SequenceOptions(features=("occurs_twice", "contains_token"), length=12, vocabulary=8)
 sequences.check(task)
-dials = dials_of(Config(task, TransformerOptions()))
+dials = dials_of(config)
 drawn = sequences.draw(task, dials, jax.random.key(0))
 found = jax.vmap(lambda k: sequences.sample(task, dials, drawn, k))(jax.random.split(jax.random.key(1), 400))
 (part, *_) = sequences._parts(task)
@@ -85,10 +83,12 @@ assert 0.4 < np.mean(found.factors["occurs_twice"]) < 0.6
 def test_a_feature_of_strings_in_a_few_lines(tmp_path):
     for name in ("repbias_jax", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (block,) = fenced(STRINGS, "python")
+    block, used = fenced(STRINGS, "python")
     assert len(block.splitlines()) < 20
     follow(block, tmp_path)
-    done = subprocess.run([sys.executable, "-c", READ_BACK], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", used + READ_BACK], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     contract = [sys.executable, "-m", "pytest", "tests/test_sequences.py", "-k", "each_feature_of_strings and occurs_twice"]
     kept = subprocess.run(contract, cwd=tmp_path, capture_output=True, text=True, timeout=120)

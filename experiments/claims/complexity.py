@@ -279,7 +279,7 @@ def _draw_along(results: Results, settings: list[str]) -> Figure | None:
             draw.band(top, contrasts.curve(results, setting, "r2_of_final", feature), feature, STYLES[i])
             twin = contrasts.curve(results, setting, "r2_of_final", f"twin_{feature}")
             draw.band(top, twin, f"unused twin of {feature}", STYLES[4 + i] | {"marker": ""})
-            draw.band(bottom, results.accuracy(setting, feature, "accuracy"), feature, STYLES[i])
+            draw.band(bottom, results.accuracy(setting, feature, "accuracy"), feature, STYLES[i], within=draw.SHARE)
         alone = setting.replace(".along", ".along_easy")
         if alone != setting and results.has(alone):
             draw.band(top, contrasts.curve(results, alone, "r2_of_final", EASY), f"{EASY}, trained alone", STYLES[2])

@@ -194,7 +194,7 @@ def _draw_truncation(axes: Axes, results: Results, setting: str) -> None:
     for feature, style in ((EASY, STYLES[0]), (HARD, STYLES[1])):
         table = results.table(setting, "kept_accuracy", feature)
         curve = table.assign(k=table["at"].astype(int)).pivot(index="k", columns="seed", values="value")
-        draw.band(axes, curve, feature, style, marks=len(curve))
+        draw.band(axes, curve, feature, style, marks=len(curve), within=draw.SHARE)
     axes.axhline(0.5, linestyle=(0, (1, 2)), label="chance", **draw.FLOOR)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(top=1.03)

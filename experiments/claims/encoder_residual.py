@@ -166,7 +166,7 @@ CAPTIONS = {
     "2; the connections inside a block stay. A dot is a seed; marks are means over seeds with 95 % intervals. Grey "
     "marks are floors.",
     "ratios": "The log ratio of the two, in trained and in untrained networks; an r2 below its null band counts as "
-    "the end of the band. Claim C16 compares the first two marks of a panel.",
+    "the end of the band. Claim C16 compares `both skips` with `no skip 1`, and its part c with `no skip 2`.",
     "layers": "The two features at every layer, averaged over tokens, and for all tokens of the encoder output side "
     "by side, with both skip connections (left) and without that around block 1 (right).",
 }
@@ -200,7 +200,7 @@ def _draw_ratios(results: Results, cells: dict[str, dict[str, list[str]]]) -> Fi
         axes.axhline(0, linestyle=(0, (1, 2)), label="equal", **draw.FLOOR)
         contrasts.at_levels(axes, list(levels))
         passed = contrasts.passing(results, [setting for own in levels.values() for setting in own])
-        draw.label(axes, f"{TITLES[kind]}\n({passed})", "", "log(wide / narrow)")
+        draw.label(axes, f"{TITLES[kind]}\n({passed})", "", "log(r2(wide) / r2(narrow))")
     return draw.finish(figure)
 
 
@@ -208,7 +208,7 @@ def _draw_layers(results: Results, cells: dict[str, dict[str, list[str]]]) -> Fi
     shown = [(kind, name, rows) for kind in cells for name, rows in list(cells[kind].items())[:2]]
     if not shown:
         return None
-    figure, panels = draw.grid(len(cells), 2, 4.6, 3.4)
+    figure, panels = draw.grid(len(cells), 2, 4.6, 3.4, one_scale=True)
     for axes in panels.flat[len(shown) :]:
         axes.set_axis_off()
     for axes, (kind, name, rows) in zip(panels.flat, shown, strict=False):

@@ -331,7 +331,7 @@ def _draw_along(results: Results, names: tuple[str, ...], features: tuple[str, s
             draw.band(top, contrasts.curve(results, setting, "r2", feature), feature, style)
             unused = contrasts.curve(results, setting, "r2", f"twin_{feature}")
             draw.band(top, unused, f"unused twin of {feature}", twin | {"marker": ""})
-            draw.band(bottom, results.accuracy(setting, feature, "accuracy"), feature, style)
+            draw.band(bottom, results.accuracy(setting, feature, "accuracy"), feature, style, within=draw.SHARE)
         contrasts.null_band(top, results, setting, features[1])
         for axes in (top, bottom) if setting.split(".")[1] in STAGED else ():
             axes.axvline(_steps(results, setting)[1], linestyle="-", label="switch", **draw.FLOOR)

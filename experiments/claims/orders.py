@@ -131,8 +131,7 @@ def draw_positions(axes: Axes, results: Results, rows: Sequence[str], title: str
     draw.dots(axes, x, mean(), "feature at this position", STYLES[0])
     draw.floor(axes, x, mean(step=0).mean(axis=1), "untrained", "x")
     draw.floor(axes, x, mean(twins=True).mean(axis=1), "unused twin", "d")
-    low, high = (mean(metric=f"null_{side}").mean(axis=1).mean() for side in ("low", "high"))
-    draw.null(axes, low, high)
+    draw.null(axes, {metric: mean(metric=metric).mean(axis=1).mean() for metric in draw.NULL})
     contrasts.at_levels(axes, [str(i + 1) for i in x])
     draw.label(axes, f"{title}\n({contrasts.passing(results, rows)})", "output position", draw.VARIANCE)
 
@@ -161,7 +160,7 @@ def layers_figure(results: Results, panels: Mapping[str, tuple[Sequence[str], Ma
     """Returns a figure by layer, or None without panels. Args: panels, settings and groups of features by title."""
     if not panels:
         return None
-    figure, all_axes = draw.grid(1, len(panels), 4.4, 3.8)
+    figure, all_axes = draw.grid(1, len(panels), 4.4, 3.8, one_scale=True)
     for axes, (title, (rows, features)) in zip(all_axes[0], panels.items(), strict=True):
         draw_layers(axes, results, rows, features)
         draw.label(axes, f"{title}\n({contrasts.passing(results, rows)})", "layer", draw.VARIANCE)
@@ -182,7 +181,7 @@ def _draw_groups(
         draw.floor(axes, x, mean(own, step=0).mean(axis=1), f"{group}, untrained", "x+"[i])
         draw.floor(axes, x, mean(own, twins=True).mean(axis=1), f"unused twin of {group}", "dp"[i])
     every = [name for own in features.values() for name in own]
-    draw.null(axes, *(mean(every, metric=f"null_{side}").mean(axis=1).mean() for side in ("low", "high")))
+    draw.null(axes, {metric: mean(every, metric=metric).mean(axis=1).mean() for metric in draw.NULL})
     contrasts.at_levels(axes, list(levels))
 
 

@@ -250,14 +250,14 @@ def _draw_along(results: Results, rows: list[str]) -> Figure | None:
     tables = [_along(results, setting) for setting in rows]
     outputs = range(len(results.outputs(rows[0])))
     for p, style in zip(outputs, STYLES, strict=False):
-        for axes, which in zip(panels[0], ("r2", "accuracy"), strict=False):
+        for axes, which, within in zip(panels[0], ("r2", "accuracy"), ((-np.inf, 1), draw.SHARE), strict=False):
             each = [table[which][p] for table in tables]
-            draw.band(axes, sum(each) / len(each), f"position {p + 1}", style)
+            draw.band(axes, sum(each) / len(each), f"position {p + 1}", style, within=within)
     steps = orders.over_frames([_mastery(results, setting) for setting in rows])
     draw.dots(panels[0][2], list(outputs), steps.T, "square", STYLES[0])
     twins = orders.over_frames([orders.by_position(results, setting, twins=True) for setting in rows]).mean().mean()
     draw.floor(panels[0][0], [results.last_step(rows[0])], [twins], "unused twins, at the end", "d")
-    draw.null(panels[0][0], *(orders.by_position(results, rows[0], f"null_{s}").mean().mean() for s in ("low", "high")))
+    draw.null(panels[0][0], {metric: orders.by_position(results, rows[0], metric).mean().mean() for metric in draw.NULL})
     contrasts.at_levels(panels[0][2], [str(p + 1) for p in outputs])
     draw.label(panels[0][0], "representation", "step", draw.VARIANCE)
     draw.label(panels[0][1], "accuracy", "step", "accuracy of the worst class")
@@ -317,7 +317,7 @@ def _draw_steering(results: Results, setting: str) -> Figure | None:
         axes.set_xscale("log")
         for flipped, style in zip(order, STYLES, strict=False):
             curve = _flips(results, setting, "flips", order, pushed, flipped)
-            draw.band(axes, curve, f"output at position {flipped + 1}", style)
+            draw.band(axes, curve, f"output at position {flipped + 1}", style, within=draw.SHARE)
         random = [_flips(results, setting, "random_flips", order, pushed, j).mean(axis=1) for j in order]
         axes.plot(sum(random) / len(random), linestyle=(0, (1, 2)), label="random directions, all outputs", **draw.FLOOR)
         axes.set_ylim(-0.03, 1.03)

@@ -420,12 +420,14 @@ def _draw_along(results: Results, settings: list[str]) -> Figure | None:
     figure, panels = draw.grid(2, len(settings), 4.0, 2.7)
     for top, bottom, setting in zip(panels[0], panels[1], settings, strict=True):
         for feature, style, twin in zip((EASY, HARD), STYLES, STYLES[4:], strict=False):
-            draw.band(top, contrasts.curve(results, setting, "decode", feature), feature, style)
+            draw.band(top, contrasts.curve(results, setting, "decode", feature), feature, style, within=draw.SHARE)
             unused = contrasts.curve(results, setting, "decode", f"twin_{feature}")
-            draw.band(top, unused, f"unused twin of {feature}", twin | {"marker": ""})
+            draw.band(top, unused, f"unused twin of {feature}", twin | {"marker": ""}, within=draw.SHARE)
         shuffled = contrasts.curve(results, setting, "decode_shuffled", EASY).mean(axis=1)
         draw.floor(top, shuffled.index, shuffled, "permuted labels", "1")
-        draw.band(bottom, results.accuracy(setting, HARD, "accuracy"), "output trained on hard", STYLES[1])
+        draw.band(
+            bottom, results.accuracy(setting, HARD, "accuracy"), "output trained on hard", STYLES[1], within=draw.SHARE
+        )
         bottom.axhline(0.95, linestyle=(0, (4, 3)), label="95 %", **draw.FLOOR)
         for axes in (top, bottom):
             axes.axhline(CHANCE, linestyle=(0, (1, 2)), label="chance", **draw.FLOOR)

@@ -186,11 +186,19 @@ def _draw_doses(results: Results, settings: list[str]) -> Figure | None:
             axes.set_xscale("log")  # before drawing, since a panel without values has no scale to change
             for (_, feature, other), own, off in zip(PAIRS, STYLES[:2], STYLES[2:4], strict=True):
                 draw.band(
-                    axes, flips(results, setting, "flips", feature, feature, site), f"{feature}'s vector, its output", own
+                    axes,
+                    flips(results, setting, "flips", feature, feature, site),
+                    f"{feature}'s vector, its output",
+                    own,
+                    within=draw.SHARE,
                 )
                 thin = off | {"marker": ""}
                 draw.band(
-                    axes, flips(results, setting, "flips", feature, other, site), f"{feature}'s vector, {other}", thin
+                    axes,
+                    flips(results, setting, "flips", feature, other, site),
+                    f"{feature}'s vector, {other}",
+                    thin,
+                    within=draw.SHARE,
                 )
                 pushed = [flips(results, setting, "random_flips", f, feature, site).mean(axis=1) for f in (EASY, HARD)]
                 dash = (0, (1, 2)) if feature == EASY else (0, (4, 2))

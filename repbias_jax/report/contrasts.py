@@ -190,9 +190,8 @@ def passing(results: Results, settings: Sequence[str]) -> str:
 
 
 def null_band(axes: Axes, results: Results, setting: str, feature: str) -> None:
-    """Draws a feature's null band; its two ends are means over seeds."""
-    low, high = (results.values(setting, f"null_{side}", feature).mean() for side in ("low", "high"))
-    figures.null(axes, low, high)
+    """Draws a feature's null band; its mean and its two ends are means over seeds."""
+    figures.null(axes, {metric: results.values(setting, metric, feature).mean() for metric in figures.NULL})
 
 
 def levels(

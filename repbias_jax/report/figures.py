@@ -40,6 +40,8 @@ FONT: dict[Any, Any] = {
     "axes.spines.right": False,
 }
 VARIANCE = "variance explained, r2 (share)"
+NULL = ("null_low", "null", "null_high")  # metrics of r2 under permuted labels: lower end, mean, upper end
+SHARE = (0.0, 1.0)  # what accuracies and other shares lie between
 
 
 class Drawn(NamedTuple):
@@ -67,13 +69,26 @@ def label(axes: Axes, title: str, x: str, y: str) -> None:
         text.set_parse_math(False)
 
 
-def band(axes: Axes, by_seed: pd.DataFrame, name: str, style: Mapping[str, Any], marks: int = 8) -> None:
-    """Draws the mean over seeds with its 95 % t interval as a band. Args: by_seed: [x, seed]."""
+def band(
+    axes: Axes, by_seed: pd.DataFrame, name: str, style: Mapping[str, Any], marks: int = 8,
+    within: tuple[float, float] = (-np.inf, np.inf),
+) -> None:  # fmt: skip
+    """Draws the mean over seeds with its 95 % t interval as a band.
+
+    Args:
+      axes: to draw on.
+      by_seed: `[x, seed]`.
+      name: in the legend.
+      style: of STYLES.
+      marks: about how many marks the line has.
+      within: least and largest possible value, such as (0, 1) of an accuracy; the band ends there.
+    """
     mean, k = by_seed.mean(axis=1), by_seed.count(axis=1)
     half = stats.t.ppf(0.975, np.maximum(k - 1, 1)) * by_seed.std(axis=1) / np.sqrt(np.maximum(k, 1))
     every = max(1, len(mean) // marks)
     (line,) = axes.plot(mean.index, mean, markersize=4, markevery=every, linewidth=1.4, label=name, **style)
-    axes.fill_between(mean.index, mean - half, mean + half, color=style["color"], alpha=0.25, linewidth=0)
+    low, high = (np.clip(mean + sign * half, *within) for sign in (-1, 1))
+    axes.fill_between(mean.index, low, high, color=style["color"], alpha=0.25, linewidth=0)
     line.set_gid(f"mean of {name}")
 
 
@@ -89,10 +104,11 @@ def dots(axes: Axes, x: ArrayLike, by_seed: pd.DataFrame, name: str, style: Mapp
     axes.errorbar(place, mean, half, capsize=2, markersize=5, linewidth=1.4, label=name, **style)
 
 
-def null(axes: Axes, low: float, high: float) -> None:
-    """Draws the null band: the central 95 % of r2 under permuted labels."""
+def null(axes: Axes, ends: Mapping[str, float]) -> None:
+    """Draws r2 under permuted labels: the central 95 % as a band and the mean as a line. Args: ends, by metric of NULL."""
+    low, level, high = (ends[name] for name in NULL)
     axes.axhspan(low, high, color="0.75", alpha=0.6, linewidth=0, zorder=0)
-    line = axes.axhline((low + high) / 2, linestyle=(0, (1, 2)), label="null (permuted labels, 95 %)", **FLOOR)
+    line = axes.axhline(level, linestyle=(0, (1, 2)), label="null (permuted labels: mean, 95 %)", **FLOOR)
     line.set_gid("null")
 
 
