@@ -1,4 +1,4 @@
-"""The score card of the reference runs: `experiments/results/scorecard.csv`, and the tables of three documents.
+"""The score card of the reference runs: `experiments/results/scorecard.csv`, and the generated parts of four documents.
 
 python -m experiments.scorecard          run it after a reference run; a test fails if one of them is not up to date
 
@@ -37,7 +37,8 @@ def sources() -> list[card.Source]:
 def sections() -> dict[Path, str]:
     """Returns the text between the markers of each document.
 
-    README has the headline claims; in the folder of results, README has the whole card and DECISIONS the changed verdicts.
+    README has the headline claims; in the folder of results, README has the whole card, DECISIONS the changed verdicts and
+    FIGURES all figures with their captions.
     """
     rows = card.rows_of(sources())
     whole, explored = (card.markdown(rows, ".", exploratory) for exploratory in (False, True))
@@ -45,7 +46,20 @@ def sections() -> dict[Path, str]:
         ROOT / "README.md": card.headlines(rows, HEADLINES, str(RESULTS), str(RESULTS / "README.md")),
         ROOT / RESULTS / "README.md": f"### All claims\n\n{whole}\n### Exploratory conditions\n\n{explored}",
         ROOT / RESULTS / "DECISIONS.md": _changes(changed(rows)),
+        ROOT / RESULTS / "FIGURES.md": _figures(),
     }
+
+
+def _figures() -> str:
+    """Returns all committed figures with their captions, by experiment."""
+    lines = []
+    for name, module in EXPERIMENTS.items():
+        captions, folder = getattr(module, "CAPTIONS", {}), ROOT / RESULTS / name / "figures"
+        there = [figure for figure in captions if (folder / f"{figure}.png").exists()]
+        lines += [f"## {name}", f"{module.EXPERIMENT.title}"] if there else []
+        for figure in there:
+            lines += [f"### {figure}", captions[figure], f"![{figure}]({name}/figures/{figure}.png)"]
+    return "\n\n".join(lines) + "\n"
 
 
 def changed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

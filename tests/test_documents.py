@@ -140,6 +140,13 @@ def test_readme_claims_are_those_of_the_reference_runs(tmp_path):
     assert (tmp_path / "scorecard.csv").read_bytes() == (ROOT / scorecard.RESULTS / "scorecard.csv").read_bytes()
 
 
+def test_every_committed_figure_is_shown_once_with_a_caption():
+    text = (RESULTS / "FIGURES.md").read_text()
+    shown = re.findall(r"^### (\w+)\n\n(.{40,})\n\n!\[\1\]\((\w+/figures/\1\.png)\)$", text, re.M)
+    there = sorted(str(path.relative_to(RESULTS)) for path in RESULTS.glob("*/figures/*.png"))
+    assert sorted(path for *_, path in shown) == there
+
+
 @pytest.mark.parametrize("name", list(targets.SECTIONS))
 def test_measured_speed_and_faults_are_those_of_the_results(name):
     """`python -m experiments.benchmark.targets` prints what should stand there."""
