@@ -4,7 +4,7 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,6 @@ from experiments.claims import EXPERIMENTS, base
 from repbias_jax import confirmation, layout, pipeline, planning, population
 from repbias_jax.config import Config, ConfigError, Experiment, Preset, describe_type, fields_of, flatten, override_all
 from repbias_jax.confirmation import Confirmed
-from repbias_jax.layout import Chunk
 from repbias_jax.selection import FULL, select
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75
@@ -273,49 +272,69 @@ def share_of(asked: str | None, environment: Mapping[str, str]) -> tuple[int, in
     return int(index), int(count)
 
 
-def cost_lines(plans: Sequence[planning.Plan], discard: bool = False) -> list[str]:
-    """Returns what would be run and what it would cost, by experiment, and the total of several, as lines.
+def cost_lines(
+    plans: Sequence[planning.Plan], stages: Sequence[str], discard: bool = False, stop: Callable[[], bool] = lambda: False
+) -> Iterator[str]:  # fmt: skip
+    """Yields what would be run and what it would cost, by experiment, and the total of several, as lines.
 
-    Time is that of the updates, at a rate that is measured here, once for each model: it takes a few seconds.
+    Raises:
+      Interrupted: `stop` returned true while updates were timed.
     """
-    lines, costs, rates = [], [], {}
+    costs, times = [], []
     for plan in plans:
-        cost = planning.estimate(plan, discard)
-        chunk = max(plan.chunks, key=lambda c: len(c.runs) * c.group.static.config.num_steps)
-        kind = chunk.group.static.config.model, chunk.rows, chunk.group.lanes
-        if kind not in rates:
-            rates[kind] = _rate(plan, cost, chunk)
-        costs.append(cost | {"minutes": cost["flops"] / rates[kind] / 60})
-        lines.append(f"{plan.experiment.name}: {plan.experiment.title}")
+        yield f"{plan.experiment.name}: {plan.experiment.title}"
         for group in plan.groups:
             steps = f"{group.static.config.num_steps:,} steps, {group.lanes} lanes"
-            lines.append(f"  group {group.name}: {', '.join(group.settings)}; {steps}")
-        lines += [
+            yield f"  group {group.name}: {', '.join(group.settings)}; {steps}"
+        cost, chunks = planning.estimate(plan, discard), plan.chunks
+        work = layout.chunk_flops(chunks)
+        own = sum(w * len(c.runs) / (c.rows * c.group.lanes) for w, c in zip(work, chunks, strict=True))
+        yield (
             f"  {len(plan.groups)} groups, {cost['chunks']:.0f} chunks of at most {plan.layout.rows} rows, "
-            f"at most {cost['compilations']:.0f} compilations",
-            f"  {cost['runs']:.0f} runs, {cost['run_steps']:,.0f} run-steps, {cost['flops'] / 1e12:,.1f} TFLOP",
-            f"  memory a device about {cost['device_bytes'] / 1e6:,.0f} MB, "
-            f"disk at most {cost['disk_bytes'] / 1e9:,.2f} GB",
-            f"  training {_minutes(costs[-1]['minutes'])} at {rates[kind] / 1e9:,.0f} GFLOP/s",
-        ]
+            f"at most {cost['compilations']:.0f} compilations"
+        )
+        yield f"  {cost['runs']:.0f} runs, {cost['run_steps']:,.0f} run-steps, {own / 1e12:,.1f} TFLOP"
+        yield (
+            f"  memory a device about {cost['device_bytes'] / 1e6:,.0f} MB, disk at most {cost['disk_bytes'] / 1e9:,.2f} GB"
+        )
+        seconds = _training_seconds(plan, cost, work, stop) if "train" in stages else None
+        yield f"  {_in_words(seconds)}"
+        costs.append(cost | {"flops": own})
+        times.append(seconds)
     if len(plans) > 1:
         total = {name: sum(cost[name] for cost in costs) for name in costs[0]}
-        lines.append(
+        yield (
             f"all {len(plans)} experiments: {total['runs']:,.0f} runs, {total['flops'] / 1e12:,.1f} TFLOP, at most "
-            f"{total['compilations']:.0f} compilations and {total['disk_bytes'] / 1e9:,.2f} GB; training "
-            f"{_minutes(total['minutes'])}"
+            f"{total['compilations']:.0f} compilations and {total['disk_bytes'] / 1e9:,.2f} GB; "
+            f"{_in_words(None if None in times else sum(times))}"
         )
-    return lines
 
 
-def _rate(plan: planning.Plan, cost: Mapping[str, float], chunk: Chunk) -> float:
-    """Returns the rate at which a chunk trains here, in FLOP/s; NaN if the plan needs more memory than there is."""
+def _training_seconds(
+    plan: planning.Plan, cost: Mapping[str, float], work: Sequence[float], stop: Callable[[], bool]
+) -> float | None:  # fmt: skip
+    """Estimates how long all updates of a plan take here, from the time of one update of its dearest chunk.
+
+    Args:
+      plan: what would be run.
+      cost: of the plan, from `estimate`.
+      work: of its chunks, from `chunk_flops`.
+      stop: polled.
+
+    Returns:
+      Seconds, or None where nothing can be timed: in a process of several, on another backend, or without enough memory.
+    """
+    if jax.process_count() > 1 or plan.backend != jax.default_backend():
+        return None
+    dearest = work.index(max(work))
+    chunk = plan.chunks[dearest]
     try:
         planning.check_memory(plan, cost)
-    except ConfigError:
-        return float("nan")
-    return chunk.rows * chunk.group.lanes * layout.step_flops(chunk.group) / population.step_seconds(chunk)
+        step = population.step_seconds(chunk, stop)
+    except (ConfigError, jax.errors.JaxRuntimeError):
+        return None
+    return step * chunk.group.static.config.num_steps * sum(work) / work[dearest]
 
 
-def _minutes(found: float) -> str:
-    return f"about {found:,.1f} min" if found == found else "time not measured, since memory is short,"
+def _in_words(seconds: float | None) -> str:
+    return "training not timed" if seconds is None else f"training about {seconds / 60:,.1f} min here"

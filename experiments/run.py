@@ -58,7 +58,7 @@ flags.DEFINE_list("settings", [], "names of the settings to run; default: set by
 flags.DEFINE_list("conditions", [], "names of the conditions to run, such as sgd; default: set by the preset")
 flags.DEFINE_integer("lanes", 0, "runs trained at once in each row of a new workdir; 0: chosen for the backend")
 flags.DEFINE_list("stage", list(pipeline.STAGES), "stages to run")
-flags.DEFINE_bool("only_print", False, "show what would run and what it would cost here; write nothing")
+flags.DEFINE_bool("only_print", False, "show what would run and what it would cost here; write nothing to the workdir")
 flags.DEFINE_integer("devices", 0, "virtual CPU devices for a new workdir; 0: one per core, at least two", lower_bound=0)
 flags.DEFINE_float("checkpoint_seconds", 10.0, "shortest time between two checkpoints", lower_bound=0)
 flags.DEFINE_string(
@@ -120,10 +120,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         jobs, stages, share = _read(arguments[1:])
         discard = FLAGS.activations == "discard"
+        stop = catch_signals()
         if FLAGS.only_print:
-            print("\n".join(command.cost_lines([job.plan for job in jobs], discard)))
+            for line in command.cost_lines([job.plan for job in jobs], stages, discard, stop):
+                print(line, flush=True)
             return DONE
-        stop, recorded = catch_signals(), record()
+        recorded = record()
         if FLAGS.preset == command.CONFIRM:
             recorded |= {"confirm.json": store.checksum(command.CONFIRMATION)}
 

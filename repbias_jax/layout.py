@@ -154,14 +154,19 @@ def shard_of(chunks: Sequence[Chunk], index: int, count: int) -> list[Chunk]:
     """
     if count == 1:
         return list(chunks)
-    groups = {chunk.group.name: chunk.group for chunk in chunks}  # counting operations is slow: once per group
-    costs = {name: step_flops(group) for name, group in groups.items()}
-
-    def cost(chunk: Chunk) -> float:
-        return len(chunk.runs) * chunk.group.static.config.num_steps * costs[chunk.group.name]
-
-    dealt = sorted(range(len(chunks)), key=lambda i: -cost(chunks[i]))  # stable: every process assigns alike
+    flops = chunk_flops(chunks)
+    dealt = sorted(range(len(chunks)), key=lambda i: -flops[i])  # stable: every process assigns alike
     return [chunks[i] for i in sorted(dealt[index::count])]
+
+
+def chunk_flops(chunks: Sequence[Chunk]) -> list[float]:
+    """Returns the floating-point operations that train each chunk, with those of the copies that fill it up.
+
+    Chunks that are full count their own runs alone.
+    """
+    groups = {chunk.group.name: chunk.group for chunk in chunks}  # counting operations is slow: once per group
+    each = {name: group.lanes * group.static.config.num_steps * step_flops(group) for name, group in groups.items()}
+    return [chunk.rows * each[chunk.group.name] for chunk in chunks]
 
 
 def step_flops(group: Group) -> float:

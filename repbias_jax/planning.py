@@ -413,10 +413,10 @@ def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:
       discard: whether the activations of a chunk are removed once it is measured.
 
     Returns:
-      chunks, compilations, runs, run_steps, flops, disk_bytes, and device_bytes, the memory of the fullest device.
+      chunks, compilations, runs, run_steps, disk_bytes, and device_bytes, the memory of the fullest device.
     """
     total: dict[str, float] = dict.fromkeys(
-        ("chunks", "compilations", "runs", "run_steps", "flops", "disk_bytes", "device_bytes"), 0.0
+        ("chunks", "compilations", "runs", "run_steps", "disk_bytes", "device_bytes"), 0.0
     )
     chunks = plan.chunks
     total["chunks"] = len(chunks)
@@ -441,7 +441,6 @@ def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:
         total["compilations"] += 5 * len(rows[group.name])
         total["runs"] += runs
         total["run_steps"] += runs * config.num_steps
-        total["flops"] += runs * config.num_steps * layout.step_flops(group)
         stays = sum(size for name, size in by_view.items() if name in always or not discard)
         total["disk_bytes"] += runs * (2 * state_bytes + stays)
         largest = max(largest, max(rows[group.name]) * group.lanes * activations)

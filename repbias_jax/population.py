@@ -28,7 +28,7 @@ from repbias_jax.layout import Chunk, points_of, snapshots_by_view
 
 FIRST_STEPS = 64  # the most steps of the first segment, before the duration of a step is known
 SEGMENT_SECONDS = 20.0  # longer segments are cut, so that signals and checkpoints never have to wait long
-TIMED_SECONDS = 0.5  # how long updates are timed before a run, at least
+TIMED_SECONDS = 0.5  # how long updates are timed at least, if a run has as many
 
 
 class Interrupted(Exception):
@@ -97,8 +97,9 @@ class Progress:
         self.done_runs, self.done = 0, 0
         self.fresh, self.begun, self.spoken = -1, 0.0, time.monotonic()
         self.bar = tqdm(
-            total=run_steps, unit="run-step", unit_scale=True, disable=not (sys.stderr.isatty() and devices.is_first())
-        )
+            total=run_steps, unit="run-step", unit_scale=True,
+            disable=not (run_steps and sys.stderr.isatty() and devices.is_first()),
+        )  # fmt: skip
 
     def skip(self, runs: int, run_steps: int) -> None:
         """Counts runs and run-steps as done, without including them in the rate."""
@@ -186,10 +187,14 @@ def restore(folder: Path, chunk: Chunk, stop: Callable[[], bool] = lambda: False
     _Trainer(folder / chunk.path, chunk, programs, Progress(0, 0, 0.0)).restore(stop)
 
 
-def step_seconds(chunk: Chunk) -> float:
-    """Returns how many seconds one update of all runs of a chunk takes here, measured with its own programs and data."""
+def step_seconds(chunk: Chunk, stop: Callable[[], bool] = lambda: False) -> float:
+    """Measures how many seconds one update of all runs of a chunk takes here, with its own programs and data.
+
+    Raises:
+      Interrupted: `stop` returned true; nothing was written.
+    """
     programs = _programs_of(chunk.group.static, chunk.rows)
-    return _Trainer(Path(), chunk, programs, Progress(0, 0, 0.0)).step_seconds()
+    return _Trainer(Path(), chunk, programs, Progress(0, 0, 0.0)).step_seconds(stop)
 
 
 @functools.lru_cache(maxsize=1)
@@ -306,19 +311,21 @@ class _Trainer:
         self._keep(0, data, self.programs.init(self.dials, self.seeds), activations)
         self._keep(step, data, state, activations)
 
-    def step_seconds(self) -> float:
+    def step_seconds(self, stop: Callable[[], bool]) -> float:
         """Returns how many seconds one update takes, without evaluations and checkpoints; writes nothing."""
-        own = self.dials, self.seeds
-        start = *own, self.programs.data(*own), self.programs.init(*own)
+        data = self._wait(self.programs.data(self.dials, self.seeds), stop)
+        state = self.programs.init(self.dials, self.seeds)
 
         def lasted(steps: int) -> float:
             begun = time.monotonic()
-            jax.block_until_ready(self.programs.segment(*start, np.int32(0), np.int32(steps)))
+            jax.block_until_ready(self.programs.segment(self.dials, self.seeds, data, state, np.int32(0), np.int32(steps)))
             return time.monotonic() - begun
 
         steps = 1
         lasted(steps)  # compiles
         while (seconds := lasted(steps)) < TIMED_SECONDS and steps < self.config.num_steps:
+            if stop():
+                raise Interrupted("stopped while updates were timed")
             steps = min(4 * steps, self.config.num_steps)
         return seconds / steps
 

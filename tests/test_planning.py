@@ -373,27 +373,67 @@ def test_costs_are_counted_where_jax_has_no_cpu(monkeypatch):
     assert 0.8 * counted < layout.step_flops(group) < 1.2 * counted
 
 
-def test_the_time_of_a_run_is_that_of_its_updates_measured_once_for_each_model(tmp_path, monkeypatch):
+def lines_of(*plans, stages=pipeline.STAGES):
+    return list(command.cost_lines(plans, stages))
+
+
+def test_the_printed_time_is_that_of_all_updates_and_counts_what_fills_a_chunk(tmp_path, monkeypatch):
+    """From the time of one update of the dearest chunk, half a second here."""
+    timed = []
+    monkeypatch.setattr(population, "step_seconds", lambda chunk, stop: timed.append(chunk) or 0.5)
+    long = (("long", (("training.epochs", 40), ("model.widths", (16, 8)))),)
+    few = dataclasses.replace(tiny.EXPERIMENT, num_seeds=3, settings=(*tiny.EXPERIMENT.settings, *long))
+    plan = planned(few, tmp_path)
+    assert any(len(chunk.runs) < chunk.rows * chunk.group.lanes for chunk in plan.chunks)
+    each = {group.name: layout.step_flops(group) for group in plan.groups}
+    work = [c.rows * c.group.lanes * c.group.static.config.num_steps * each[c.group.name] for c in plan.chunks]
+    (group,) = (group for group in plan.groups if group.settings == ("base.long",))
+    steps = group.static.config.num_steps
+    minutes = steps * 0.5 * sum(work) / max(work) / 60
+    lines = lines_of(plan, plan)
+    assert {chunk.group.name for chunk in timed} == {group.name}
+    assert sum(line == f"  training about {minutes:,.1f} min here" for line in lines) == 2
+    assert lines[-1].endswith(f"training about {2 * minutes:,.1f} min here")
+
+
+@pytest.mark.parametrize("why", ["memory", "backend", "stages", "device"])
+def test_nothing_is_timed_that_would_not_be_trained_here(why, tmp_path, monkeypatch):
     plan, timed = planned(tiny.EXPERIMENT, tmp_path), []
-    flops = planning.estimate(plan)["flops"]
-    monkeypatch.setattr(population, "step_seconds", lambda chunk: timed.append(chunk) or 0.5)
-    lines = command.cost_lines([plan, plan])
-    together = timed[0].rows * timed[0].group.lanes * layout.step_flops(timed[0].group)  # of an update
-    assert len(timed) == 1
-    assert sum(f"training about {flops / together * 0.5 / 60:,.1f} min at" in line for line in lines) == 2
-    assert f"training about {2 * flops / together * 0.5 / 60:,.1f} min" in lines[-1]
 
-    monkeypatch.setattr(planning.devices, "memory_bytes", lambda: 1_000)
-    assert "training time not measured" in "\n".join(command.cost_lines([plan]))
-    assert len(timed) == 1
+    def time_step(chunk, stop):
+        timed.append(chunk)
+        if why == "device":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+        return 0.5
+
+    monkeypatch.setattr(population, "step_seconds", time_step)
+    if why == "memory":
+        monkeypatch.setattr(planning.devices, "memory_bytes", lambda: 1_000)
+    asked = plan._replace(backend="gpu") if why == "backend" else plan
+    lines = lines_of(asked, stages=("measure", "report") if why == "stages" else pipeline.STAGES)
+    assert lines[-1] == "  training not timed"
+    assert len(timed) == (why == "device")
 
 
-def test_an_update_is_timed_with_the_programs_that_train_and_writes_nothing(tmp_path, monkeypatch):
+def test_an_update_is_timed_without_compilation(tmp_path, monkeypatch):
+    """The first call takes five seconds more, and every update a hundredth; nothing is written."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(population, "TIMED_SECONDS", 0.01)
+    now, asked = [0.0], []
     chunk = planned(tiny.EXPERIMENT, tmp_path).chunks[0]
-    begun = time.monotonic()
-    assert 0 < population.step_seconds(chunk) < time.monotonic() - begun
+    programs = population.Programs(chunk.group.static, population.make_mesh(chunk.rows))
+
+    def segment(dials, seeds, data, state, start, stop):
+        now[0] += 0.01 * int(stop - start) + 5.0 * (not asked)
+        asked.append(int(stop - start))
+        return state
+
+    monkeypatch.setattr(programs, "segment", segment)
+    monkeypatch.setattr(population, "_programs_of", lambda static, rows: programs)
+    monkeypatch.setattr(population.time, "monotonic", lambda: now[0])
+    assert population.step_seconds(chunk) == pytest.approx(0.01)
+    assert asked == [1, 1, 4, 8]  # a run has eight updates
+    with pytest.raises(population.Interrupted, match="stopped"):
+        population.step_seconds(chunk, lambda: True)
     assert list(tmp_path.iterdir()) == []
 
 

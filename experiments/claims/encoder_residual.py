@@ -200,7 +200,7 @@ def _draw_ratios(results: Results, cells: dict[str, dict[str, list[str]]]) -> Fi
         axes.axhline(0, linestyle=(0, (1, 2)), label="equal", **draw.FLOOR)
         contrasts.at_levels(axes, list(levels))
         passed = contrasts.passing(results, [setting for own in levels.values() for setting in own])
-        draw.label(axes, f"{TITLES[kind]}\n({passed})", "", "log(r2(wide) / r2(narrow))")
+        draw.label(axes, f"{TITLES[kind]}\n({passed})", "", "log ratio, wide over narrow")
     return draw.finish(figure)
 
 

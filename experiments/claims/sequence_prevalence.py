@@ -188,5 +188,5 @@ def _draw_natural(results: Results, crossed: list[str], natural: list[str]) -> F
     axes.plot(
         [1.15], [predicted], "o", markerfacecolor="none", color=STYLES[1]["color"], label="predicted from the crossed set"
     )
-    draw.label(axes, f"prevalence 0.05\n({contrasts.passing(results, crossed)})", "", draw.VARIANCE)
+    draw.label(axes, f"prevalence 0.05\n(crossed: {contrasts.passing(results, crossed)})", "", draw.VARIANCE)
     return draw.finish(figure)

@@ -108,7 +108,7 @@ def null(axes: Axes, ends: Mapping[str, float]) -> None:
     """Draws r2 under permuted labels: the central 95 % as a band and the mean as a line. Args: ends, by metric of NULL."""
     low, level, high = (ends[name] for name in NULL)
     axes.axhspan(low, high, color="0.75", alpha=0.6, linewidth=0, zorder=0)
-    line = axes.axhline(level, linestyle=(0, (1, 2)), label="null (permuted labels: mean, 95 %)", **FLOOR)
+    line = axes.axhline(level, linestyle=(0, (1, 2)), label="null (permuted labels, 95 %)", **FLOOR)
     line.set_gid("null")
 
 
