@@ -160,10 +160,7 @@ def shard_of(chunks: Sequence[Chunk], index: int, count: int) -> list[Chunk]:
 
 
 def chunk_flops(chunks: Sequence[Chunk]) -> list[float]:
-    """Returns the floating-point operations that train each chunk, with those of the copies that fill it up.
-
-    Chunks that are full count their own runs alone.
-    """
+    """Returns the floating-point operations that train each chunk, with those of the copies that fill it up."""
     groups = {chunk.group.name: chunk.group for chunk in chunks}  # counting operations is slow: once per group
     each = {name: group.lanes * group.static.config.num_steps * step_flops(group) for name, group in groups.items()}
     return [chunk.rows * each[chunk.group.name] for chunk in chunks]
