@@ -46,14 +46,14 @@ class Ordered(Made):
         labels = {k: np.random.default_rng(k).permutation(len(names)) for k in SEEDS}
         return pd.DataFrame({k: [names[labels[k][i]] for i in self.lines[setting]] for k in SEEDS}).T
 
-    def put_by_position(self, setting, value, site="hidden_1"):
+    def put_by_position(self, setting, value, site="hidden_1", high=0.01):
         """r2 of the feature at each position: `value(position, feature)`, the same for every seed."""
         order = self.order(f"sgd.{setting}")
         for seed, row in order.iterrows():
             for position, feature in row.items():
                 own = {k: value(position, feature) + 1e-4 * (k % 2) for k in SEEDS}
                 self.put(setting, "r2", feature, own, site=site, seeds=[seed])
-                self.put(setting, "null_high", feature, dict.fromkeys(SEEDS, 0.01), site=site, seeds=[seed])
+                self.put(setting, "null_high", feature, dict.fromkeys(SEEDS, high), site=site, seeds=[seed])
                 self.put(setting, "null", feature, dict.fromkeys(SEEDS, -0.002), site=site, seeds=[seed])
 
 
@@ -135,6 +135,25 @@ def test_complexity_is_told_from_position():
     np.testing.assert_allclose(parts["c"].values, 0.2, atol=1e-3)
     np.testing.assert_allclose(parts["c"].secondary, np.log(3), atol=1e-2)
     assert [parts[k].kind for k in "ac"] == ["deciding", "shown"]
+    assert parts["c"].floored.sum() == 0
+
+
+def test_r2_below_the_null_band_are_counted_where_a_logarithm_is_taken():
+    """Complex features are raised from .01 to .1; they stand first in two of a square's four networks."""
+    strings = dict(zip(orders.names("strings", 2), orders.BOTH, strict=True))
+    tables = {
+        "c": square("pair", PAIR),
+        "d": Ordered(dict.fromkeys(strings, ("contains_token", "contains_phrase")), strings),
+        "e": Ordered({"query": PAIR}, {"query": (0, 1, 2, 3)}),
+    }
+    tables["e"].settings["task.order"] = "example"
+    for label, made in tables.items():
+        for setting in made.lines:
+            name = setting.removeprefix("sgd.")
+            made.put_by_position(name, lambda p, f: 0.3 if f in (*PAIR[:2], "contains_token") else 0.01, high=0.1)
+        part = parts_of(sequence_complexity, made.done())[label]
+        np.testing.assert_allclose(part.secondary, np.log(3), atol=1e-2)
+        assert set(part.floored) == {2}
 
 
 def test_a_floor_of_unused_twins_is_drawn_only_where_there_are_any():

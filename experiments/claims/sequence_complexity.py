@@ -122,16 +122,16 @@ def claims(results: Results, condition: str) -> list[Claim]:
     if equal := orders.run(results, condition, "equal"):
         parts.append(_part(results, equal, "b", "equal", "majorities and parities of three tokens"))
     if pair:
-        gap, ratio = (first_gap(results, pair, CLASSES["pair"][0], log) for log in (False, True))
-        parts.append(_shown(results, pair, "c", "r2(identity) - r2(xor) of features that are reported first", gap, ratio))
+        text_c = "r2(identity) - r2(xor) of features that are reported first"
+        parts.append(_shown(results, pair, "c", text_c, *first_gap(results, pair, CLASSES["pair"][0])))
     if strings := orders.run(results, condition, "strings", 2):
         simple, complex_ = (names[0] for names in CLASSES["strings"])
-        gap = orders.over([results.values(s, "r2", simple) - results.values(s, "r2", complex_) for s in strings])
-        ratio = orders.over([contrasts.log_ratio(results, s, simple, complex_)[0] for s in strings])
-        parts.append(_shown(results, strings, "d", f"r2({simple}) - r2({complex_})", gap, ratio))
+        found = contrasts.gaps(results, strings, simple, complex_)
+        means = (table.mean(axis=1, skipna=False) for table in (found.apart, found.ratios))
+        parts.append(_shown(results, strings, "d", f"r2({simple}) - r2({complex_})", *means, found.floored.sum(axis=1)))
     if results.has(query := f"{condition}.query"):
-        gap, ratio = class_gap(results, query, *CLASSES["pair"]), _log_gap(results, query, *CLASSES["pair"])
-        parts.append(_shown(results, [query], "e", "r2(identity) - r2(xor), order of each example", gap, ratio))
+        text_e, gap = "r2(identity) - r2(xor), order of each example", class_gap(results, query, *CLASSES["pair"])
+        parts.append(_shown(results, [query], "e", text_e, gap, *_log_gap(results, query, *CLASSES["pair"])))
     return [Claim("C14", text, paper, tuple(parts), source)]
 
 
@@ -141,10 +141,20 @@ def class_gap(results: Results, setting: str, simple: Sequence[str], complex_: S
     return means[0] - means[1]
 
 
-def _log_gap(results: Results, setting: str, simple: Sequence[str], complex_: Sequence[str]) -> pd.Series:
-    """Returns mean log r2 of the simple features minus that of the complex ones, by seed."""
-    logs = {f: np.log(contrasts.above_null(results, setting, f)[0]) for f in (*simple, *complex_)}
-    return sum(logs[f] for f in simple) / len(simple) - sum(logs[f] for f in complex_) / len(complex_)
+def _log_gap(
+    results: Results, setting: str, simple: Sequence[str], complex_: Sequence[str]
+) -> tuple[pd.Series, pd.Series]:  # fmt: skip
+    """Returns mean log r2 of the simple features minus that of the complex ones, and how many r2 were raised, by seed."""
+    logs, low = _logs(results, setting, (*simple, *complex_))
+    return logs[list(simple)].mean(axis=1, skipna=False) - logs[list(complex_)].mean(axis=1, skipna=False), low.sum(axis=1)
+
+
+def _logs(results: Results, setting: str, features: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns log r2, each r2 as in `contrasts.above_null`, and which of them were raised, `[seed, feature]`."""
+    found = {f: contrasts.above_null(results, setting, f) for f in features}
+    return np.log(pd.DataFrame({f: r2 for f, (r2, _) in found.items()})), pd.DataFrame(
+        {f: low for f, (_, low) in found.items()}
+    )
 
 
 def coefficient(results: Results, rows: Sequence[str], simple: Sequence[str]) -> pd.Series:
@@ -174,26 +184,32 @@ def _part(results: Results, rows: Sequence[str], label: str, kind: str, text: st
     )  # fmt: skip
 
 
-def first_gap(results: Results, rows: Sequence[str], simple: Sequence[str], log: bool = False) -> pd.Series:
-    """Returns mean r2 of simple minus that of complex features that stand first, by square; or of log r2.
+def first_gap(results: Results, rows: Sequence[str], simple: Sequence[str]) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Returns mean r2 of simple minus that of complex features that stand first, the same of log r2, and how many r2 were
+    raised before the logarithm, by square.
 
     In a square every feature stands first once.
     """
-    gaps = []
+    gaps, ratios, raised = [], [], []
     for setting in rows:
-        r2 = {f: contrasts.above_null(results, setting, f)[0] for f in results.outputs(setting)}
-        table = np.log(pd.DataFrame(r2)) if log else pd.DataFrame({f: results.values(setting, "r2", f) for f in r2})
-        first = results.order(setting)[0]
-        own = pd.Series({seed: table.loc[seed, f] for seed, f in first.items()})
-        gaps.append(own * np.where(first.isin(list(simple)), 1, -1))
-    return sum(gaps) / (len(rows) / 2)
+        features, first = results.outputs(setting), results.order(setting)[0]
+        tables = (pd.DataFrame({f: results.values(setting, "r2", f) for f in features}), *_logs(results, setting, features))
+        r2, log, low = (pd.Series({seed: table.loc[seed, f] for seed, f in first.items()}) for table in tables)
+        sign = np.where(first.isin(list(simple)), 1, -1)
+        gaps.append(r2 * sign)
+        ratios.append(log * sign)
+        raised.append(low.astype(int))
+    half = len(rows) / 2
+    return sum(gaps) / half, sum(ratios) / half, sum(raised)
 
 
-def _shown(results: Results, rows: Sequence[str], label: str, text: str, gap: pd.Series, ratio: pd.Series) -> Part:
+def _shown(
+    results: Results, rows: Sequence[str], label: str, text: str, gap: pd.Series, ratio: pd.Series, floored: pd.Series
+) -> Part:
     """Returns a part that does not decide: a gap, and the log ratio as its second measure."""
     return Part(
         label, text, gap, contrasts.all_at_end(results, rows), +1, MARGIN, secondary=ratio,
-        secondary_statistic=contrasts.LOG_RATIO, absent=orders.absent(results, rows), kind="shown",
+        secondary_statistic=contrasts.LOG_RATIO, floored=floored, absent=orders.absent(results, rows), kind="shown",
     )  # fmt: skip
 
 
