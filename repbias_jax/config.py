@@ -536,10 +536,19 @@ def _check_range(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
         return
     low, high = bounds.get("low", -math.inf), bounds.get("high", math.inf)
     above, below = bounds.get("above", -math.inf), bounds.get("below", math.inf)
-    if not (math.isfinite(value) and low <= value <= high and above < value < below):
-        limits = " and ".join(
-            f"{sign} {bounds[key]:g}"
-            for key, sign in (("low", ">="), ("above", ">"), ("high", "<="), ("below", "<"))
-            if key in bounds
-        )
-        raise ConfigError(f"config.{name}={value!r}: expected a finite number {limits}".rstrip())
+    for number in (value, _single(value)) if isinstance(value, float) else (value,):
+        if not (math.isfinite(number) and low <= number <= high and above < number < below):
+            limits = " and ".join(
+                f"{sign} {bounds[key]:g}"
+                for key, sign in (("low", ">="), ("above", ">"), ("high", "<="), ("below", "<"))
+                if key in bounds
+            )
+            in_single = "" if number == value or math.isnan(value) else f", which it is not in float32 ({number:g})"
+            raise ConfigError(f"config.{name}={value!r}: expected a finite number {limits}".rstrip() + in_single)
+
+
+def _single(value: float) -> float:
+    """Returns a number as programs see it: in float32, where subnormal numbers count as zero."""
+    with np.errstate(over="ignore"):
+        found = np.float32(value)
+    return float(found) if abs(found) >= np.finfo(np.float32).tiny or math.isnan(value) else 0.0

@@ -57,6 +57,18 @@ BAD = {
     "batch over the data": (("--config.training.batch_size=100000",), "expected at most config.task.num_train=512"),
     "odd probe set": (("--config.task.num_probe=100",), "config.task.num_probe=100: expected a multiple of"),
     "weights of another shape": (("--config.training.loss_weights=(1.0,)",), "swept by the settings along_easy"),
+    "prevalence of zero in float32": (
+        ("--config.task.prevalence=1e-46,0.5",),
+        "prevalence=1e-46: expected a finite number > 0 and < 1, which it is not in float32 (0)",
+    ),
+    "prevalence of one in float32": (
+        ("--config.task.prevalence=0.99999999999,0.5",),
+        "expected a finite number > 0 and < 1, which it is not in float32 (1)",
+    ),
+    "rate that overflows": (
+        ("--config.optimizer.learning_rate=1e39",),
+        "learning_rate=1e+39: expected a finite number > 0, which it is not in float32 (inf)",
+    ),
     "prevalence of one": (("--config.task.prevalence=1.0,0.5",), "config.task.prevalence=1.0: expected a finite"),
     "phase that does not end": (("--config.training.phase_ends=0.5",), "expected 1 rising shares of training, the last 1"),
     "unknown site": (("--config.keep.along=hidden_9",), "config.keep.along=hidden_9: unknown view; known: all, layers"),
