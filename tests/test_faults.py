@@ -11,6 +11,7 @@ from conftest import ROOT
 from tests.faults import campaign
 
 RESULTS = ROOT / "experiments" / "results" / "faults.csv"
+OF_TRANSFORMERS = RESULTS.with_name("faults_transformer.csv")
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler to preload a library"
@@ -88,6 +89,20 @@ def test_the_committed_campaign_is_whole():
     runs = [manifest, *manifest.get("again", [])]
     assert {run["share"] for run in runs} == {1}
     assert set(table["commit"]) == {run["commit"] for run in runs}
+
+
+def test_the_committed_campaign_on_transformers_has_every_fault():
+    """A share of the trials, and no trial ended otherwise."""
+    table, whole = (pd.read_csv(path) for path in (OF_TRANSFORMERS, RESULTS))
+    counts = table[["trials", campaign.SAME, campaign.NAMED, campaign.OTHER]].to_numpy()
+    assert (counts[:, 0] == counts[:, 1:].sum(axis=1)).all()
+    assert (table[campaign.OTHER] == 0).all()
+    assert set(_kinds(table)) == set(_kinds(whole)) - {"8 processes at once"}
+    assert table["trials"].sum() > 100
+
+
+def _kinds(table):
+    return table["fault"].str.replace(r" \(.*", "", regex=True)
 
 
 def test_the_campaign_tells_other_numbers(lab, tmp_path):

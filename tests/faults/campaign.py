@@ -1,10 +1,12 @@
 """Faults, tried: crash points, random kills, damage, full disk, signals, leftovers and rivals. `make faults` runs it all.
 
   python -m tests.faults.campaign [--share=0.05] [--output=experiments/results/faults.csv] [--only="a file damaged"]
+                                  [--experiment=tiny_sequence]
 
 Every trial ends in one of: `same` (the same command, run again, ends with the same bytes: weights' fingerprints, curves,
 activations, results and claims), `named` (refused, with a message that names a file of the workdir and the stage to
-rerun) or `other`, which must not be. The tiny experiment is one chunk of eight runs with two checkpoints.
+rerun) or `other`, which must not be. The tiny experiments, one with MLPs and one with Transformers, are one chunk of
+eight runs with two checkpoints.
 
 What a process did before it was killed stays in the page cache here: loss of power is another matter, against which every
 file is synced before it is renamed.
@@ -37,7 +39,7 @@ from repbias_jax.provenance import record
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ("train", "measure", "report")
-ARGUMENTS = ("--experiment=tiny", "--devices=2", "--checkpoint_seconds=0")
+ARGUMENTS = ("--devices=2", "--checkpoint_seconds=0")
 LARGE = "--num_seeds=20"  # five chunks, for several processes
 SAME, NAMED, OTHER = "same", "named", "other"
 COLUMNS = ("fault", "where", "trials", SAME, NAMED, OTHER, "seconds", "commit")
@@ -55,8 +57,8 @@ class Ended(NamedTuple):
 class Server:
     """A process that forks one command at a time."""
 
-    def __init__(self, library: Path, cache: Path, scratch: Path):
-        self.cache, self.scratch = cache, scratch
+    def __init__(self, library: Path, cache: Path, scratch: Path, experiment: str):
+        self.cache, self.scratch, self.experiment = cache, scratch, experiment
         line = [sys.executable, "-m", "tests.faults.server"]
         more = {"LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -65,7 +67,8 @@ class Server:
     def run(self, workdir: Path, *more: str, crash_at: int = -1, signals: Sequence[tuple[float, int]] = ()) -> Ended:
         """The tiny experiment's command. Args: crash_at, the call at which it dies; signals, delays and numbers."""
         out = self.scratch / f"out.{self.process.pid}"
-        words = [*ARGUMENTS, f"--workdir={workdir}", f"--compilation_cache={self.cache}", *more]
+        words = [f"--experiment={self.experiment}", *ARGUMENTS]
+        words += [f"--workdir={workdir}", f"--compilation_cache={self.cache}", *more]
         request = {"out": str(out), "folder": f"{workdir}/", "crash_at": crash_at, "signals": signals, "arguments": words}
         count = Path(f"{out}.count")
         count.unlink(missing_ok=True)
@@ -76,17 +79,17 @@ class Server:
 
 
 class Lab:
-    """Servers, and copies of the tiny workdir at each stage of its life."""
+    """Servers, and copies of the workdir of a tiny experiment at each stage of its life."""
 
-    def __init__(self, scratch: Path, workers: int = WORKERS, only: str = ""):
-        self.only, self.commit = re.compile(only), record()["commit"]
+    def __init__(self, scratch: Path, workers: int = WORKERS, only: str = "", experiment: str = "tiny"):
+        self.only, self.commit, self.experiment = re.compile(only), record()["commit"], experiment
         self.scratch, self.numbers, self.kills = scratch, itertools.count(), 0
         library = scratch / "crash.so"
         source = Path(__file__).parent / "crash.c"
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-w", "-o", library, source, "-ldl"], check=True)
         self.servers: queue.Queue[Server] = queue.Queue()
         for _ in range(workers):
-            self.servers.put(Server(library, scratch / "cache", scratch))
+            self.servers.put(Server(library, scratch / "cache", scratch, experiment))
         self.pool = concurrent.futures.ThreadPoolExecutor(workers)
         self.states, self.calls = {"empty": scratch / "empty"}, {}
         self.states["empty"].mkdir()
@@ -127,16 +130,19 @@ class Lab:
         return shutil.copytree(self.states[state], self.scratch / f"trial.{next(self.numbers)}")
 
     def _interrupted(self) -> Path:
-        """A workdir with two checkpoints and no end."""
-        folder = self.copy("empty")
+        """A workdir with two checkpoints and no end, found by halving: too late where it ends, else too early."""
+        folder, early, late = self.copy("empty"), 0, self.calls["train"]
         with self.server() as server:
-            for at in range(self.calls["train"] - 1, 0, -3):
+            while late - early > 1:
+                at = (early + late) // 2
                 shutil.rmtree(folder)
                 folder.mkdir()
                 server.run(folder, "--stage=train", crash_at=at)
+                has_ended = bool(list(folder.glob("tiny/*/*/done.json")))
                 steps = [p for p in folder.glob("tiny/*/*/checkpoint/*") if p.name.isdigit()]
-                if len(steps) == 2 and not list(folder.glob("tiny/*/*/done.json")):
+                if len(steps) == 2 and not has_ended:
                     return folder
+                early, late = (early, at) if has_ended else (at, late)
         raise AssertionError("no crash left two checkpoints behind")
 
     def outcome(self, folder: Path, stage: str, end: Ended) -> str:
@@ -350,7 +356,8 @@ def read_only(lab: Lab, state: str) -> str:
 def at_once(lab: Lab, number: int) -> str:
     """Several processes on one workdir, as shares and not; each ends done or in use; then one more."""
     folder, line = lab.copy("empty"), [sys.executable, "-m", "tests.faults.one"]
-    words = [*ARGUMENTS, LARGE, f"--workdir={folder}", f"--compilation_cache={lab.scratch / 'cache'}"]
+    words = [f"--experiment={lab.experiment}", *ARGUMENTS, LARGE, f"--workdir={folder}"]
+    words.append(f"--compilation_cache={lab.scratch / 'cache'}")
     shares = [[f"--shard={i}/{number // 2}"] if i < number // 2 else [] for i in range(number)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     started = [subprocess.Popen([*line, *words, *share], cwd=ROOT, **quiet) for share in shares]
@@ -436,10 +443,11 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials, in (0, 1]")
     parser.add_argument("--output", type=Path, help="where to write the table; its manifest goes beside it")
     parser.add_argument("--only", default="", help="faults whose names begin so; the other rows of the table stay")
+    parser.add_argument("--experiment", default="tiny", choices=("tiny", "tiny_sequence"), help="what is disturbed")
     asked = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults.") as scratch:
-        lab = Lab(Path(scratch), only=asked.only)
+        lab = Lab(Path(scratch), only=asked.only, experiment=asked.experiment)
         rows = [row for row in every(lab, asked.share) if row]
         lab.close()
     if asked.output:

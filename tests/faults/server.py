@@ -13,9 +13,9 @@ import time
 
 from experiments import run
 from experiments.claims import EXPERIMENTS
-from tests.faults import tiny
+from tests.faults import tiny, tiny_sequence
 
-EXPERIMENTS["tiny"] = tiny  # pyright: ignore[reportArgumentType]
+EXPERIMENTS |= {"tiny": tiny, "tiny_sequence": tiny_sequence}  # pyright: ignore
 
 
 def child(request: dict, crash: ctypes.CDLL) -> None:
