@@ -1,9 +1,8 @@
 """Compares the training speed of this package with alternatives for the same training, on two CPU cores.
 
   python -m experiments.benchmark [--rounds=7] [--smoke] [--output=experiments/results]
-  It takes about 20 minutes, longer with the part `transformer`, and 8 GB of memory, and needs an idle machine: other load
-  distorts the numbers.
-  --part=transformer --output=DIR measures that part alone.
+  It takes about 20 minutes and 8 GB of memory, and needs an idle machine: other load distorts the numbers.
+  --part=transformer measures Transformers instead, see below; about 45 minutes.
 
 The unit of comparison is one update of one base MLP: 32 bits, widths 256-128-64-64, ReLU, batch 128, two outputs of two
 classes, the sum of their cross-entropies, Adam at 3e-4 for all contenders, and a new order of the 8,192 examples each
@@ -39,14 +38,14 @@ Parts:
 - `lanes`
 - `runs`: an epoch of every chunk with data, weights, curves and fingerprints, and peak memory
 - `checkpoint`
-- `transformer`: speed, ratios and accuracies for two forms of the Transformer, see below; the names of its rows begin with
-  the form and with what would else be the part
 - `probe`: all results of the variance probe, including permutations, and r2 alone, for the runs of one `vmap`;
   scikit-learn's permutations are those of one run, scaled up
 
-The Transformers are those of the experiment `output_position`: strings of 16 tokens, four outputs, 8,000 examples, batch
-64, Adam at 0.001, and for ours the lanes that planning chooses. `encoder_decoder` has width 64 and two blocks in each
-stack, `decoder` has width 48 and three blocks. Their rivals in PyTorch are
+The part `transformer` has a table of its own, in which the names of the rows begin with the form of the Transformer and
+with what would be the part of an MLP. The Transformers are those of the experiment `output_position`: strings of 16
+tokens, four outputs, 8,000 examples, batch 64, Adam at 0.001, and for ours the lanes that planning chooses.
+`encoder_decoder` has width 64 and two blocks in each stack, `decoder` has width 48 and three blocks. Their rivals in
+PyTorch are
 
   tuned       arrays in memory, fused Adam, one thread; two runs, each in a process pinned to a core
   ensemble    batched by hand: dense layers of all runs as one batched product, and their attention as one call of
@@ -57,7 +56,7 @@ difference of each rival's loss from ours on the same weights. It is measured be
 if it is 0.0001 or more. Rates include the matrix products of attention. Accuracies are greedy, after the 1,000 updates
 of the experiment; those of an ensemble are of one with two models per process, because this takes less time to train.
 
-`benchmark.csv` has one row per quantity: `part, name, quantity, unit, rounds, min, median, max`, over rounds or, for
-accuracies, over runs. If a library is missing, a row says so. `benchmark_manifest.json` has versions, machine, load and
-cost.
+`benchmark.csv` and `transformer.csv` have one row per quantity: `part, name, quantity, unit, rounds, min, median, max`,
+over rounds or, for accuracies, over runs. If a library is missing, a row says so. `benchmark_manifest.json` and
+`transformer_manifest.json` have versions, machine, load and cost.
 """

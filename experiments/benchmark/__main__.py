@@ -12,7 +12,7 @@ from experiments.command import DONE, complain
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("rounds", 7, "rounds of every measurement", lower_bound=1)
 flags.DEFINE_bool("smoke", False, "a small network and short rounds: shows that it works, and no number")
-flags.DEFINE_string("output", "experiments/results", "folder for benchmark.csv and benchmark_manifest.json")
+flags.DEFINE_string("output", "experiments/results", "folder for the table and its manifest")
 flags.DEFINE_string("cache", None, "folder of your own for what JAX compiles; default: a temporary one")
 flags.DEFINE_bool("accelerator", False, "measure on the accelerator of this machine instead: writes accelerator.csv")
 flags.DEFINE_multi_enum(
@@ -39,9 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         return scale.measure(output, FLAGS.smoke)
     if FLAGS.part not in ([], ["transformer"]):
         return complain(f"--part={FLAGS.part[0]}: expected --accelerator beside it")
-    if FLAGS.part and not FLAGS["output"].present:
-        return complain("--part=transformer: benchmark.csv would lose its other parts; expected --output=DIR of its own")
-    speed.measure(FLAGS.rounds, FLAGS.smoke, output, FLAGS.cache, *FLAGS.part)
+    speed.measure(FLAGS.rounds, FLAGS.smoke, output, FLAGS.cache, of_transformer=bool(FLAGS.part))
     return DONE
 
 

@@ -193,8 +193,8 @@ def record(bench: Bench, load_before: Sequence[float], spent: Mapping[str, float
     }
 
 
-def measure(rounds: int, smoke: bool, output: Path, cache: str | None, only: str = "") -> None:
-    """Measures all parts on the CPU, or `only` one, writes their table and manifest, and prints the table."""
+def measure(rounds: int, smoke: bool, output: Path, cache: str | None, of_transformer: bool = False) -> None:
+    """Measures the parts of the MLP, or those of the Transformer, writes their table and manifest, and prints the table."""
     load: Sequence[float] = os.getloadavg()
     spent: dict[str, float] = {}
     if hasattr(os, "sched_setaffinity"):  # only two cores are used on a larger machine
@@ -209,15 +209,17 @@ def measure(rounds: int, smoke: bool, output: Path, cache: str | None, only: str
             "runs": lambda: report_runs(bench),
             "checkpoint": lambda: report_checkpoint(bench),
             "probe": lambda: report_probe(bench),
-            "transformer": lambda: transformer.report(bench),
         }
-        for part in [only] if only else parts:
+        if of_transformer:
+            parts = {"transformer": lambda: transformer.report(bench)}
+        for part in parts:
             print(f"benchmark: {part}", file=sys.stderr, flush=True)
             begun = time.perf_counter()
             parts[part]()
             spent[part] = time.perf_counter() - begun
     bench.rows.sort(key=lambda row: row.part)  # stable: rows of a part keep the order of measurement
     text = [[*row[:5], *(f"{v:.6g}" if row.rounds else "" for v in row[5:])] for row in bench.rows]
-    store.write_table(output / "benchmark.csv", COLUMNS, text)
-    store.write_json(output / "benchmark_manifest.json", record(bench, load, spent))
+    stem = "transformer" if of_transformer else "benchmark"
+    store.write_table(output / f"{stem}.csv", COLUMNS, text)
+    store.write_json(output / f"{stem}_manifest.json", record(bench, load, spent))
     print(table(bench.rows))

@@ -2,7 +2,8 @@
 
   python -m experiments.benchmark.targets        prints them; a test checks that the documents hold the same text
 
-It reads `benchmark.csv`, `accelerator.csv`, its manifest and `faults.csv` in `experiments/results/`. Source: ours.
+It reads `benchmark.csv`, `transformer.csv`, `accelerator.csv`, its manifest and `faults.csv` in `experiments/results/`.
+Source: ours.
 """
 
 import csv
@@ -11,14 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ADDED = ("transformer",)  # parts that older tables lack
 RESULTS = Path(__file__).parent.parent / "results"
 
 Row = Mapping[str, str]
 
 
 class Target(NamedTuple):
-    """One line of the table: the quantity in words, its row in `benchmark.csv`, and its limit."""
+    """One line of the table: the quantity in words, its row in the table of its benchmark, and its limit."""
 
     what: str
     part: str
@@ -68,18 +68,18 @@ def find(rows: Sequence[Row], part: str, name: str, quantity: str, worst: Callab
         if (r["part"], r["quantity"]) == (part, quantity) and r["name"].startswith(name) and r["rounds"] != "0"
     ]
     if not found:
-        raise KeyError(f"benchmark.csv has no row {part}, {name}, {quantity}: run make benchmark")
+        raise KeyError(f"no row {part}, {name}, {quantity}: run make benchmark")
     return worst(found, key=lambda r: float(r["median"]))
 
 
 def targets(rows: Sequence[Row]) -> str:
-    """Returns a Markdown table: target, median with extremes, held or not. Args: rows of `benchmark.csv`.
+    """Returns a Markdown table: target, median with extremes, held or not.
 
-    Targets of a part in ADDED are left out if the rows were measured before there was this part.
+    Args:
+      rows: of `benchmark.csv` and `transformer.csv`.
     """
-    parts = {row["part"] for row in rows}
     lines = ["| what | target | median [least, most] | held |", "|---|---|---|---|"]
-    for t in [t for t in TARGETS if t.part in parts or t.part not in ADDED]:
+    for t in TARGETS:
         row = find(rows, t.part, t.name, t.quantity, max if t.at_most else min)
         value = float(row["median"])
         held = value <= t.limit if t.at_most else value >= t.limit
@@ -137,7 +137,7 @@ def faults(rows: Sequence[Row]) -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "speed": lambda: sentence(read("benchmark.csv")),
     "card": lambda: card(read("accelerator.csv"), json.loads((RESULTS / "accelerator_manifest.json").read_text())),
-    "targets": lambda: targets(read("benchmark.csv")),
+    "targets": lambda: targets([*read("benchmark.csv"), *read("transformer.csv")]),
     "faults": lambda: faults(read("faults.csv")),
 }
 
