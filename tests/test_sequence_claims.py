@@ -176,6 +176,31 @@ def test_a_floor_of_unused_twins_is_drawn_only_where_there_are_any():
         assert not any("twin" in text for text in labels)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_training_is_drawn_with_r2_where_snapshots_were_kept(kept):
+    """Three panels in two columns: accuracy, and below it r2 with its floors if there are more snapshots than two."""
+    made, r2 = square("pair", PAIR), {0: 0.01, 50: 0.1, 100: 0.2} if kept else {0: 0.01, 100: 0.2}
+    for setting in orders.names("pair"):
+        for f in PAIR:
+            made.learn(setting, f, [0], accuracy=0.5)
+            for step, value in r2.items():
+                made.put(setting, "r2", f, value, step=step)
+            for metric, value in {"null_low": -0.03, "null": -0.005, "null_high": 0.01}.items():
+                made.put(setting, metric, f, value)
+    rows = [f"sgd.{name}" for name in orders.names("pair")]
+    panels = {name: (rows, {"simple": PAIR[:2], "complex": PAIR[2:]}) for name in "abc"}
+    figure = orders.along_figure(made.done(), panels, columns=2)
+    shown = [axes for axes in figure.axes if axes.axison]
+    is_r2 = [axes.get_ylabel() == draw.VARIANCE for axes in shown]
+    assert is_r2 == ([False, False, True, True, False, True] if kept else [False] * 3)
+    for axes, of_r2 in zip(shown, is_r2, strict=True):
+        lines = {line.get_gid(): line for line in axes.get_lines()}
+        for group in ("simple", "complex"):
+            expected = list(r2.values()) if of_r2 else [0.5, 1.0]
+            np.testing.assert_allclose(lines[f"mean of {group}"].get_ydata(), expected, atol=1e-3)
+        assert ("null" in lines) == of_r2
+
+
 def test_the_null_band_is_drawn_where_levels_have_different_numbers_of_seeds():
     made = square("pair", PAIR)
     rows = [f"sgd.{name}" for name in orders.names("pair")]

@@ -22,7 +22,7 @@ from repbias_jax.config import Overrides
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import STYLES, Axes
-from repbias_jax.results import Results
+from repbias_jax.results import MASTERY, Results
 
 SQUARE = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))
 BOTH = ((0, 1), (1, 0))
@@ -150,21 +150,75 @@ def draw_levels(
     _draw_groups(axes, results, {level: (rows, {}) for level, rows in levels.items()}, features)
 
 
-def draw_layers(axes: Axes, results: Results, rows: Sequence[str], features: Mapping[str, Sequence[str]]) -> None:
+def _draw_layers(axes: Axes, results: Results, rows: Sequence[str], features: Mapping[str, Sequence[str]]) -> None:
     """Draws r2 of groups of features over the views that claims may read. Args: rows, the settings that are averaged."""
     sites = results.sites(rows[0])
     _draw_groups(axes, results, {site.replace("_", "\n", 1): (rows, {"site": site}) for site in sites}, features)
 
 
-def layers_figure(results: Results, panels: Mapping[str, tuple[Sequence[str], Mapping[str, Sequence[str]]]]) -> Any:
-    """Returns a figure by layer, or None without panels. Args: panels, settings and groups of features by title."""
+Panels = Mapping[str, tuple[Sequence[str], Mapping[str, Sequence[str]]]]  # by title: settings, and groups of features
+
+
+def layers_figure(results: Results, panels: Panels, columns: int = 4) -> Any:
+    """Returns a figure by layer, or None without panels. Args: panels, whose settings are averaged; columns, at most."""
     if not panels:
         return None
-    figure, all_axes = draw.grid(1, len(panels), 4.4, 3.8, one_scale=True)
-    for axes, (title, (rows, features)) in zip(all_axes[0], panels.items(), strict=True):
-        draw_layers(axes, results, rows, features)
+    figure, places = _places(panels, columns, 4.4, 3.8, one_scale=True)
+    for (axes,), (title, (rows, features)) in zip(places, panels.items(), strict=True):
+        _draw_layers(axes, results, rows, features)
         draw.label(axes, f"{title}\n({contrasts.passing(results, rows)})", "layer", draw.VARIANCE)
     return draw.finish(figure)
+
+
+def along_figure(results: Results, panels: Panels, columns: int = 4) -> Any:
+    """Returns a figure along training, or None without panels: accuracy; r2 too where snapshots were kept (`keep.every`).
+
+    Args:
+      results: of the experiment.
+      panels: the settings that are averaged, and groups of features, by title.
+      columns: at most.
+    """
+    if not panels:
+        return None
+    kept = any(len(r2) > 2 for rows, _ in panels.values() for r2 in _curves(results, rows[0], results.outputs(rows[0])))
+    figure, places = _places(panels, columns, 4.0, 3.2, stacked=1 + kept)
+    for (axes, *below), (title, (rows, features)) in zip(places, panels.items(), strict=True):
+        for i, (group, own) in enumerate(features.items()):
+            each = [results.accuracy(s, f) for s in rows for f in own if f in results.outputs(s)]
+            draw.band(axes, sum(each) / len(each), group, STYLES[i], within=draw.SHARE)
+        axes.axhline(MASTERY, linestyle=(0, (4, 2)), label=f"learned ({MASTERY:g})", **draw.FLOOR)
+        draw.label(axes, f"{title}\n({contrasts.passing(results, rows)})", "step", "accuracy of the worst class")
+        for axes in below:
+            _draw_curves(axes, results, rows, features)
+    return draw.finish(figure)
+
+
+def _places(panels: Panels, columns: int, width: float, height: float, stacked: int = 1, **more: Any) -> tuple[Any, Any]:
+    """Returns a figure and the `stacked` axes of every panel; what is left of the last row stays empty."""
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = draw.grid(rows * stacked, columns, width, height, **more)
+    places = grid.reshape(rows, stacked, columns).transpose(0, 2, 1).reshape(-1, stacked)
+    for axes in places[len(panels) :].flat:
+        axes.set_axis_off()
+    return figure, places[: len(panels)]
+
+
+def _draw_curves(axes: Axes, results: Results, rows: Sequence[str], features: Mapping[str, Sequence[str]]) -> None:
+    """Draws r2 of groups of features along training, with the unused twins at the end and the null band."""
+    for i, (group, own) in enumerate(features.items()):
+        each = [table for s in rows for table in _curves(results, s, own)]
+        draw.band(axes, sum(each) / len(each), group, STYLES[i], within=(-np.inf, 1))
+        twins = _mean(results, rows, own, twins=True).mean()
+        draw.floor(axes, [results.last_step(rows[0])], [twins], f"unused twin of {group}", "dp"[i])
+    every = [name for own in features.values() for name in own]
+    draw.null(axes, {metric: _mean(results, rows, every, metric=metric).mean() for metric in draw.NULL})
+    draw.label(axes, "", "step", draw.VARIANCE)
+
+
+def _curves(results: Results, setting: str, features: Sequence[str]) -> list[pd.DataFrame]:
+    """Returns r2 along training, `[snapshot, seed]`, of those of the features that a setting has."""
+    return [contrasts.curve(results, setting, "r2", f) for f in features if f in results.outputs(setting)]
 
 
 def _draw_groups(

@@ -227,10 +227,12 @@ def figures(results: Results) -> list[Drawn]:
     condition = str(results.settings["column"].iloc[0])
     kinds = {kind: rows for kind in ("pair", "equal") if (rows := orders.run(results, condition, kind))}
     strings = orders.run(results, condition, "strings", 2)
+    panels = _groups({**kinds, "strings": strings} if strings else kinds)
     drawn = (
         ("positions", _draw_positions(results, kinds)),
         ("classes", _draw_classes(results, kinds, strings, f"{condition}.query")),
-        ("layers", _draw_layers(results, {**kinds, "strings": strings} if strings else kinds)),
+        ("layers", orders.layers_figure(results, panels)),
+        ("along", orders.along_figure(results, panels)),
         ("components", _draw_components(results, kinds.get("pair", []))),
         ("similarity", _draw_similarity(results, strings)),
     )
@@ -252,6 +254,8 @@ CAPTIONS = {
     "this class stands at this position.",
     "layers": "Simple and complex features at every layer of the encoder, averaged over tokens, and for all tokens "
     "of its output side by side.",
+    "along": "Test accuracy of the worst class of simple and of complex features along training; means over seeds with "
+    "95 % bands. With `--config.keep.every` it shows the variance explained, too.",
     "components": "Variance of each of the first principal components of the encoder output that a class of "
     "features explains, the sum over its two features; means over squares with 95 % bands. Grey: the share of all "
     "variance that a component has.",
@@ -300,9 +304,9 @@ def _draw_classes(results: Results, kinds: dict[str, list[str]], strings: list[s
     return draw.finish(figure)
 
 
-def _draw_layers(results: Results, kinds: dict[str, list[str]]) -> Figure | None:
-    groups = {kind: dict(zip(("simple", "complex"), CLASSES[kind], strict=True)) for kind in kinds}
-    return orders.layers_figure(results, {kind: (rows, groups[kind]) for kind, rows in kinds.items()})
+def _groups(kinds: dict[str, list[str]]) -> dict[str, tuple[list[str], dict[str, Sequence[str]]]]:
+    """Returns the settings of each kind and its classes of features."""
+    return {kind: (rows, dict(zip(("simple", "complex"), CLASSES[kind], strict=True))) for kind, rows in kinds.items()}
 
 
 def _draw_components(results: Results, rows: list[str]) -> Figure | None:

@@ -123,10 +123,12 @@ def figures(results: Results) -> list[Drawn]:
     condition = str(results.settings["column"].iloc[0])
     kinds = {kind: rows for kind in LEVELS if (rows := orders.run(results, condition, kind, 2))}
     natural = orders.run(results, condition, "n05", 2)
+    panels = {LEVELS[kind]: (rows, GROUPS) for kind, rows in kinds.items()}
     drawn = (
         ("gaps", _draw_gaps(results, kinds)),
         ("orders", _draw_orders(results, kinds)),
-        ("layers", _draw_layers(results, kinds)),
+        ("layers", orders.layers_figure(results, panels)),
+        ("along", orders.along_figure(results, panels)),
         ("natural", _draw_natural(results, kinds.get("p05", []), natural)),
     )
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
@@ -143,6 +145,8 @@ CAPTIONS = {
     "orders": "The same by output order: which of the two features is reported first.",
     "layers": "The same at every layer of the encoder, averaged over tokens, and for all tokens of its output side "
     "by side.",
+    "along": "Test accuracy of the worst class of either feature along training; means over seeds with 95 % "
+    "bands. With `--config.keep.every` it shows the variance explained, too.",
     "natural": "Variance explained by the rare feature on the crossed and on the natural probe set; fewer seeds have the "
     "latter. The hollow mark is what the r2 of the crossed set becomes, in the same seeds, at a prevalence p of 0.05: "
     "r2 q / (1 - r2 + r2 q) with q = 4 p(1-p).",
@@ -170,10 +174,6 @@ def _draw_orders(results: Results, kinds: dict[str, list[str]]) -> Figure | None
         passed = contrasts.passing(results, [setting for rows in levels.values() for setting in rows])
         draw.label(axes, f"{name}\n({passed})", "", draw.VARIANCE)
     return draw.finish(figure)
-
-
-def _draw_layers(results: Results, kinds: dict[str, list[str]]) -> Figure | None:
-    return orders.layers_figure(results, {LEVELS[kind]: (rows, GROUPS) for kind, rows in kinds.items()})
 
 
 def _draw_natural(results: Results, crossed: list[str], natural: list[str]) -> Figure | None:
