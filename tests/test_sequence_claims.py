@@ -128,13 +128,16 @@ def test_complexity_is_told_from_position():
     for setting in orders.names("pair"):
         for site in ("hidden_0", "hidden_1"):
             made.put_by_position(setting, lambda p, f: (0.3 if f in PAIR[:2] else 0.1) - 0.02 * p, site=site)
+        for f in PAIR:  # .15 of the gap are there before training
+            made.put(setting, "r2", f, 0.15 if f in PAIR[:2] else 0.0, step=0)
     parts = parts_of(sequence_complexity, made.done())
-    assert list(parts) == ["a", "c"]
+    assert list(parts) == ["a", "c", "f"]
+    np.testing.assert_allclose(parts["f"].values, 0.05, atol=2e-3)
     np.testing.assert_allclose(parts["a"].values, 0.2, atol=1e-3)
     np.testing.assert_allclose(parts["a"].secondary, 0.2, atol=1e-3)
     np.testing.assert_allclose(parts["c"].values, 0.2, atol=1e-3)
     np.testing.assert_allclose(parts["c"].secondary, np.log(3), atol=1e-2)
-    assert [parts[k].kind for k in "ac"] == ["deciding", "shown"]
+    assert [parts[k].kind for k in "acf"] == ["deciding", "shown", "shown"]
     assert parts["c"].floored.sum() == 0
 
 

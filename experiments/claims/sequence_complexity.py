@@ -19,6 +19,7 @@ position once. The representation is the output of the encoder, averaged over th
         without the phrase has the same tokens at other places.
     e   control `query`: a, where the order is drawn for every EXAMPLE and announced by query tokens, so that no feature has
         a position; the effect of complexity should remain; shown
+    f   a, and g   b: what training adds, the difference of trained and untrained networks; shown
         Second measure of a and b: the coefficient of class (simple 1, complex 0) in a regression of r2 within each
         square, with position and the class of the feature reported before as covariates. Of c, d and e: the log ratio.
 
@@ -132,12 +133,20 @@ def claims(results: Results, condition: str) -> list[Claim]:
     if results.has(query := f"{condition}.query"):
         text_e, gap = "r2(identity) - r2(xor), order of each example", class_gap(results, query, *CLASSES["pair"])
         parts.append(_shown(results, [query], "e", text_e, gap, *_log_gap(results, query, *CLASSES["pair"])))
+    for label, kind, rows in (("f", "pair", pair), ("g", "equal", equal)):
+        if rows:
+            ends = [[class_gap(results, s, *CLASSES[kind], **at) for s in rows] for at in ({}, {"step": 0})]
+            gained = orders.over(ends[0]) - orders.over(ends[1])
+            names = " - ".join(f"r2({name})" for name in NAMES[kind])
+            parts.append(_shown(results, rows, label, f"{names}, trained minus untrained", gained))
     return [Claim("C14", text, paper, tuple(parts), source)]
 
 
-def class_gap(results: Results, setting: str, simple: Sequence[str], complex_: Sequence[str]) -> pd.Series:
-    """Returns mean r2 of the simple features minus that of the complex ones, by seed."""
-    means = [sum(results.values(setting, "r2", f) for f in names) / len(names) for names in (simple, complex_)]
+def class_gap(
+    results: Results, setting: str, simple: Sequence[str], complex_: Sequence[str], **more: Any
+) -> pd.Series:  # fmt: skip
+    """Returns mean r2 of the simple features minus that of the complex ones, by seed; `more` as in `Results.values`."""
+    means = [sum(results.values(setting, "r2", f, **more) for f in names) / len(names) for names in (simple, complex_)]
     return means[0] - means[1]
 
 
@@ -204,12 +213,14 @@ def first_gap(results: Results, rows: Sequence[str], simple: Sequence[str]) -> t
 
 
 def _shown(
-    results: Results, rows: Sequence[str], label: str, text: str, gap: pd.Series, ratio: pd.Series, floored: pd.Series
-) -> Part:
-    """Returns a part that does not decide: a gap, and the log ratio as its second measure."""
+    results: Results, rows: Sequence[str], label: str, text: str, gap: pd.Series,
+    ratio: pd.Series | None = None, floored: pd.Series | None = None,
+) -> Part:  # fmt: skip
+    """Returns a part that does not decide: a gap, and if there is one, the log ratio as its second measure."""
     return Part(
         label, text, gap, contrasts.all_at_end(results, rows), +1, MARGIN, secondary=ratio,
-        secondary_statistic=contrasts.LOG_RATIO, floored=floored, absent=orders.absent(results, rows), kind="shown",
+        secondary_statistic="" if ratio is None else contrasts.LOG_RATIO, floored=floored,
+        absent=orders.absent(results, rows), kind="shown",
     )  # fmt: skip
 
 
