@@ -21,7 +21,7 @@ BLOCK = re.compile(r"(?<=<!-- claims -->\n).*?(?=<!-- /claims -->)", re.S)
 
 # README shows the claims about the factors that the paper's title and abstract name, and about what these do to analyses,
 # whatever their verdicts; the full card has all claims.
-HEADLINES = ("C01", "C02", "C04", "C05", "C07", "C08", "C09", "C10", "C12", "C13", "C15", "C16", "C19", "C25", "C26")
+HEADLINES = ("C01", "C02", "C04", "C05", "C07", "C08", "C09", "C10", "C12", "C13", "C14", "C15", "C16", "C19", "C25", "C26")
 
 
 def sources() -> list[card.Source]:
