@@ -149,7 +149,6 @@ def figures(results: Results) -> list[Drawn]:
         ("skips", _draw_skips(results, cells)),
         ("ratios", _draw_ratios(results, cells)),
         ("layers", orders.layers_figure(results, _panels(cells), 2)),
-        ("along", orders.along_figure(results, _panels(cells), 2)),
     )
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
 
@@ -170,8 +169,6 @@ CAPTIONS = {
     "the end of the band. Claim C16 compares `both skips` with `no skip 1`, and its part c with `no skip 2`.",
     "layers": "The two features at every layer, averaged over tokens, and for all tokens of the encoder output side "
     "by side, with both skip connections (left) and without that around block 1 (right).",
-    "along": "Test accuracy of the worst class of either feature along training; means over seeds with 95 % "
-    "bands. With `--config.keep.every` it shows the variance explained, too.",
 }
 
 

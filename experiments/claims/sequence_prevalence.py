@@ -128,7 +128,6 @@ def figures(results: Results) -> list[Drawn]:
         ("gaps", _draw_gaps(results, kinds)),
         ("orders", _draw_orders(results, kinds)),
         ("layers", orders.layers_figure(results, panels)),
-        ("along", orders.along_figure(results, panels)),
         ("natural", _draw_natural(results, kinds.get("p05", []), natural)),
     )
     return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
@@ -145,8 +144,6 @@ CAPTIONS = {
     "orders": "The same by output order: which of the two features is reported first.",
     "layers": "The same at every layer of the encoder, averaged over tokens, and for all tokens of its output side "
     "by side.",
-    "along": "Test accuracy of the worst class of either feature along training; means over seeds with 95 % "
-    "bands. With `--config.keep.every` it shows the variance explained, too.",
     "natural": "Variance explained by the rare feature on the crossed and on the natural probe set; fewer seeds have the "
     "latter. The hollow mark is what the r2 of the crossed set becomes, in the same seeds, at a prevalence p of 0.05: "
     "r2 q / (1 - r2 + r2 q) with q = 4 p(1-p).",
