@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.benchmark import accelerator, scale, speed
+from experiments.benchmark import accelerator, networks, scale, speed
 from experiments.command import DONE, complain
 
 FLAGS = flags.FLAGS
@@ -20,6 +20,9 @@ flags.DEFINE_multi_enum(
     [],
     (*accelerator.PARTS, "scale"),
     "a part of --accelerator (several: again); else `scale` or `transformer`",
+)
+flags.DEFINE_multi_enum(
+    "form", list(networks.FORMS), list(networks.FORMS), "a form of --part=transformer; rows of others stay"
 )
 flags.DEFINE_float("seconds", 480.0, "time after which the accelerator's parts stop by themselves", lower_bound=1)
 flags.DEFINE_bool("allow_cpu", False, "for tests: the accelerator's parts run in a tiny size on a CPU: no speeds")
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         return scale.measure(output, FLAGS.smoke)
     if FLAGS.part not in ([], ["transformer"]):
         return complain(f"--part={FLAGS.part[0]}: expected --accelerator beside it")
-    speed.measure(FLAGS.rounds, FLAGS.smoke, output, FLAGS.cache, of_transformer=bool(FLAGS.part))
+    speed.measure(FLAGS.rounds, FLAGS.smoke, output, FLAGS.cache, tuple(FLAGS.form) if FLAGS.part else ())
     return DONE
 
 

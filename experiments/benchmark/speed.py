@@ -193,8 +193,8 @@ def record(bench: Bench, load_before: Sequence[float], spent: Mapping[str, float
     }
 
 
-def measure(rounds: int, smoke: bool, output: Path, cache: str | None, of_transformer: bool = False) -> None:
-    """Measures the parts of the MLP, or those of the Transformer, writes their table and manifest, and prints the table."""
+def measure(rounds: int, smoke: bool, output: Path, cache: str | None, forms: Sequence[str] = ()) -> None:
+    """Measures the parts of the MLP, or some forms of the Transformer, writes table and manifest, and prints the table."""
     load: Sequence[float] = os.getloadavg()
     spent: dict[str, float] = {}
     if hasattr(os, "sched_setaffinity"):  # only two cores are used on a larger machine
@@ -210,8 +210,8 @@ def measure(rounds: int, smoke: bool, output: Path, cache: str | None, of_transf
             "checkpoint": lambda: report_checkpoint(bench),
             "probe": lambda: report_probe(bench),
         }
-        if of_transformer:
-            parts = {"transformer": lambda: transformer.report(bench)}
+        if forms:
+            parts = {"transformer": lambda: transformer.report(bench, forms)}
         for part in parts:
             print(f"benchmark: {part}", file=sys.stderr, flush=True)
             begun = time.perf_counter()
@@ -219,7 +219,20 @@ def measure(rounds: int, smoke: bool, output: Path, cache: str | None, of_transf
             spent[part] = time.perf_counter() - begun
     bench.rows.sort(key=lambda row: row.part)  # stable: rows of a part keep the order of measurement
     text = [[*row[:5], *(f"{v:.6g}" if row.rounds else "" for v in row[5:])] for row in bench.rows]
-    stem = "transformer" if of_transformer else "benchmark"
-    store.write_table(output / f"{stem}.csv", COLUMNS, text)
-    store.write_json(output / f"{stem}_manifest.json", record(bench, load, spent))
+    made = record(bench, load, spent)
+    if forms:
+        _write_forms(output, forms, text, made)
+    else:
+        store.write_table(output / "benchmark.csv", COLUMNS, text)
+        store.write_json(output / "benchmark_manifest.json", made)
     print(table(bench.rows))
+
+
+def _write_forms(output: Path, forms: Sequence[str], text: list[list[Any]], made: Mapping[str, Any]) -> None:
+    """Writes `transformer.csv` and its manifest, which has an entry for each form; what is there of other forms stays."""
+    rows, manifest = output / "transformer.csv", output / "transformer_manifest.json"
+    before = list(store.read_table(rows)) if rows.exists() else []
+    entries = store.read_json(manifest, "transformer")["forms"] if manifest.exists() else {}
+    kept = [row for row in before if row[1].split(",")[0] not in forms]
+    store.write_table(rows, COLUMNS, [*text, *kept])
+    store.write_json(manifest, {"format": store.FORMAT, "forms": {**entries, **dict.fromkeys(forms, made)}})

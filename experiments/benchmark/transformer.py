@@ -5,7 +5,7 @@ each in the fastest of several ways that are measured first. Before anything is 
 weights. All accuracies are greedy: a prediction is the answer that the next output sees.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from experiments.benchmark.contest import CORES, Bench, Contender, Form, compete, ensemble_settings, fastest
 from experiments.benchmark.networks import FORMS
@@ -26,9 +26,9 @@ CHECKED_MODELS = 2  # per process, in the ensemble whose accuracies are reported
 LIMIT = 1e-4  # on the relative difference of losses
 
 
-def report(bench: Bench) -> None:
-    """Adds the rows of `transformer`."""
-    for form in FORMS:
+def report(bench: Bench, forms: Iterable[str] = tuple(FORMS)) -> None:
+    """Adds the rows of `transformer` for some forms."""
+    for form in forms:
         own = bench.of(form)
         compete(own, contenders, lambda teams, own=own: check_losses(own, teams))
         own.append_missing("torch", "PyTorch", ("tuned", "ensemble"))
