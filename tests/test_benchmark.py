@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from flax.traverse_util import flatten_dict
 
-from experiments.benchmark import contest, networks, targets, torch_transformer, transformer, workers
+from experiments.benchmark import contest, networks, speed, targets, torch_transformer, transformer, workers
 from experiments.benchmark.speed import COLUMNS
 from repbias_jax import layout, training
 from repbias_jax.data import reported
@@ -181,6 +181,27 @@ def test_targets_of_transformers_are_against_the_fastest_rival():
     assert f"| {targets.TRANSFORMER.format('encoder-decoder')} | at most 0.7 | 0.6 [0.5, 0.5] | yes |" in table
     with pytest.raises(KeyError, match="decoder, ratio"):
         targets.targets([*rows, new[0]])
+
+
+def test_a_form_that_is_measured_again_leaves_the_others_alone(tmp_path):
+    def row(form, value):
+        return ["transformer", f"{form}, speed: ours", "wall", "us/run-step", 1, value, value, value]
+
+    speed.write_forms(
+        tmp_path, ("encoder_decoder", "decoder"), [row("encoder_decoder", 1), row("decoder", 2)], {"rounds": 1}
+    )
+    speed.write_forms(tmp_path, ("decoder",), [row("decoder", 3)], {"rounds": 2})
+    found = {own["name"].split(",")[0]: own["median"] for own in targets.read("transformer.csv", tmp_path)}
+    assert found == {"encoder_decoder": "1", "decoder": "3"}
+    forms = json.loads((tmp_path / "transformer_manifest.json").read_text())["forms"]
+    assert {form: own["rounds"] for form, own in forms.items()} == {"encoder_decoder": 1, "decoder": 2}
+
+
+def test_a_form_without_its_part_is_refused():
+    line = [sys.executable, "-m", "experiments.benchmark", "--form=decoder", "--smoke"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert "--form=decoder: expected --part=transformer beside it" in done.stderr
 
 
 def test_paired_ratios_are_by_round():

@@ -22,7 +22,7 @@ flags.DEFINE_multi_enum(
     "a part of --accelerator (several: again); else `scale` or `transformer`",
 )
 flags.DEFINE_multi_enum(
-    "form", list(networks.FORMS), list(networks.FORMS), "a form of --part=transformer; rows of others stay"
+    "form", [], list(networks.FORMS), "a form of --part=transformer, whose other rows stay; default: all forms"
 )
 flags.DEFINE_float("seconds", 480.0, "time after which the accelerator's parts stop by themselves", lower_bound=1)
 flags.DEFINE_bool("allow_cpu", False, "for tests: the accelerator's parts run in a tiny size on a CPU: no speeds")
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark that the flags select; returns the exit status."""
     if arguments[1:]:
         raise app.UsageError(f"unexpected argument {arguments[1]}")
+    if FLAGS.form and FLAGS.part != ["transformer"]:
+        return complain(f"--form={FLAGS.form[0]}: expected --part=transformer beside it")
     output = Path(FLAGS.output)
     if FLAGS.accelerator:
         parts = tuple(FLAGS.part or accelerator.PARTS)
@@ -42,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         return scale.measure(output, FLAGS.smoke)
     if FLAGS.part not in ([], ["transformer"]):
         return complain(f"--part={FLAGS.part[0]}: expected --accelerator beside it")
-    speed.measure(FLAGS.rounds, FLAGS.smoke, output, FLAGS.cache, tuple(FLAGS.form) if FLAGS.part else ())
+    forms = [form for form in networks.FORMS if form in FLAGS.form or not FLAGS.form] if FLAGS.part else []
+    speed.measure(FLAGS.rounds, FLAGS.smoke, output, FLAGS.cache, forms)
     return DONE
 
 

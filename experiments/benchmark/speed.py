@@ -221,14 +221,14 @@ def measure(rounds: int, smoke: bool, output: Path, cache: str | None, forms: Se
     text = [[*row[:5], *(f"{v:.6g}" if row.rounds else "" for v in row[5:])] for row in bench.rows]
     made = record(bench, load, spent)
     if forms:
-        _write_forms(output, forms, text, made)
+        write_forms(output, forms, text, made)
     else:
         store.write_table(output / "benchmark.csv", COLUMNS, text)
         store.write_json(output / "benchmark_manifest.json", made)
     print(table(bench.rows))
 
 
-def _write_forms(output: Path, forms: Sequence[str], text: list[list[Any]], made: Mapping[str, Any]) -> None:
+def write_forms(output: Path, forms: Sequence[str], text: Sequence[Sequence[Any]], made: Mapping[str, Any]) -> None:
     """Writes `transformer.csv` and its manifest, which has an entry for each form; what is there of other forms stays."""
     rows, manifest = output / "transformer.csv", output / "transformer_manifest.json"
     before = list(store.read_table(rows)) if rows.exists() else []
