@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from flax.traverse_util import flatten_dict
 
-from experiments.benchmark import contest, networks, speed, targets, torch_transformer, transformer, workers
+from experiments.benchmark import contest, networks, profiled, speed, targets, torch_transformer, transformer, workers
 from experiments.benchmark.speed import COLUMNS
 from repbias_jax import layout, training
 from repbias_jax.data import reported
@@ -127,6 +127,51 @@ def test_transformers_have_their_rows(transformers, form):
     assert len(rivals) == (4 if workers.installed("torch") else 0)  # wall and CPU time of a loop and an ensemble
     assert len(checks) == len(rivals) / 2
     assert all(apart < transformer.LIMIT for apart in checks)
+    parts = [find(rows, "transformer", f"{form}, profile: ours", kind)[1] for kind in profiled.KINDS]
+    assert all(share > 0 for share in parts)
+    assert abs(sum(parts) - 1) < 0.1  # medians over rounds
+
+
+PROGRAM = """\
+HloModule made
+
+%wide (a: f32[8,4], b: f32[4,2]) -> f32[8,2] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = f32[4,2]{1,0} parameter(1)
+  ROOT %inner = f32[8,2]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%mean (x: f32[8,4]) -> f32[8] {
+  %x = f32[8,4]{1,0} parameter(0)
+  ROOT %sum = f32[8]{0} reduce(%x), metadata={op_name="model/block_0/within_norm/reduce_sum"}
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[8,2] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %fusion.1 = f32[8,2]{1,0} fusion(%x), kind=kCustom, calls=%wide
+  %fusion.2 = f32[8]{0} fusion(%x), kind=kLoop, calls=%mean
+  %dot.3 = f32[3,2,4,4]{3,2,1,0} dot(%x, %x), lhs_batch_dims={0,1}, lhs_contracting_dims={3}, rhs_batch_dims={0,1}
+  %dot.4 = f32[3,4,4]{2,1,0} dot(%x, %x), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}
+  %copy.5 = f32[4,8]{1,0} copy(%x), metadata={op_name="model/block_0/block_0._attend/transpose"}
+  %exponential.6 = f32[8,4]{1,0} exponential(%x), metadata={op_name="model/block_0/block_0._attend/exp"}
+  ROOT %add.7 = f32[8,2]{1,0} add(%fusion.1, %fusion.1), metadata={op_name="model/block_0/add"}
+}
+"""
+
+
+def test_a_profile_knows_each_operation_by_the_program():
+    seconds = {
+        "fusion.1": 1,
+        "fusion.2": 2,
+        "dot.3": 4,
+        "dot.4": 8,
+        "copy.5": 16,
+        "exponential.6": 32,
+        "add.7": 64,
+        "new": 1,
+    }
+    found = profiled.shares(PROGRAM, seconds)
+    assert [round(found[kind] * 128) for kind in profiled.KINDS] == [9, 4, 2, 32, 16, 65]
 
 
 @pytest.mark.parametrize("smoke", [True, False])

@@ -51,10 +51,12 @@ PyTorch are
   ensemble    batched by hand: dense layers of all runs as one batched product, and their attention as one call of
               `scaled_dot_product_attention`
 
-each eager or compiled, and the ensemble in several sizes, whichever is fastest. Rows with `check` give the relative
-difference of each rival's loss from ours on the same weights. It is measured before the timing, and the benchmark stops
-if it is 0.0001 or more. Rates include the matrix products of attention. Accuracies are greedy, after the 1,000 updates
-of the experiment; those of an ensemble are of one with two models per process, because this takes less time to train.
+each eager or compiled, and the ensemble in several sizes, whichever is fastest. As in ours, their last block of a decoder
+is computed for the answers alone. Rows with `check` give the relative difference of each rival's loss from ours on the
+same weights. It is measured before the timing, and the benchmark stops if it is 0.0001 or more. Rates include the matrix
+products of attention. Accuracies are greedy, after the 1,000 updates of the experiment; those of an ensemble are of one
+with two models per process, because this takes less time to train. Rows with `profile` give the share of each kind of
+operation in the time of our steps, according to JAX's profiler.
 
 `benchmark.csv` and `transformer.csv` have one row per quantity: `part, name, quantity, unit, rounds, min, median, max`,
 over rounds or, for accuracies, over runs. If a library is missing, a row says so. `benchmark_manifest.json` and

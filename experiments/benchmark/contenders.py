@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
+from experiments.benchmark import profiled
 from experiments.benchmark.baselines import serve
 from experiments.benchmark.networks import config_of, step_flops
 from repbias_jax import layout, measure, population, store, training
@@ -105,6 +106,13 @@ class Ours:
             clock.append(time.perf_counter())
         data, first, warm = np.diff(clock)
         return {"data": data, "first": first, "warm": warm}
+
+    def profile(self) -> dict[str, float]:
+        """Returns the share of each kind of operation in the time of an epoch, after one that is not counted."""
+        self.advance(1)
+        arguments = (self.dials, self.seeds, self.data, self.state, np.int32(0), np.int32(1))
+        program = self.programs.segment.program.lower(*arguments).compile().as_text() or ""
+        return profiled.shares(program, profiled.seconds_by_operation(lambda: self.advance(1)))
 
     def dump(self, folder: str) -> None:
         """Writes the data of all runs as arrays `[K, N, ...]`."""

@@ -63,14 +63,16 @@ def _transformer_products(config: Config) -> int:
     assert isinstance(task, SequenceOptions)  # noqa: S101
     square = model.width**2
 
-    def stack(own: int, memory: int = 0) -> int:
-        """Those of a stack with `own` tokens that also attends to the `memory` tokens of another."""
-        dense = own * (4 + 2 * model.expand) * square
+    def block(own: int, memory: int = 0, changed: int = 0) -> int:
+        """Those of a block with `own` tokens, of which it changes some (0: all), that also attends to `memory` tokens."""
+        changed = changed or own
+        dense = (3 * own + (1 + 2 * model.expand) * changed) * square
         across = 2 * (own + memory) * square if memory else 0
-        attention = 2 * own * (own + memory) * model.width  # scores, and sums that they weight
-        return model.layers * (dense + across + attention)
+        attention = 2 * changed * (own + memory) * model.width  # scores, and sums that they weight
+        return dense + across + attention
 
     readout = outputs * 2 * model.width
     if model.form == "decoder":
-        return stack(task.length + outputs) + readout
-    return stack(task.length) + stack(outputs, task.length) + readout
+        own = task.length + outputs
+        return (model.layers - 1) * block(own) + block(own, changed=outputs) + readout
+    return model.layers * (block(task.length) + block(outputs, task.length)) + readout

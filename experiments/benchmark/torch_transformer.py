@@ -1,9 +1,9 @@
 """Transformers in PyTorch for the benchmark: one network at a time, or an ensemble that is batched by hand.
 
 They compute what `repbias_jax.models.transformer` computes in the forms encoder_decoder and decoder: pre-norm, learned
-positions, ReLU, biases, no dropout; `loss_of` lets the benchmark check this on copied weights. An input is the string of
-tokens followed by the token of the answer before each output, `[L + O]`. The answers are the labels in training. The test
-is greedy: each prediction becomes the answer before the next output.
+positions, ReLU, biases, no dropout; the last block of a decoder for the answers alone. `loss_of` lets the benchmark check
+this on copied weights. An input is the string of tokens followed by the token of the answer before each output, `[L + O]`.
+The answers are the labels in training. The test is greedy: each prediction becomes the answer before the next output.
 
 Weights have the names that they have in JAX, such as `encoder.block_0.within.kernel`; those of an ensemble have a leading
 axis K over runs. Attention always is one 4-D `scaled_dot_product_attention`, in an ensemble over all runs and examples.
@@ -71,7 +71,7 @@ class Network:
 
     def __call__(self, weights: Weights, x: Any) -> Any:
         """Returns the logits `[..., O, C]`. Args: x, tokens `[..., L + O]`."""
-        length, outputs = self.options["length"], self.options["outputs"]
+        length = self.options["length"]
         string = self.table(weights, "tokens", x[..., :length]) + self.vectors(weights, "places")
         stream = self.table(weights, "answers", x[..., length:]) + self.vectors(weights, "output_places")
         memory = None
@@ -79,19 +79,22 @@ class Network:
             stream = self.torch.cat([string, stream], dim=-2)
         else:
             memory = self.stack(weights, "encoder", string)
-        stream = self.stack(weights, "decoder", stream, memory)
-        return self.dense(weights, "readout", stream[..., -outputs:, :])
+        stream = self.stack(weights, "decoder", stream, memory, first=length if memory is None else 0)
+        return self.dense(weights, "readout", stream)
 
-    def stack(self, weights: Weights, name: str, x: Any, memory: Any = None) -> Any:
-        """Returns the normed stream after all blocks."""
-        for i in range(self.options["layers"]):
-            x = self.block(weights, f"{name}.block_{i}", x, memory, causal=name == "decoder")
+    def stack(self, weights: Weights, name: str, x: Any, memory: Any = None, first: int = 0) -> Any:
+        """Returns the normed stream after all blocks; the last block only changes the tokens from `first` on."""
+        last = self.options["layers"] - 1
+        for i in range(last + 1):
+            own = first if i == last else 0
+            x = self.block(weights, f"{name}.block_{i}", x, memory, causal=name == "decoder", first=own)
         return self.norm(weights, f"{name}.norm", x)
 
-    def block(self, weights: Weights, name: str, x: Any, memory: Any, causal: bool) -> Any:
-        """Returns the stream after a block."""
-        parts = self.dense(weights, f"{name}.within", self.norm(weights, f"{name}.within_norm", x)).chunk(3, -1)
-        x = x + self.dense(weights, f"{name}.within_out", self.attend(*parts, causal=causal))
+    def block(self, weights: Weights, name: str, x: Any, memory: Any, causal: bool, first: int) -> Any:
+        """Returns the stream after a block, from the token `first` on."""
+        q, k, v = self.dense(weights, f"{name}.within", self.norm(weights, f"{name}.within_norm", x)).chunk(3, -1)
+        read = self.attend(q[..., first:, :], k, v, causal=causal)
+        x = x[..., first:, :] + self.dense(weights, f"{name}.within_out", read)
         if memory is not None:
             query = self.dense(weights, f"{name}.across_query", self.norm(weights, f"{name}.across_norm", x))
             read = self.attend(query, *self.dense(weights, f"{name}.across", memory).chunk(2, -1))
@@ -100,10 +103,17 @@ class Network:
         return x + self.dense(weights, f"{name}.hidden_out", hidden)
 
     def attend(self, q: Any, k: Any, v: Any, causal: bool = False) -> Any:
-        """Returns what q `[..., L, D]` reads from k and v `[..., M, D]`; all leading axes are folded into one."""
-        count = self.options["heads"]
+        """Returns what q `[..., L, D]` reads from k and v `[..., M, D]`; all leading axes are folded into one.
+
+        If causal, q are the last L of the M tokens.
+        """
+        count, length, first = self.options["heads"], q.shape[-2], k.shape[-2] - q.shape[-2]
         heads = [x.reshape(-1, x.shape[-2], count, x.shape[-1] // count).transpose(1, 2) for x in (q, k, v)]
-        read = self.functional.scaled_dot_product_attention(*heads, is_causal=causal)
+        if causal and first:  # `is_causal` would take q for the first tokens
+            seen = self.torch.ones(length, k.shape[-2], dtype=self.torch.bool, device=q.device).tril(first)
+            read = self.functional.scaled_dot_product_attention(*heads, attn_mask=seen)
+        else:
+            read = self.functional.scaled_dot_product_attention(*heads, is_causal=causal)
         return read.transpose(1, 2).reshape(q.shape)
 
     def dense(self, weights: Weights, name: str, x: Any) -> Any:

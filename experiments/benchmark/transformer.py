@@ -7,8 +7,9 @@ weights. All accuracies are greedy: a prediction is the answer that the next out
 
 from collections.abc import Iterable, Mapping
 
-from experiments.benchmark.contest import CORES, Bench, Contender, Form, compete, ensemble_settings, fastest
+from experiments.benchmark.contest import CORES, Bench, Contender, Form, compete, ensemble_settings, fastest, is_product
 from experiments.benchmark.networks import FORMS
+from experiments.benchmark.profiled import KINDS
 from experiments.benchmark.workers import Team, installed
 
 # Ways to train an ensemble: step, models per process, processes, whether it is compiled.
@@ -32,17 +33,27 @@ def report(bench: Bench, forms: Iterable[str] = tuple(FORMS)) -> None:
         own = bench.of(form)
         compete(own, contenders, lambda teams, own=own: check_losses(own, teams))
         own.append_missing("torch", "PyTorch", ("tuned", "ensemble"))
+        report_profile(own)
+
+
+def report_profile(bench: Bench) -> None:
+    """Adds the rows of `profile`: the share of each kind of operation in the time of our training steps."""
+    with bench.team("ours", bench.ours()) as team:
+        rounds = [team.call("profile")[0] for _ in range(bench.rounds)]
+    for kind in KINDS:
+        bench.add("profile", "ours", kind, "share", [found[kind] for found in rounds])
 
 
 def contenders(bench: Bench) -> dict[str, Contender]:
-    """Returns the contenders in PyTorch by name; none if it is not installed."""
+    """Returns the matrix product, whose rate is the limit, and the contenders in PyTorch if it is installed, by name."""
+    product = {"matrix product, JAX": Contender("product", [{"size": bench.size.product, "threads": CORES}])}
     if not installed("torch"):
-        return {}
+        return product
     compiled = (False,) if bench.smoke else (False, True)
     loops = {f"PyTorch tuned ({'compiled' if way else 'eager'})": _tuned(bench, way) for way in compiled}
     ways = [Form("bmm", *way) for way in (SMOKE_WAYS if bench.smoke else WAYS)]
     ensembles = {way.label: _ensemble(bench, way) for way in ways}
-    return dict((_fastest(bench, loops), _fastest(bench, ensembles)))
+    return dict((_fastest(bench, loops), _fastest(bench, ensembles))) | product
 
 
 def _tuned(bench: Bench, is_compiled: bool) -> Contender:
@@ -77,7 +88,7 @@ def check_losses(bench: Bench, teams: Mapping[str, Team]) -> None:
     Raises:
       RuntimeError: a loss differs by LIMIT or more of its value.
     """
-    others = {name: team for name, team in teams.items() if name != "ours"}
+    others = {name: team for name, team in teams.items() if name != "ours" and not is_product(name)}
     if not others:
         return
     path = str(bench.folder / "weights.npz")

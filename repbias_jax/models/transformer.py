@@ -12,7 +12,8 @@ gives y = (s x + f(x)) / sqrt(1 + s^2); without it y = x + f(x). With `band`, th
 
 Sites: `embedding`, `encoder_0`, ... (the last one after the norm: the memory) and `decoder_0`, ..., or `block_0`, ...;
 `logits`. Views: `X.mean` over the tokens of the string, `X.flat`, and `X.out0`, ... by output position. Views that see an
-answer are label-fed. In the form `decoder`, the last block at the tokens of the string feeds nothing and is no view.
+answer are label-fed. In the form `decoder`, the last block is computed, and is a site, for the answers alone: nothing reads
+its tokens of the string.
 
 Source: Vaswani et al. 2017; pre-norm after Xiong et al. 2020; `skips` and `band` are ours.
 """
@@ -75,29 +76,33 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, seen: Array | None, dials: Dials, key: Array | None, memory: Array | None = None
+        self, x: Array, seen: Array | None, dials: Dials, key: Array | None, memory: Array | None = None, first: int = 0
     ) -> Array:  # fmt: skip
-        """Returns the change of the stream, f(x) `[L, D]`.
+        """Returns the change of the stream, f(x) `[L - first, D]`; tokens before `first` are read, but not changed.
 
         Args: seen, boolean `[L, L]`, the tokens that each one attends to (None: all); key, for dropout; memory, `[M, D]`.
         """
-        width, stream = self.options.width, x
+        width, stream = self.options.width, x[first:]
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
 
         def add(change: Array, key: Array | None) -> Array:
             return stream + (change if key is None else drop(change, dials.model["dropout"], key))
 
-        q, k, v = jnp.split(dense(3 * width, dials, "within")(nn.LayerNorm(name="within_norm")(stream)), 3, axis=-1)
-        stream = add(dense(width, dials, "within_out")(self._attend(q, k, v, seen)), keys[0])
+        q, k, v = jnp.split(dense(3 * width, dials, "within")(nn.LayerNorm(name="within_norm")(x)), 3, axis=-1)
+        read = self._attend(q[first:], k, v, None if seen is None else seen[first:])
+        stream = add(dense(width, dials, "within_out")(read), keys[0])
         if memory is not None:
             q = dense(width, dials, "across_query")(nn.LayerNorm(name="across_norm")(stream))
             k, v = jnp.split(dense(2 * width, dials, "across")(memory), 2, axis=-1)
             stream = add(dense(width, dials, "across_out")(self._attend(q, k, v, None)), keys[1])
         hidden = dense(self.options.expand * width, dials, "hidden")(nn.LayerNorm(name="hidden_norm")(stream))
-        return add(dense(width, dials, "hidden_out")(ACTIVATIONS[self.options.activation](hidden)), keys[2]) - x
+        return add(dense(width, dials, "hidden_out")(ACTIVATIONS[self.options.activation](hidden)), keys[2]) - x[first:]
 
     def _attend(self, q: Array, k: Array, v: Array, seen: Array | None) -> Array:
-        """Returns what each token of q `[L, D]` reads from k and v `[M, D]`, all heads side by side, `[L, D]`."""
+        """Returns what each token of q `[L, D]` reads from k and v `[M, D]`, all heads side by side, `[L, D]`.
+
+        Args: seen, boolean `[L, M]`, or None for all.
+        """
         q, k, v = (x.reshape(len(x), self.options.heads, -1) for x in (q, k, v))
         scores = jnp.einsum("lhd,mhd->hlm", q, k) / math.sqrt(q.shape[-1])
         weights = nn.softmax(scores if seen is None else jnp.where(seen[None], scores, -1e9))
@@ -105,27 +110,32 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks, each of which changes the stream. The stream is a site after each block; after the last one it is normed."""
+    """Blocks, each of which changes the stream. The stream is a site after each block; after the last one it is normed.
+
+    The last block only changes the tokens from `first` on, since no other token is read after it.
+    """
 
     options: TransformerOptions
     sites: str  # the beginning of their names
     skips: bool = False
+    first: int = 0
 
     @nn.compact
     def __call__(
         self, x: Array, seen: Array | None, dials: Dials, key: Array | None, record: Record, memory: Array | None = None
     ) -> Array:  # fmt: skip
-        """Returns the normed stream `[L, D]`. Args: as for `Block`; record, `site` of one pass."""
+        """Returns the normed stream `[L - first, D]`. Args: as for `Block`; record, `site` of one pass."""
         last = self.options.layers - 1
         for i in range(self.options.layers):
             own = None if key is None else jax.random.fold_in(key, i)
             near = _near(len(x), self.options.band) if i == 0 and self.options.band and memory is None else seen
-            change = Block(self.options, name=f"block_{i}")(x, near, dials, own, memory)
+            first = self.first if i == last else 0
+            change = Block(self.options, name=f"block_{i}")(x, near, dials, own, memory, first)
             if self.skips:
                 s = dials.model["skips"][i]
-                x = (s * x + change) / jnp.sqrt(1 + jnp.square(s))
+                x = (s * x[first:] + change) / jnp.sqrt(1 + jnp.square(s))
             else:
-                x = x + change
+                x = x[first:] + change
             x = record(f"{self.sites}_{i}", nn.LayerNorm(name="norm")(x) if i == last else x)
         return x
 
@@ -166,7 +176,8 @@ class Transformer(nn.Module):
                 logits = readout(memory.mean(axis=0), outputs, self.num_values, options.head, dials)
                 return record("logits", logits).reshape(outputs, self.num_values), encoded
 
-        decoder = Stack(options, "block" if memory is None else "decoder", name="decoder")
+        first = length if memory is None else 0
+        decoder = Stack(options, "block" if memory is None else "decoder", first=first, name="decoder")
         answers, head = table(FIRST + self.num_values, name="answers"), dense(self.num_values, dials, "readout")
         asked = table(outputs, name="output_places")(_count(outputs))
         if self.tokens.queries:
@@ -178,7 +189,7 @@ class Transformer(nn.Module):
             record = functools.partial(site, sites, edits or {})
             x = answers(before) + asked
             x = record("embedding", jnp.concatenate([string, x])) if memory is None else x
-            state = decoder(x, _earlier(len(x)), dials, keys[1], record, memory)[-outputs:]
+            state = decoder(x, _earlier(len(x)), dials, keys[1], record, memory)
             return record("logits", head(state).reshape(-1)).reshape(outputs, self.num_values), sites
 
         before = jnp.full((outputs,), START, jnp.int32)
@@ -248,7 +259,7 @@ def views(options: TransformerOptions, task: Task) -> dict[str, View]:
     if options.form != "encoder":
         stack = "decoder" if options.form == "encoder_decoder" else "block"
         for i, p in itertools.product(range(options.layers), range(outputs)):
-            at = p if options.form == "encoder_decoder" else length + p
+            at = length + p if options.form == "decoder" and i < options.layers - 1 else p  # the last block has no string
             found[f"{stack}_{i}.out{p}"] = View(f"{stack}_{i}", lambda x, at=at: x[at], None, label_fed=p > 0)
     found["logits"] = View("logits", flatten, lambda c: c, label_fed=options.form != "encoder" and outputs > 1)
     return found
