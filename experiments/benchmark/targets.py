@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.benchmark.networks import FORMS
+from experiments.benchmark.profiled import KINDS
+
 RESULTS = Path(__file__).parent.parent / "results"
 
 Row = Mapping[str, str]
@@ -127,6 +130,17 @@ def card(rows: Sequence[Row], manifest: Mapping[str, Any]) -> str:
     )
 
 
+def profile(rows: Sequence[Row]) -> str:
+    """Returns a Markdown table: the share of each kind of operation in our steps. Args: rows of `transformer.csv`."""
+    lines = ["| time of our step spent in | " + " | ".join(FORMS) + " |", "|---|" + "---|" * len(FORMS)]
+    for kind in KINDS:
+        found = [find(rows, "transformer", f"{form}, profile: ours", kind) for form in FORMS]
+        lines.append(f"| {kind} | " + " | ".join(f"{float(row['median']):.0%}" for row in found) + " |")
+    rates = [find(rows, "transformer", f"{form}, ratio: ours / matrix product", "rate") for form in FORMS]
+    lines.append("| rate, ours / matrix product | " + " | ".join(f"{float(row['median']):.2f}" for row in rates) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def faults(rows: Sequence[Row]) -> str:
     """Returns a Markdown table of trials and outcomes. Args: rows of `faults.csv`."""
     lines = ["| fault | where | trials | same | named | other |", "|---|---|---|---|---|---|"]
@@ -138,6 +152,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "speed": lambda: sentence(read("benchmark.csv")),
     "card": lambda: card(read("accelerator.csv"), json.loads((RESULTS / "accelerator_manifest.json").read_text())),
     "targets": lambda: targets([*read("benchmark.csv"), *read("transformer.csv")]),
+    "profile": lambda: profile(read("transformer.csv")),
     "faults": lambda: faults(read("faults.csv")),
 }
 
