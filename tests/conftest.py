@@ -49,8 +49,9 @@ def run_here(*arguments: str) -> int:
 
 
 @pytest.fixture
-def call(capsys):
-    """`run_here`, and what it printed and what it complained of."""
+def call(capsys, monkeypatch):
+    """`run_here`, and what it printed and complained of. It times no update: for all experiments this takes minutes."""
+    monkeypatch.setattr("repbias_jax.population.step_seconds", lambda chunk, stop: 0.01)
 
     def do(*arguments: str):
         status = run_here(*arguments)

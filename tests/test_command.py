@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import run_here
 
 from experiments.claims import EXPERIMENTS
 from experiments.command import assemble, experiment_help
@@ -244,9 +245,10 @@ def test_numbers_are_decimal_only(text):
             override(BASE, name, text)
 
 
-def test_only_print_writes_nothing(call, tmp_path):
-    status, out, _ = call(*SMOKE, f"--workdir={tmp_path}", "--only_print")
-    assert status == 0
+def test_only_print_writes_nothing(capsys, tmp_path):
+    """Updates are timed."""
+    assert run_here(*SMOKE, f"--workdir={tmp_path}", "--only_print") == 0
+    out = capsys.readouterr().out
     words = ("groups", "chunks", "compilations", "run-steps", "TFLOP", "memory a device", "disk", "training about")
     for word in words:
         assert word in out
