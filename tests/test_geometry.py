@@ -228,6 +228,40 @@ def test_steering_equals_a_slow_twin(representation):
                 assert found[Measured(metric, name, other, str(dose))] == pytest.approx(share, abs=2 / half), (metric, dose)
 
 
+def test_steering_of_many_values_equals_a_slow_twin():
+    """Two factors of three and of four values: each example is pushed towards every other value in turn."""
+    rng = np.random.default_rng(11)
+    counts = {"three": 3, "four": 4}
+    codes = {name: np.tile(np.arange(count), 240 // count).astype(np.int32) for name, count in counts.items()}
+    codes["four"] = np.repeat(codes["four"][:60], 4)
+    places = {name: rng.normal(size=(count, 9)) for name, count in counts.items()}
+    phi = sum(places[name][codes[name]] for name in counts) + 0.3 * rng.normal(size=(240, 9))
+    order = rng.permutation(240)
+    phi, codes = phi[order].astype(np.float32), {name: own[order] for name, own in codes.items()}
+    weights = {name: rng.normal(size=(9, count)).astype(np.float32) for name, count in counts.items()}
+    found = jax.jit(acting(steering, finished(weights)))(*sides(phi, codes))
+    half, x = len(phi) // 2, phi.astype(np.float64)
+    rms = np.sqrt(np.square(x[half:] - x[:half].mean(0)).sum(1).mean())
+    reported = {n: (x[half:] @ w).argmax(1) for n, w in weights.items()}
+    for name, count in counts.items():
+        means = np.array([x[:half][codes[name][:half] == c].mean(0) for c in range(count)])
+        apart = [np.linalg.norm(means[b] - means[a]) for a, b in itertools.permutations(range(count), 2)]
+        assert found[Measured("own_dose", name)] == pytest.approx(np.mean(apart) / rms, rel=1e-3)
+        for dose, other in itertools.product((DOSES[8], DOSES[15], "own"), counts):
+            changed = {"flips": [], "random_flips": []}
+            for i, a in enumerate(reported[name]):
+                for b in set(range(count)) - {a}:
+                    own = means[b] - means[a]
+                    size = np.linalg.norm(own) if dose == "own" else dose * rms
+                    ways = {"flips": [own / np.linalg.norm(own)], "random_flips": np.sign(b - a) * random_directions(9)}
+                    for metric, directions in ways.items():
+                        after = ((x[half + i] + size * np.asarray(directions)) @ weights[other]).argmax(-1)
+                        changed[metric] += list(after != reported[other][i])
+            for metric, each in changed.items():
+                share = found[Measured(metric, name, other, str(dose))]
+                assert share == pytest.approx(np.mean(each), abs=2 / half), (metric, name, other, dose)
+
+
 def test_steering_is_invariant_to_rotation_and_scale_and_random_directions_are_fixed():
     rng = np.random.default_rng(7)
     (phi, codes), (turn, finish) = coded(rng), heads(8, rng)
