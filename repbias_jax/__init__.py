@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from repbias_jax.api import run
     from repbias_jax.config import Config, ConfigError, Experiment, Keep, Optimizer, Preset, Training
     from repbias_jax.data.binary import BinaryOptions
+    from repbias_jax.data.images import ImageOptions
     from repbias_jax.data.sequences import SequenceOptions
     from repbias_jax.external import probe_activations, variance_explained
+    from repbias_jax.models.convnet import ConvNetOptions
     from repbias_jax.models.mlp import MLPOptions
     from repbias_jax.models.transformer import TransformerOptions
     from repbias_jax.results import Results, load
@@ -57,7 +59,9 @@ _HOMES = {
     "Preset": "config",
     "Training": "config",
     "BinaryOptions": "data.binary",
+    "ImageOptions": "data.images",
     "SequenceOptions": "data.sequences",
+    "ConvNetOptions": "models.convnet",
     "MLPOptions": "models.mlp",
     "TransformerOptions": "models.transformer",
 }
@@ -65,7 +69,9 @@ __all__ = [
     "BinaryOptions",
     "Config",
     "ConfigError",
+    "ConvNetOptions",
     "Experiment",
+    "ImageOptions",
     "Keep",
     "MLPOptions",
     "Optimizer",

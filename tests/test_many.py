@@ -25,6 +25,7 @@ from experiments.command import share_of
 from repbias_jax import devices, layout, pipeline, planning, population, store
 from repbias_jax.config import Config, ConfigError, Runtime, dials_of, override_all, static_half
 from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.data.images import ImageOptions
 from repbias_jax.data.sequences import SequenceOptions
 from repbias_jax.layout import Layout
 from repbias_jax.models import MODELS
@@ -353,6 +354,7 @@ print(json.dumps({name: compiled(name, int(sys.argv[1])) for name in sys.argv[2:
 SMALL = {
     "mlp": (BinaryOptions(), {"model.widths": (16, 8)}),
     "transformer": (SequenceOptions(), {"model.width": 8, "model.layers": 1, "model.heads": 2, "task.num_probe": 512}),
+    "convnet": (ImageOptions(size=24), {"model.widths": (8, 16), "task.num_probe": 512}),
 }
 
 
@@ -428,9 +430,22 @@ def test_a_planted_mean_over_runs_is_found():
 @pytest.mark.parametrize("name", list(MODELS))
 def test_programs_lower_for_accelerators_without_one(name, platform):
     programs, arguments = abstract(name, 4)
-    for program, own in arguments.items():
-        lowered = getattr(programs, program).program.trace(*own).lower(lowering_platforms=(platform,))
-        assert not re.search(r"stablehlo\.(all_|reduce_scatter|collective)", lowered.as_text()), program
+    for program, own in {**arguments, "data": arguments["init"]}.items():
+        text = getattr(programs, program).program.trace(*own).lower(lowering_platforms=(platform,)).as_text()
+        assert not re.search(r"stablehlo\.(all_|reduce_scatter|collective)", text), program
+        assert largest_table(text) < 1_000_000, program
+
+
+def largest_table(text):
+    """The most bytes of any table of numbers in a lowered program; one number that is repeated is none."""
+    tables = re.findall(r"dense<(?:\"|\[)[^>]*> : tensor<([\dx]+)x[a-z]+(\d+)>", text)
+    return max((math.prod(map(int, shape.split("x"))) * int(bits) // 8 for shape, bits in tables), default=0)
+
+
+def test_a_planted_table_is_found():
+    table = np.random.default_rng(0).normal(size=(100, 30)).astype(np.float32)
+    text = jax.jit(lambda x: x @ table + jnp.zeros((1, 30))).lower(jnp.zeros((2, 100))).as_text()
+    assert largest_table(text) == 100 * 30 * 4
 
 
 def test_a_slice_of_256_tpu_chips_needs_no_collective():

