@@ -63,9 +63,8 @@ def _transformer_products(config: Config) -> int:
     assert isinstance(task, SequenceOptions)  # noqa: S101
     square = model.width**2
 
-    def block(own: int, memory: int = 0, changed: int = 0) -> int:
-        """Those of a block with `own` tokens, of which it changes some (0: all), that also attends to `memory` tokens."""
-        changed = changed or own
+    def block(own: int, changed: int, memory: int = 0) -> int:
+        """Those of a block that reads `own` tokens, changes some or all of them, and also attends to `memory` tokens."""
         dense = (3 * own + (1 + 2 * model.expand) * changed) * square
         across = 2 * (own + memory) * square if memory else 0
         attention = 2 * changed * (own + memory) * model.width  # scores, and sums that they weight
@@ -74,5 +73,5 @@ def _transformer_products(config: Config) -> int:
     readout = outputs * 2 * model.width
     if model.form == "decoder":
         own = task.length + outputs
-        return (model.layers - 1) * block(own) + block(own, changed=outputs) + readout
-    return model.layers * (block(task.length) + block(outputs, task.length)) + readout
+        return (model.layers - 1) * block(own, own) + block(own, outputs) + readout
+    return model.layers * (block(task.length, task.length) + block(outputs, outputs, task.length)) + readout

@@ -47,8 +47,7 @@ def shares(program: str, seconds: Mapping[str, float]) -> dict[str, float]:
 
 def _computations(program: str) -> dict[str, str]:
     """Returns the text of every computation of a compiled program, by name."""
-    found = re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL)
-    return dict(found)
+    return dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
 
 
 def _kind(name: str, text: str) -> str:

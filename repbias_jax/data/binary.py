@@ -233,12 +233,12 @@ def fair(task: BinaryOptions, dials: Dials) -> Dials:
     return dials._replace(task={**dials.task, **own})
 
 
-def draw(task: BinaryOptions, dials: Dials, key: Array) -> None:
+def draw(task: Task, dials: Dials, key: Array) -> None:
     """Returns None, since a run draws nothing once."""
     del task, dials, key
 
 
-def order_of(task: BinaryOptions, dials: Dials, drawn: None) -> Array:
+def order_of(task: Task, dials: Dials, drawn: None) -> Array:
     """Returns the listed output at each output position, int32 `[O]`."""
     del task, drawn
     return dials.task["output_order"]

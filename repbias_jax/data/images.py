@@ -30,7 +30,7 @@ import numpy as np
 from jax import Array
 
 from repbias_jax.config import Config, ConfigError, Dials, Factor, Task, option
-from repbias_jax.data.binary import UNSEEN, Example, check_length, check_outputs
+from repbias_jax.data.binary import UNSEEN, Example, check_length, check_outputs, draw, order_of  # noqa: F401 draw: contract
 
 COLORS = {
     "red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0), "yellow": (1.0, 1.0, 0.0),
@@ -215,17 +215,6 @@ def fair(task: ImageOptions, dials: Dials) -> Dials:
     """Returns dials under which features are independent and their labels are always seen."""
     own = {"match": jnp.asarray(chance(task), jnp.float32), "exposure": jnp.ones_like(dials.task["exposure"])}
     return dials._replace(task={**dials.task, **own})
-
-
-def draw(task: ImageOptions, dials: Dials, key: Array) -> None:
-    """Returns None, since a run draws nothing once."""
-    del task, dials, key
-
-
-def order_of(task: ImageOptions, dials: Dials, drawn: None) -> Array:
-    """Returns the listed output at each output position, int32 `[O]`."""
-    del task, drawn
-    return dials.task["output_order"]
 
 
 def sample(task: ImageOptions, dials: Dials, drawn: None, key: Array) -> Example:

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from repbias_jax.config import Config, ConfigError, Dials, Model, Task, num_outputs, option
+from repbias_jax.config import ConfigError, Dials, Model, Task, num_outputs, option
 from repbias_jax.data import DATA
 from repbias_jax.models.convolution import convolve
 from repbias_jax.models.family import Family, View, flatten
-from repbias_jax.models.layers import ACTIVATIONS, drop, readout
+from repbias_jax.models.layers import ACTIVATIONS, drop, readout, skips_option, weighted_skip
 from repbias_jax.models.sites import site
 
 
@@ -39,21 +39,7 @@ class ConvNetOptions(Model):
     widths: tuple[int, ...] = option((32, 64, 64, 128), "stages", "channels", low=1, high=65536)
     blocks: int = option(1, "blocks in each stage of the form residual", low=1, high=64)
     groups: int = option(8, "groups of channels in a norm; must divide all widths", low=1, high=65536)
-    skips: tuple[float, ...] = option(
-        (),
-        "factor s on the skip connections of each stage, whose sums are divided by sqrt(1 + s^2); empty: plain skips",
-        "",
-        True,
-        fill=lambda config: _own(config).skips or (1.0,) * len(_own(config).widths),
-        switch=True,
-        low=0.0,
-        high=100.0,
-    )
-
-
-def _own(config: Config) -> ConvNetOptions:
-    assert isinstance(config.model, ConvNetOptions)  # noqa: S101
-    return config.model
+    skips: tuple[float, ...] = skips_option("the blocks of each stage", lambda own: len(own.widths))
 
 
 class ConvNet(nn.Module):
@@ -85,11 +71,11 @@ class ConvNet(nn.Module):
             x = _convolution(width, size, stride, dials, f"{name}_conv")(x)
             return nn.GroupNorm(options.groups, name=f"{name}_norm")(x[None])[0]
 
-        def block(x: Array, width: int, name: str, stride: int, skip: Array) -> Array:
+        def block(x: Array, width: int, name: str, stride: int, skip: Array | None) -> Array:
             change = layer(act(layer(x, width, f"{name}_first", stride)), width, f"{name}_second")
             if change.shape != x.shape:
                 x = layer(x, width, f"{name}_skip", stride, size=1)
-            return act((skip * x + change) / jnp.sqrt(1 + jnp.square(skip)) if self.skips else x + change)
+            return act(weighted_skip(x, change, skip))
 
         x = site(sites, edits, "input", inputs.astype(jnp.float32) / 127.5 - 1)
         if options.form == "residual":
@@ -99,7 +85,7 @@ class ConvNet(nn.Module):
                 x = act(layer(x, width, f"stage_{i}", stride=2))
             for j in range(options.blocks if options.form == "residual" else 0):
                 stride = 2 if i > 0 and j == 0 else 1
-                x = block(x, width, f"stage_{i}_block_{j}", stride, dials.model["skips"][i])
+                x = block(x, width, f"stage_{i}_block_{j}", stride, dials.model["skips"][i] if self.skips else None)
             x = site(sites, edits, f"stage_{i}", x)
             if self.dropout and key is not None:
                 x = drop(x, dials.model["dropout"], jax.random.fold_in(key, i))
@@ -138,7 +124,7 @@ def check(options: ConvNetOptions, task: Task) -> None:
         raise ConfigError(f"config.model.skips={options.skips}: expected {len(options.widths)} values, one for each stage")
     if options.blocks > 1 and options.form != "residual":
         raise ConfigError(f"config.model.blocks={options.blocks}: expected 1, or config.model.form=residual")
-    least = _sides(options, min(shape[:2]))[-1]
+    least = _sides(options, shape[0])[-1]
     if least < 2:
         raise ConfigError(
             f"config.model.widths={options.widths}: {len(options.widths)} stages leave {least} x {least} of the image's "

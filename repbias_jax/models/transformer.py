@@ -29,11 +29,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from repbias_jax.config import Config, ConfigError, Dials, Model, Task, num_outputs, option
+from repbias_jax.config import ConfigError, Dials, Model, Task, num_outputs, option
 from repbias_jax.data import DATA
 from repbias_jax.data.sequences import Tokens
 from repbias_jax.models.family import Family, View, flatten, possible
-from repbias_jax.models.layers import ACTIVATIONS, dense, drop, embedding, readout
+from repbias_jax.models.layers import ACTIVATIONS, dense, drop, embedding, readout, skips_option, weighted_skip
 from repbias_jax.models.sites import site
 
 Record = Callable[[str, Array], Array]
@@ -51,22 +51,7 @@ class TransformerOptions(Model):
     layers: int = option(2, "blocks in each stack", low=1, high=256)
     expand: int = option(4, "hidden units of a block's dense layers, as a multiple of the width", low=1, high=64)
     band: int = option(0, "the first block attends to tokens at most this far away; 0: to all", "tokens", low=0, high=4096)
-    skips: tuple[float, ...] = option(
-        (),
-        "factor s on the skip connection around each block of the encoder; its output is divided by sqrt(1 + s^2); empty: "
-        "a plain skip",
-        "",
-        True,
-        fill=lambda config: _own(config).skips or (1.0,) * _own(config).layers,
-        switch=True,
-        low=0.0,
-        high=100.0,
-    )
-
-
-def _own(config: Config) -> TransformerOptions:
-    assert isinstance(config.model, TransformerOptions)  # noqa: S101
-    return config.model
+    skips: tuple[float, ...] = skips_option("each block of the encoder", lambda own: own.layers)
 
 
 class Block(nn.Module):
@@ -131,11 +116,7 @@ class Stack(nn.Module):
             near = _near(len(x), self.options.band) if i == 0 and self.options.band and memory is None else seen
             first = self.first if i == last else 0
             change = Block(self.options, name=f"block_{i}")(x, near, dials, own, memory, first)
-            if self.skips:
-                s = dials.model["skips"][i]
-                x = (s * x[first:] + change) / jnp.sqrt(1 + jnp.square(s))
-            else:
-                x = x[first:] + change
+            x = weighted_skip(x[first:], change, dials.model["skips"][i] if self.skips else None)
             x = record(f"{self.sites}_{i}", nn.LayerNorm(name="norm")(x) if i == last else x)
         return x
 
