@@ -64,12 +64,19 @@ class Server:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(line, cwd=ROOT, env=os.environ | more, **pipes)
 
-    def run(self, workdir: Path, *more: str, crash_at: int = -1, signals: Sequence[tuple[float, int]] = ()) -> Ended:
-        """The tiny experiment's command. Args: crash_at, the call at which it dies; signals, delays and numbers."""
+    def run(
+        self, workdir: Path, *more: str, crash_at: int = -1, crash_name: str = "", signals: Sequence[tuple[float, int]] = ()
+    ) -> Ended:
+        """The tiny experiment's command.
+
+        Args: crash_at, the call at which it dies; crash_name, of a file: it dies when it gives a file that name; signals,
+          delays and numbers.
+        """
         out = self.scratch / f"out.{self.process.pid}"
         words = [f"--experiment={self.experiment}", *ARGUMENTS]
         words += [f"--workdir={workdir}", f"--compilation_cache={self.cache}", *more]
-        request = {"out": str(out), "folder": f"{workdir}/", "crash_at": crash_at, "signals": signals, "arguments": words}
+        request = {"out": str(out), "folder": f"{workdir}/", "crash_at": crash_at, "crash_name": crash_name}
+        request |= {"signals": signals, "arguments": words}
         count = Path(f"{out}.count")
         count.unlink(missing_ok=True)
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -130,20 +137,14 @@ class Lab:
         return shutil.copytree(self.states[state], self.scratch / f"trial.{next(self.numbers)}")
 
     def _interrupted(self) -> Path:
-        """A workdir with two checkpoints and no end, found by halving: too late where it ends, else too early."""
-        folder, early, late = self.copy("empty"), 0, self.calls["train"]
+        """A workdir with two checkpoints and no end: killed where the file that marks the end would get its name."""
+        folder = self.copy("empty")
         with self.server() as server:
-            while late - early > 1:
-                at = (early + late) // 2
-                shutil.rmtree(folder)
-                folder.mkdir()
-                server.run(folder, "--stage=train", crash_at=at)
-                has_ended = bool(list(folder.glob("tiny/*/*/done.json")))
-                steps = [p for p in folder.glob("tiny/*/*/checkpoint/*") if p.name.isdigit()]
-                if len(steps) == 2 and not has_ended:
-                    return folder
-                early, late = (early, at) if has_ended else (at, late)
-        raise AssertionError("no crash left two checkpoints behind")
+            ended = server.run(folder, "--stage=train", crash_name="done.json")
+        steps = [p for p in folder.glob("*/*/*/checkpoint/*") if p.name.isdigit()]
+        assert len(steps) == 2, (ended, steps)
+        assert not list(folder.glob("*/*/*/done.json"))
+        return folder
 
     def outcome(self, folder: Path, stage: str, end: Ended) -> str:
         """What became of a trial whose last command, up to `stage`, ended so."""

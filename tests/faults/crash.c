@@ -1,5 +1,5 @@
-/* Preloaded into a process: counts what it does to files below a folder, and kills it at the k-th such call.
-   A write at that point is cut in half first. Compile: cc -shared -fPIC -O1 -o crash.so crash.c -ldl */
+/* Preloaded into a process: counts what it does to files below a folder, and kills it at the k-th such call,
+   or when it gives a file a certain name. A write at the k-th call is cut in half first. Compile: cc -shared -fPIC -O1 -o crash.so crash.c -ldl */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -12,11 +12,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static char prefix[4096];
+static char prefix[4096], last[256];
 static atomic_long count, target;
 
-void crash_arm(const char *folder, long at) {
+void crash_arm(const char *folder, long at, const char *name) {
   snprintf(prefix, sizeof prefix, "%s", folder);
+  snprintf(last, sizeof last, "/%s", name);
   count = 0;
   target = at;
 }
@@ -75,7 +76,12 @@ FD_CALL(ftruncate64, (int fd, off64_t size), (fd, size))
 PATH_CALL(unlink, (const char *path), (path))
 PATH_CALL(rmdir, (const char *path), (path))
 PATH_CALL(mkdir, (const char *path, mode_t mode), (path, mode))
-PATH_CALL(rename, (const char *path, const char *to), (path, to))
+int rename(const char *path, const char *to) {
+  REAL(rename);
+  size_t size = strlen(to), end = strlen(last);
+  if (below(path) && (now() || (end > 1 && size >= end && strcmp(to + size - end, last) == 0))) die();
+  return real(path, to);
+}
 #define AT_CALL(name, args, call) int name args { REAL(name); if (below_at(fd, path) && now()) die(); return real call; }
 AT_CALL(unlinkat, (int fd, const char *path, int flags), (fd, path, flags))
 AT_CALL(mkdirat, (int fd, const char *path, mode_t mode), (fd, path, mode))

@@ -23,7 +23,7 @@ def child(request: dict, crash: ctypes.CDLL) -> None:
     out = os.open(request["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    crash.crash_arm(request["folder"].encode(), request["crash_at"])
+    crash.crash_arm(request["folder"].encode(), request["crash_at"], request["crash_name"].encode())
     status = run.FAILED
     try:
         status = run.main(run.parse(["run", *request["arguments"]]))
