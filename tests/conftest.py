@@ -31,6 +31,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgetful() -> Iterator[None]:
+    """Frees what a file compiled: a process may map 65,530 regions of memory, and each program takes some."""
+    yield
+    jax.clear_caches()
+
+
 def run_here(*arguments: str) -> int:
     """Runs the command in this process, with its flags as new; returns its exit status."""
     from experiments import run  # after JAX was set up
