@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from repbias_jax.models.convnet import ConvNetOptions
     from repbias_jax.models.mlp import MLPOptions
     from repbias_jax.models.transformer import TransformerOptions
+    from repbias_jax.models.vit import ViTOptions
     from repbias_jax.results import Results, load
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ _HOMES = {
     "ConvNetOptions": "models.convnet",
     "MLPOptions": "models.mlp",
     "TransformerOptions": "models.transformer",
+    "ViTOptions": "models.vit",
 }
 __all__ = [
     "BinaryOptions",
@@ -80,6 +82,7 @@ __all__ = [
     "SequenceOptions",
     "Training",
     "TransformerOptions",
+    "ViTOptions",
     "load",
     "probe_activations",
     "run",

@@ -48,7 +48,7 @@ class Planned(Results):
         """As in `Results`, with NaN for every seed. Raises ConfigError for a step at which the view is not kept."""
         view, step = self.site(setting, site), more.pop("step", None)
         kept = self.kept[setting].get(view, ())
-        steps = kept if isinstance(step, str) else [self.last_step(setting) if step is None else step]
+        steps = kept if isinstance(step, str | pd.Series) else [self.last_step(setting) if step is None else step]
         if kept and (missing := [s for s in steps if np.isfinite(s) and s not in kept]):
             near = min(kept, key=lambda s: abs(s - missing[0]))
             raise ConfigError(

@@ -69,7 +69,7 @@ class Results:
           metric: such as `r2`.
           feature: name of a factor; empty if the metric has none.
           site: name of a view, or a named place of one view, such as `last_hidden`, the penultimate layer.
-          more: values of further columns: `step`, `at`.
+          more: values of further columns: `at`, and `step`, a number, or by seed the step at which this seed is read.
 
         Returns:
           Values by seed, sorted; NaN where a value is missing.
@@ -78,8 +78,13 @@ class Results:
           ConfigError: there is no such setting, or it has no such metric, feature or site; the message lists those it has.
         """
         found = self.table(setting, metric, feature, site, **more)
+        steps = more.pop("step", None)
+        if isinstance(steps, pd.Series):
+            read = found[found["step"] == found["seed"].map(steps)].set_index("seed")["value"]
+            return read.reindex(sorted(set(found["seed"])))
         if found.empty and self.strict:
-            self._check_names(setting, metric=metric, feature=feature, site=self.site(setting, site), **more)
+            wanted = more if steps is None else {**more, "step": steps}
+            self._check_names(setting, metric=metric, feature=feature, site=self.site(setting, site), **wanted)
         return found.set_index("seed")["value"].sort_index()
 
     def _check_names(self, setting: str, **wanted: Any) -> None:
@@ -93,7 +98,7 @@ class Results:
             rows = rows[rows[column] == value]
 
     def table(self, setting: str, metric: str, feature: str = "", site: str = "last_hidden", **more: Any) -> pd.DataFrame:
-        """Returns the matching rows of `rows`; `step="all"` selects all steps. Args: as for `values`.
+        """Returns the matching rows of `rows`; all steps with `step="all"` or a step for each seed. Args: as for `values`.
 
         Raises:
           ConfigError: there is no such setting.
@@ -108,7 +113,7 @@ class Results:
             if column not in rows:
                 raise ConfigError(f"results.csv has no column {column}; known: {', '.join(rows.columns)}")
             chosen &= rows[column] == value
-        return rows[chosen] if isinstance(step, str) else rows[chosen & (rows["step"] == step)]
+        return rows[chosen] if isinstance(step, str | pd.Series) else rows[chosen & (rows["step"] == step)]
 
     def _indexed(self, setting: str, metric: str) -> pd.DataFrame:
         if not hasattr(self, "_groups"):

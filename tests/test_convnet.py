@@ -80,7 +80,7 @@ def by_hand(case, image, edits):
         return norm_by_hand(p[f"{name}_norm"], conv_by_hand(p[f"{name}_conv"]["kernel"], x, stride), own.groups)
 
     x = site("input", image / 127.5 - 1)
-    x = act(layer("stem", x)) if own.form == "residual" else x
+    x = act(layer("stem", x, 2)) if own.form == "residual" else x
     for i in range(len(own.widths)):
         if own.form == "plain":
             x = act(layer(f"stage_{i}", x, 2))

@@ -17,9 +17,12 @@ from repbias_jax.data import images
 from repbias_jax.data.images import ImageOptions
 from repbias_jax.models.mlp import MLPOptions
 
-TEXTURES = ("solid", "stripes", "grid", "hexgrid", "dots", "noise", "triangles", "zigzags", "rain", "pluses")
 ALL = ImageOptions(
-    shapes=tuple(images.SHAPES), textures=TEXTURES, colors=tuple(images.COLORS), tints=tuple(images.COLORS), num_probe=200
+    shapes=tuple(images.SHAPES),
+    textures=images.TEXTURES,
+    colors=tuple(images.COLORS),
+    tints=tuple(images.COLORS),
+    num_probe=200,
 )
 PLAIN = dataclasses.replace(ALL, textures=("solid",), colors=("white",), tints=("white",), features=("shape",))
 
@@ -98,7 +101,7 @@ def renderer(task):
     return jax.jit(lambda values, pose: images.render(task, values, pose, 1.0))
 
 
-@pytest.mark.parametrize("texture", range(len(TEXTURES)))
+@pytest.mark.parametrize("texture", range(len(images.TEXTURES)))
 def test_a_full_turn_changes_nothing_and_a_shift_by_pixels_shifts(texture):
     """Up to single pixels at the edge of a texture, where rounding decides."""
     values = {name: jnp.int32(i) for name, i in {"shape": 7, "texture": texture, "color": 3, "tint": 5}.items()}

@@ -355,6 +355,10 @@ SMALL = {
     "mlp": (BinaryOptions(), {"model.widths": (16, 8)}),
     "transformer": (SequenceOptions(), {"model.width": 8, "model.layers": 1, "model.heads": 2, "task.num_probe": 512}),
     "convnet": (ImageOptions(size=24), {"model.widths": (8, 16), "task.num_probe": 512}),
+    "vit": (
+        ImageOptions(size=24),
+        {"model.patch": 8, "model.width": 8, "model.layers": 1, "model.heads": 2, "task.num_probe": 512},
+    ),
 }
 
 

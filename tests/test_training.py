@@ -21,6 +21,7 @@ from repbias_jax.models import MODELS
 from repbias_jax.models.convnet import ConvNetOptions
 from repbias_jax.models.mlp import MLPOptions
 from repbias_jax.models.transformer import TransformerOptions
+from repbias_jax.models.vit import ViTOptions
 
 BASE = Config(BinaryOptions(), MLPOptions())
 SMALL = {
@@ -202,6 +203,7 @@ READERS = {
     "mlp": small(),
     "transformer": Config(STRING, TransformerOptions(form="encoder", width=8, heads=2)),
     "convnet": Config(IMAGE, ConvNetOptions(widths=(8, 8))),
+    "vit": Config(IMAGE, ViTOptions(patch=8, width=8, heads=2, layers=2)),
 }
 
 

@@ -21,6 +21,8 @@ from experiments.claims import (
     sequence_prevalence,
     similarity,
     steering,
+    vision_plain,
+    vision_residual,
 )
 
 EXPERIMENTS: dict[str, ModuleType] = {
@@ -39,4 +41,6 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "sequence_complexity": sequence_complexity,
     "sequence_prevalence": sequence_prevalence,
     "encoder_residual": encoder_residual,
+    "vision_plain": vision_plain,
+    "vision_residual": vision_residual,
 }

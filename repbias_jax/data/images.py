@@ -37,6 +37,7 @@ COLORS = {
     "pink": (1.0, 0.4, 1.0), "cyan": (0.0, 1.0, 1.0), "purple": (0.3, 0.0, 0.5), "ocean": (0.1, 0.4, 0.5),
     "orange": (1.0, 0.6, 0.0), "white": (1.0, 1.0, 1.0),
 }  # fmt: skip
+TEXTURES = ("solid", "stripes", "grid", "hexgrid", "dots", "noise", "triangles", "zigzags", "rain", "pluses")
 GREY = 0.5
 AREA = 0.14  # of every shape of size 1, as a share of the image
 SIZES = (0.9, 1.1)  # least and largest size
@@ -108,7 +109,7 @@ class ImageOptions(Task):
     textures: tuple[str, ...] = option(
         ("solid", "stripes", "dots", "grid"),
         "values of texture",
-        choices=("solid", "stripes", "grid", "hexgrid", "dots", "noise", "triangles", "zigzags", "rain", "pluses"),
+        choices=TEXTURES,
     )
     colors: tuple[str, ...] = option(("red", "green", "blue", "yellow"), "values of color", choices=tuple(COLORS))
     tints: tuple[str, ...] = option(("red", "green", "blue", "yellow"), "values of tint", choices=tuple(COLORS))

@@ -12,7 +12,12 @@ ignores labels and values. Every site passes through `site`, which adds its edit
 `repbias_jax.models.family` has the contract of a family. To add one, add a file, and a line here.
 """
 
-from repbias_jax.models import convnet, mlp, transformer
+from repbias_jax.models import convnet, mlp, transformer, vit
 from repbias_jax.models.family import Family
 
-MODELS: dict[str, Family] = {"mlp": mlp.FAMILY, "transformer": transformer.FAMILY, "convnet": convnet.FAMILY}
+MODELS: dict[str, Family] = {
+    "mlp": mlp.FAMILY,
+    "transformer": transformer.FAMILY,
+    "convnet": convnet.FAMILY,
+    "vit": vit.FAMILY,
+}

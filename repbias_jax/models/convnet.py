@@ -1,8 +1,9 @@
 """Networks that read images: a plain convolutional network, and a residual network.
 
   plain      each stage is relu(norm(conv(x))), whose convolution halves height and width
-  residual   a stem of the width of the first stage; then each stage is `blocks` blocks y = relu(skip(x) + f(x)),
-             f = norm(conv(relu(norm(conv(x))))), of which the first one halves height and width, but in the first stage
+  residual   a stem relu(norm(conv(x))) of the width of the first stage; then each stage is `blocks` blocks
+             y = relu(skip(x) + f(x)), f = norm(conv(relu(norm(conv(x))))). The stem halves height and width, and so does
+             the first block of every stage but the first
 
 Convolutions are 3 x 3; norms are over groups of channels, so that nothing depends on other images. Where a block changes
 the shape, its skip is a norm of a 1 x 1 convolution. The dial `skips` has a factor s for each stage: its blocks compute
@@ -25,7 +26,7 @@ from jax import Array
 from repbias_jax.config import ConfigError, Dials, Model, Task, num_outputs, option
 from repbias_jax.data import DATA
 from repbias_jax.models.convolution import convolve
-from repbias_jax.models.family import Family, View, flatten
+from repbias_jax.models.family import Family, View, flatten, places_of_means
 from repbias_jax.models.layers import ACTIVATIONS, drop, readout, skips_option, weighted_skip
 from repbias_jax.models.sites import site
 
@@ -79,7 +80,7 @@ class ConvNet(nn.Module):
 
         x = site(sites, edits, "input", inputs.astype(jnp.float32) / 127.5 - 1)
         if options.form == "residual":
-            x = act(layer(x, options.widths[0], "stem"))
+            x = act(layer(x, options.widths[0], "stem", stride=2))
         for i, width in enumerate(options.widths):
             if options.form == "plain":
                 x = act(layer(x, width, f"stage_{i}", stride=2))
@@ -133,12 +134,8 @@ def check(options: ConvNetOptions, task: Task) -> None:
 
 
 def _sides(options: ConvNetOptions, side: int) -> list[int]:
-    """Returns the height of every stage for an image of the height `side`."""
-    found = []
-    for i in range(len(options.widths)):
-        side = side if options.form == "residual" and i == 0 else -(-side // 2)
-        found.append(side)
-    return found
+    """Returns the height of every stage for an image of the height `side`: each is half of that before it, rounded up."""
+    return [-(-side // 2 ** (i + 1)) for i in range(len(options.widths))]
 
 
 def views(options: ConvNetOptions, task: Task) -> dict[str, View]:
@@ -157,17 +154,8 @@ def views(options: ConvNetOptions, task: Task) -> dict[str, View]:
 
 
 def places(options: ConvNetOptions, task: Task) -> dict[str, tuple[str, ...]]:
-    """Returns the views of each place. Besides, `flat` is the site of which `last_hidden` is the mean."""
-    known = tuple(views(options, task))
-    means = tuple(name for name in known if name.endswith(".mean"))
-    flat = tuple(name for name in known if name.endswith(".flat"))
-    return {
-        "all": tuple(name for name in known if name not in flat),
-        "layers": means[1:],
-        "last_hidden": means[-1:],
-        "before_last": means[-2:-1],
-        "flat": flat,
-    }
+    """Returns the views of each place."""
+    return places_of_means(views(options, task), before=1)
 
 
 FAMILY = Family(ConvNetOptions, build, check, views, places)

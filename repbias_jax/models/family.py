@@ -63,6 +63,26 @@ def resolve(
     return (name,)
 
 
+def places_of_means(views: Mapping[str, View], before: int = 0) -> dict[str, tuple[str, ...]]:
+    """Returns the places of a model whose layers are read as means, `X.mean`, and whole only where that is asked for.
+
+    Besides the places of every family, `flat` is the site of which `last_hidden` is the mean.
+
+    Args:
+      views: of the model; those that end in `.flat` belong to no other place.
+      before: how many of the means are those of what comes before the first layer.
+    """
+    means = tuple(name for name in views if name.endswith(".mean"))
+    flat = tuple(name for name in views if name.endswith(".flat"))
+    return {
+        "all": tuple(name for name in views if name not in flat),
+        "layers": means[before:],
+        "last_hidden": means[-1:],
+        "before_last": means[-2:-1],
+        "flat": flat,
+    }
+
+
 def possible(logits: Array, values: Array | None) -> Array:
     """Returns the logits, with IMPOSSIBLE for the values that an output does not have.
 

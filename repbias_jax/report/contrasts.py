@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from repbias_jax.report import figures
 from repbias_jax.results import Results
-from repbias_jax.statistics import Claim, Part, gate
+from repbias_jax.statistics import At, Claim, Part, gate
 
 LOG_RATIO = "log(first / second)"  # of r2, as `log_ratio` computes it
 BANDS = {"r2": "null_high", "top_r2": "top_null_high"}  # the upper end of the null band of a form of r2
@@ -98,11 +98,11 @@ def slope(values: pd.DataFrame, x: np.ndarray) -> pd.Series:
     return (values * weights).sum(axis=1, skipna=False)
 
 
-def accuracy_gap(results: Results, setting: str, first: str, second: str, step: int | None = None) -> pd.Series:
+def accuracy_gap(results: Results, setting: str, first: str, second: str, step: At | None = None) -> pd.Series:
     """Returns test accuracy of one feature minus another, by seed; within 0.01 if they are learned equally well."""
     step = results.last_step(setting) if step is None else step
-    one, other = (results.accuracy(setting, feature, "accuracy").loc[step] for feature in (first, second))
-    return one - other
+    one, other = (results.accuracy(setting, feature, "accuracy") for feature in (first, second))
+    return at_steps(one - other, step) if isinstance(step, pd.Series) else (one - other).loc[step]
 
 
 class Gaps(NamedTuple):

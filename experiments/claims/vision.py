@@ -1,0 +1,149 @@
+"""What the experiments on images share: sizes, when representations are read, parts of claims, and figures."""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from repbias_jax.config import Overrides
+from repbias_jax.data import images
+from repbias_jax.report import contrasts
+from repbias_jax.report import figures as draw
+from repbias_jax.report.figures import STYLES, Axes, Figure
+from repbias_jax.results import Results
+from repbias_jax.statistics import Part, gate
+
+SHAPE, TEXTURE, COLOR = "shape", "texture", "color"
+FIRST_SEED = 21_000  # of the runs that give the verdicts on images
+MARGIN = 0.05
+AFTER = 1000  # updates after shape's mastery, at which representations are compared
+# Smoke runs have one size, so that experiments share compiled programs.
+SMOKE: Overrides = (
+    ("task.size", 24), ("task.num_train", 128), ("task.num_test", 64), ("task.num_probe", 512), ("model.widths", (8, 16)),
+    ("training.batch_size", 16), ("training.epochs", 1), ("training.observe_every", 4), ("keep.every", 4),
+)  # fmt: skip
+
+
+def read_at(results: Results, setting: str) -> pd.Series:
+    """Returns, by seed, the first snapshot at least AFTER updates after shape is mastered; NaN where there is none."""
+    snapshots = contrasts.curve(results, setting, "r2", SHAPE).index
+    return contrasts.next_snapshot(snapshots, results.mastery(setting, SHAPE) + AFTER)
+
+
+def learned(results: Results, setting: str, step: pd.Series | int) -> pd.DataFrame:
+    """Returns the gate for every output of a setting at a step, or at a step of each seed."""
+    return gate(results, [(setting, results.outputs(setting), [step])])
+
+
+def apart(results: Results, setting: str, first: str, second: str, **more: Any) -> pd.Series:
+    """Returns r2 of one feature minus r2 of another, by seed. Args: more, as in `Results.values`."""
+    one, other = contrasts.pair(results, setting, "r2", first, second, **more)
+    return one - other
+
+
+def difference(
+    results: Results, setting: str, label: str, name: str, features: tuple[str, str], at_end: bool = False,
+    kind: str = "deciding",
+) -> Part:  # fmt: skip
+    """Returns a part: r2 of one feature minus r2 of another after shape's mastery, or at the end; second: the log ratio.
+
+    Args:
+      results: of the experiment.
+      setting: full name.
+      label: of the part.
+      name: what the setting is.
+      features: the one that should lead, and the other.
+      at_end: whether all networks are read after equally many updates.
+      kind: as in `Part`.
+    """
+    steps = results.last_step(setting) if at_end else read_at(results, setting)
+    ratio, floored = contrasts.log_ratio(results, setting, *features, step=steps)
+    when = "at the end" if at_end else f"{AFTER:,} updates after shape's mastery"
+    return Part(
+        label, f"r2({features[0]}) - r2({features[1]}), {name}, {when}",
+        apart(results, setting, *features, step=steps), learned(results, setting, steps), +1, MARGIN, secondary=ratio,
+        secondary_statistic=contrasts.LOG_RATIO, floored=floored,
+        accuracy=contrasts.accuracy_gap(results, setting, *features, step=steps),
+        absent=absent(results, setting, features, steps), kind=kind,
+    )  # fmt: skip
+
+
+def absent(results: Results, setting: str, features: Sequence[str], step: pd.Series | int) -> pd.Series:
+    """Returns which networks have the r2 of all the features inside their null bands, by seed."""
+    low = [contrasts.above_null(results, setting, f, step=step)[1] for f in features]
+    return pd.concat(low, axis=1).all(axis=1)
+
+
+def draw_levels(axes: Axes, results: Results, settings: Mapping[str, str], features: Sequence[str], title: str) -> None:
+    """Draws r2 of features over settings, each network read AFTER updates after shape's mastery, with all floors.
+
+    Args:
+      axes: to draw on.
+      results: of the experiment.
+      settings: full names, by level.
+      features: whose r2 is drawn.
+      title: of the panel.
+    """
+    x, steps = np.arange(len(settings)), {s: read_at(results, s) for s in settings.values()}
+
+    def by_level(name: str, metric: str = "r2", **more: Any) -> pd.DataFrame:
+        """A measure `[level, seed]`; without `step`, at the step of each network."""
+        return pd.DataFrame(
+            {s: results.values(s, metric, name, **{"step": own, **more}) for s, own in steps.items()}
+        ).T  # fmt: skip
+
+    for i, name in enumerate(features):
+        draw.dots(axes, x, by_level(name), name, STYLES[i], shift=0.12 * i - 0.06)
+        draw.floor(axes, x, by_level(name, step=0).mean(axis=1), f"{name}, untrained", "x+"[i])
+        twins = results.twins(next(iter(settings.values())))
+        if name in twins:
+            draw.floor(axes, x, by_level(twins[name]).mean(axis=1), f"{twins[name]}, unused twin of {name}", "dp"[i])
+    draw.null(axes, {metric: by_level(features[0], metric).mean(axis=1).mean() for metric in draw.NULL})
+    contrasts.at_levels(axes, list(settings))
+    read = sum(int(own.notna().sum()) for own in steps.values())
+    draw.label(
+        axes, f"{title}\n({read} of {sum(map(len, steps.values()))} networks mastered shape in time)", "", draw.VARIANCE
+    )
+
+
+def sheet() -> Figure:
+    """Returns a figure of all shapes, textures and colors at two sizes; whatever else an image has is drawn at random."""
+    known = (images.SHAPES, images.TEXTURES, images.COLORS)
+    figure, panels = draw.grid(3, 2, 6.0, 2.4)
+    for j, size in enumerate((32, 64)):
+        task = images.ImageOptions(
+            size=size, shapes=tuple(images.SHAPES), textures=images.TEXTURES, colors=tuple(images.COLORS),
+            tints=tuple(images.COLORS),
+        )  # fmt: skip
+        for i, (name, values) in enumerate(zip((SHAPE, TEXTURE, COLOR), known, strict=True)):
+            axes = panels[i][j]
+            axes.imshow(_tiled(task, name, ROWS), interpolation="nearest")
+            axes.set_xticks([(k + 0.5) * (size + 1) for k in range(len(values))], list(values), rotation=60, ha="right")
+            axes.set_yticks([])
+            draw.label(axes, f"{name}, {size} x {size} pixels", "", "")
+    return draw.finish(figure)
+
+
+ROWS = 3
+
+
+def _tiled(task: images.ImageOptions, name: str, rows: int) -> np.ndarray:
+    """Returns images of every value of a factor side by side, in several rows. Other factors but texture are random."""
+    known, count = images.values_of(task), len(images.values_of(task)[name])
+    key_values, key_pose = jax.random.split(jax.random.key(0))
+    keys = jax.random.split(key_values, len(known))
+    values = {f: jax.random.randint(k, (rows * count,), 0, len(v)) for k, (f, v) in zip(keys, known.items(), strict=True)}
+    if name != TEXTURE:
+        values[TEXTURE] = jnp.zeros_like(values[TEXTURE])
+    values[name] = jnp.tile(jnp.arange(count), rows)
+    one = jax.jit(jax.vmap(lambda own, key: images.render(task, own, images.draw_pose(key), 1.0)))
+    made = np.asarray(one(values, jax.random.split(key_pose, rows * count)))
+    made = np.pad(made, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=1)
+    side = task.size + 1
+    return made.reshape(rows, count, side, side, 3).transpose(0, 2, 1, 3, 4).reshape(rows * side, count * side, 3)
