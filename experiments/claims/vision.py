@@ -115,7 +115,7 @@ def draw_levels(axes: Axes, results: Results, settings: Mapping[str, str], featu
 def sheet() -> Figure:
     """Returns a figure of all shapes, textures and colors at two sizes; whatever else an image has is drawn at random."""
     known = (images.SHAPES, images.TEXTURES, images.COLORS)
-    figure, panels = draw.grid(3, 2, 6.0, 2.4)
+    figure, panels = draw.grid(3, 2, 6.0, 3.0)
     for j, size in enumerate((32, 64)):
         task = images.ImageOptions(
             size=size, shapes=tuple(images.SHAPES), textures=images.TEXTURES, colors=tuple(images.COLORS),
@@ -134,13 +134,13 @@ ROWS = 3
 
 
 def _tiled(task: images.ImageOptions, name: str, rows: int) -> np.ndarray:
-    """Returns images of every value of a factor side by side, in several rows. Other factors but texture are random."""
+    """Returns images of every value of a factor side by side, in several rows. Textures are those of squares."""
     known, count = images.values_of(task), len(images.values_of(task)[name])
     key_values, key_pose = jax.random.split(jax.random.key(0))
     keys = jax.random.split(key_values, len(known))
     values = {f: jax.random.randint(k, (rows * count,), 0, len(v)) for k, (f, v) in zip(keys, known.items(), strict=True)}
-    if name != TEXTURE:
-        values[TEXTURE] = jnp.zeros_like(values[TEXTURE])
+    other = TEXTURE if name != TEXTURE else SHAPE
+    values[other] = jnp.full_like(values[other], known[other].index("solid" if other == TEXTURE else "square"))
     values[name] = jnp.tile(jnp.arange(count), rows)
     one = jax.jit(jax.vmap(lambda own, key: images.render(task, own, images.draw_pose(key), 1.0)))
     made = np.asarray(one(values, jax.random.split(key_pose, rows * count)))
