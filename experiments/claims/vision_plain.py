@@ -130,8 +130,8 @@ CAPTIONS = {
     "means over seeds with 95 % bands.",
     "stages": "The same at every stage, averaged over places, at the end of training.",
     "sheet": "All shapes, textures and colors that images can have, at two sizes; place, rotation, size and the other "
-    "factors are random, but textures are shown on squares, and all others are solid. At 32 pixels noise, triangles and pluses "
-    "can hardly be told apart; the experiments at this size use solid, stripes, dots and grid.",
+    "factors are random, but textures are shown on squares, and all others are solid. At 32 pixels noise, triangles and "
+    "pluses can hardly be told apart; the experiments at this size use solid, stripes, dots and grid.",
 }
 
 
