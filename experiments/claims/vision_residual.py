@@ -46,7 +46,7 @@ from repbias_jax.statistics import Claim, Part
 
 TITRATED = 0.35  # at which the r2 of color in untrained networks is nearest .05: results/vision_residual/titrated.csv
 ON, OFF = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
-SEEDS, CONTROLS = 32, 12
+SEEDS, CONTROLS = 32, 16
 TWO = (SHAPE, COLOR)
 SHOWN = {  # what is shown beside the claim: the label of its part, and what the setting is
     "titrated": ("c", f"contrast {TITRATED:g}"),
@@ -68,13 +68,14 @@ EXPERIMENT = Experiment(
         ("skip_1", (("model.skips", ON),)),
         ("skip_0", (("model.skips", OFF),)),
         ("titrated", (("model.skips", ON), ("task.contrast", TITRATED))),
-        ("plain", (("model", ConvNetOptions()), ("training.epochs", 6))),
-        ("vit", (("model", ViTOptions()), ("training.epochs", 6))),
+        ("plain", (("model", ConvNetOptions()), ("training.epochs", 5))),
+        ("vit", (("model", ViTOptions()), ("training.epochs", 5))),
     ),
     seed_caps=tuple((name, CONTROLS) for name in SHOWN),
     probes=("variance",),
     num_seeds=SEEDS,
     verdict_seed=vision.FIRST_SEED + 100,
+    variant="settings that are not frozen yet",
     presets=(
         ("full", Preset(SEEDS)),
         ("quick", Preset(12, settings=("skip_1", "skip_0"), overrides=(("training.epochs", 2),))),
