@@ -103,7 +103,7 @@ def draw_levels(axes: Axes, results: Results, settings: Mapping[str, str], featu
         draw.floor(axes, x, by_level(name, step=0).mean(axis=1), f"{name}, untrained", "x+"[i])
         twins = results.twins(next(iter(settings.values())))
         if name in twins:
-            draw.floor(axes, x, by_level(twins[name]).mean(axis=1), f"{twins[name]}, unused twin of {name}", "dp"[i])
+            draw.floor(axes, x, by_level(twins[name]).mean(axis=1), f"{twins[name]}, unused twin", "dp"[i])
     draw.null(axes, {metric: by_level(features[0], metric).mean(axis=1).mean() for metric in draw.NULL})
     contrasts.at_levels(axes, list(settings))
     read = sum(int(own.notna().sum()) for own in steps.values())

@@ -138,7 +138,7 @@ CAPTIONS = {
 def _draw_contrasts(results: Results, run: dict[str, str]) -> Figure | None:
     if not run:
         return None
-    figure, panels = draw.grid(1, 1, 6.0, 4.2)
+    figure, panels = draw.grid(1, 1, 7.0, 4.2)
     vision.draw_levels(
         panels[0][0], results, {name.split()[1]: s for name, s in run.items()}, (COLOR, SHAPE), "plain network"
     )
