@@ -106,10 +106,9 @@ def draw_levels(axes: Axes, results: Results, settings: Mapping[str, str], featu
             draw.floor(axes, x, by_level(twins[name]).mean(axis=1), f"{twins[name]}, unused twin", "dp"[i])
     draw.null(axes, {metric: by_level(features[0], metric).mean(axis=1).mean() for metric in draw.NULL})
     contrasts.at_levels(axes, list(settings))
-    read = sum(int(own.notna().sum()) for own in steps.values())
-    draw.label(
-        axes, f"{title}\n({read} of {sum(map(len, steps.values()))} networks mastered shape in time)", "", draw.VARIANCE
-    )
+    passed = [learned(results, setting, own).all(axis=1) for setting, own in steps.items()]
+    counts = f"{sum(own.sum() for own in passed)} of {sum(map(len, passed))} networks learned all"
+    draw.label(axes, f"{title}\n({counts})", "", draw.VARIANCE)
 
 
 def sheet() -> Figure:

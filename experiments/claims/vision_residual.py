@@ -128,7 +128,7 @@ def figures(results: Results) -> list[Drawn]:
     """Returns all figures, for the settings that were run."""
     condition = str(results.settings["column"].iloc[0])
     run = {level: f"{condition}.{name}" for name, level in LEVELS.items() if results.has(f"{condition}.{name}")}
-    panels = {level.replace("\n", " "): ([setting], {SHAPE: (SHAPE,), COLOR: (COLOR,)}) for level, setting in run.items()}
+    panels = {level.replace("\n", " "): ([setting], {COLOR: (COLOR,), SHAPE: (SHAPE,)}) for level, setting in run.items()}
     drawn = (
         ("skips", _draw_skips(results, run)),
         ("along", orders.along_figure(results, panels, 3)),
@@ -156,5 +156,5 @@ def _draw_skips(results: Results, run: dict[str, str]) -> Figure | None:
     if not run:
         return None
     figure, panels = draw.grid(1, 1, 7.0, 4.2)
-    vision.draw_levels(panels[0][0], results, run, TWO, "residual network and others")
+    vision.draw_levels(panels[0][0], results, run, (COLOR, SHAPE), "residual network and others")
     return draw.finish(figure)
