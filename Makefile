@@ -29,6 +29,7 @@ benchmark: $(VENV)/installed-benchmark
 faults: $(VENV)/installed-test
 	$(BIN)/python -m tests.faults.campaign --output=experiments/results/faults.csv
 	$(BIN)/python -m tests.faults.campaign --output=experiments/results/faults_transformer.csv --experiment=tiny_sequence --share=0.1
+	$(BIN)/python -m tests.faults.campaign --output=experiments/results/faults_convnet.csv --experiment=tiny_images --share=0.1
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

@@ -167,9 +167,10 @@ def fingerprints(folder):
     return {(run["setting"], run["seed"]): run["fingerprint"] for run in runs}
 
 
-def test_shares_devices_kills_and_damage_change_no_number_of_a_transformer(cache, tmp_path):
+@pytest.mark.parametrize("own", ["tiny_sequence", "tiny_images"])
+def test_shares_devices_kills_and_damage_change_no_number_of_other_models(own, cache, tmp_path):
     """One process with two devices; with four; two shares, of which one is killed and started again; a damaged file."""
-    own = "--experiment=tiny_sequence"
+    own = f"--experiment={own}"
     whole, wide, shared = (tmp_path / name for name in ("whole", "wide", "shared"))
     for folder, count in ((whole, 2), (wide, 4)):
         status, printed = Started(cache, folder, own, f"--devices={count}").end()

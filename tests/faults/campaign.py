@@ -5,8 +5,8 @@
 
 Every trial ends in one of: `same` (the same command, run again, ends with the same bytes: weights' fingerprints, curves,
 activations, results and claims), `named` (refused, with a message that names a file of the workdir and the stage to
-rerun) or `other`, which must not be. The tiny experiments, one with MLPs and one with Transformers, are one chunk of
-eight runs with two checkpoints.
+rerun) or `other`, which must not be. The tiny experiments, with MLPs, Transformers and networks of convolutions, are eight
+runs with two checkpoints; all but the last are one chunk.
 
 What a process did before it was killed stays in the page cache here: loss of power is another matter, against which every
 file is synced before it is renamed.
@@ -444,7 +444,9 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials, in (0, 1]")
     parser.add_argument("--output", type=Path, help="where to write the table; its manifest goes beside it")
     parser.add_argument("--only", default="", help="faults whose names begin so; the other rows of the table stay")
-    parser.add_argument("--experiment", default="tiny", choices=("tiny", "tiny_sequence"), help="what is disturbed")
+    parser.add_argument(
+        "--experiment", default="tiny", choices=("tiny", "tiny_sequence", "tiny_images"), help="what is disturbed"
+    )
     asked = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults.") as scratch:
