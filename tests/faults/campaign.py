@@ -39,6 +39,7 @@ from repbias_jax.provenance import record
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ("train", "measure", "report")
+TINY = ("tiny", "tiny_sequence", "tiny_images")  # the experiments that are disturbed
 ARGUMENTS = ("--devices=2", "--checkpoint_seconds=0")
 LARGE = "--num_seeds=20"  # five chunks, for several processes
 SAME, NAMED, OTHER = "same", "named", "other"
