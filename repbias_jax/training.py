@@ -22,6 +22,7 @@ from repbias_jax.models.family import View, possible, resolve
 METRICS = ("loss", "accuracy", "worst_class")  # of an output; accuracy is the mean over classes, in [0, 1]
 SPLITS = ("train", "test")
 SHARED_SEED = 2**31 - 1  # the seed of a probe set that all seeds share; no run has it
+MOST_INPUTS = 2**23  # numbers of the inputs that a network represents at once; an image of 64 pixels has 12,288
 
 
 class Keys(NamedTuple):
@@ -355,11 +356,26 @@ def _scores(static: Static, dials: Dials, state: State, inputs: Array, labels: A
 
 
 def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[str, Array]:
-    """Returns the activations of one run on its probe set, without labels: float32 `[N, D]` for each stored view."""
-    _, sites = forward(static, dials, state.params, data.probe.inputs, data.probe.order)
-    views = views_of(static)
-    found = {name: jax.vmap(views[name].read)(sites[views[name].site]) for name in stored_views(static)}
-    return {name: value.astype(jnp.float32) for name, value in found.items()}  # an input may be tokens
+    """Returns the activations of one run on its probe set, without labels: float32 `[N, D]` for each stored view.
+
+    A probe set of many or large images is read in blocks, since its sites would need far more memory than its views.
+    """
+    views, (inputs, order) = views_of(static), (data.probe.inputs, data.probe.order)
+
+    def read(inputs: Array, order: Array) -> dict[str, Array]:
+        _, sites = forward(static, dials, state.params, inputs, order)
+        found = {name: jax.vmap(views[name].read)(sites[views[name].site]) for name in stored_views(static)}
+        return {name: value.astype(jnp.float32) for name, value in found.items()}  # an input may be tokens
+
+    if inputs.size <= MOST_INPUTS:
+        return read(inputs, order)
+
+    def one(own: tuple[Array, ...]) -> dict[str, Array]:
+        found = read(own[0][None], own[1][None] if len(own) > 1 else order)
+        return {name: value[0] for name, value in found.items()}
+
+    each = (inputs,) if order.ndim == 1 else (inputs, order)
+    return jax.lax.map(one, each, batch_size=max(1, MOST_INPUTS * len(inputs) // inputs.size))
 
 
 def stored_views(static: Static) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from conftest import ROOT
 from tests.faults import campaign
 
 RESULTS = ROOT / "experiments" / "results" / "faults.csv"
-OF_TRANSFORMERS = RESULTS.with_name("faults_transformer.csv")
+OF_OTHERS = [RESULTS.with_name(f"faults_{model}.csv") for model in ("transformer", "convnet")]
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler to preload a library"
@@ -91,9 +91,10 @@ def test_the_committed_campaign_is_whole():
     assert set(table["commit"]) == {run["commit"] for run in runs}
 
 
-def test_the_committed_campaign_on_transformers_has_every_fault():
+@pytest.mark.parametrize("path", OF_OTHERS, ids=lambda path: path.stem)
+def test_the_committed_campaign_on_another_model_has_every_fault(path):
     """A share of the trials, and no trial ended otherwise; BUILD has the counts."""
-    table, whole = (pd.read_csv(path) for path in (OF_TRANSFORMERS, RESULTS))
+    table, whole = (pd.read_csv(own) for own in (path, RESULTS))
     counts = table[["trials", campaign.SAME, campaign.NAMED, campaign.OTHER]].to_numpy()
     assert (counts[:, 0] == counts[:, 1:].sum(axis=1)).all()
     assert (table[campaign.OTHER] == 0).all()

@@ -436,3 +436,26 @@ def test_a_head_of_units_gives_the_shares_of_an_independent_implementation(tmp_p
     easy = results.values("base.unit", "r2", "parity1")
     assert len(easy) == 8
     assert abs(easy.mean() - 0.208) < 0.0106
+
+
+@pytest.mark.parametrize("name", ["convnet", "transformer of orders"])
+def test_many_inputs_are_represented_in_blocks(name, monkeypatch):
+    """The same activations, also with an order for each example and a block that is not full; and in less memory."""
+    config = READERS["convnet"]
+    if name != "convnet":
+        config = Config(dataclasses.replace(STRING, order="example"), TransformerOptions(form="decoder", width=8, heads=2))
+    static, dials = halves(override_all(config, {"task.num_probe": 128, "task.num_train": 64, "task.num_test": 32}))
+    data = jax.jit(lambda d: training.make_data(static.config.task, "balanced", d, jnp.int32(3)))(dials)
+    state = jax.jit(lambda d: training.init(static, d, jnp.int32(3)))(dials)
+
+    def represented():
+        program = jax.jit(lambda own, now: training.represent(static, dials, own, now)).lower(data, state).compile()
+        return program(data, state), program.memory_analysis().temp_size_in_bytes
+
+    whole, much = represented()
+    monkeypatch.setattr(training, "MOST_INPUTS", data.probe.inputs.size // 128 * 12)
+    blocks, little = represented()
+    assert whole.keys() == blocks.keys()
+    for view, value in whole.items():
+        np.testing.assert_allclose(blocks[view], value, rtol=0, atol=1e-5, err_msg=view)
+    assert name != "convnet" or little < much / 2
