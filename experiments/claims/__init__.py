@@ -23,6 +23,7 @@ from experiments.claims import (
     steering,
     vision_plain,
     vision_residual,
+    vision_untrained,
 )
 
 EXPERIMENTS: dict[str, ModuleType] = {
@@ -43,4 +44,5 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "encoder_residual": encoder_residual,
     "vision_plain": vision_plain,
     "vision_residual": vision_residual,
+    "vision_untrained": vision_untrained,
 }

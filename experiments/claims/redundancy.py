@@ -129,21 +129,15 @@ def claims(results: Results, condition: str) -> list[Claim]:
 
 def _untrained(results: Results, setting: str) -> tuple[Part, ...]:
     easy, hard = contrasts.pair(results, setting, "decode", EASY, HARD, step=0)
-    passed = pd.concat([_converged(results, setting, feature, 0) for feature in (EASY, HARD)], axis=1)
+    passed = pd.concat([contrasts.converged(results, setting, feature, 0) for feature in (EASY, HARD)], axis=1)
     text = "held-out accuracy of decoding easy minus hard, penultimate layer, untrained network"
     return (Part("", text, easy - hard, passed, +1, 0.05),)
-
-
-def _converged(results: Results, setting: str, feature: str, step: int | None, metric: str = "decode") -> pd.Series:
-    """Returns whether the fits behind a decoding accuracy reached their minimum, by seed, as a column of the gate."""
-    found = results.values(setting, f"{metric}_converged", feature, step=step) == 1
-    return found.rename(f"{setting}, step {'last' if step is None else step} ({metric} of {feature} converged)")
 
 
 def _enhanced(results: Results, target_easy: str, target_hard: str) -> tuple[Part, ...]:
     passed = contrasts.all_at_end(results, (target_easy, target_hard))
     for setting in (target_easy, target_hard):
-        passed = passed.join([_converged(results, setting, f, step) for f in (EASY, HARD) for step in (0, None)])
+        passed = passed.join([contrasts.converged(results, setting, f, step) for f in (EASY, HARD) for step in (0, None)])
     asked = _changes(results, ((target_easy, EASY), (target_hard, HARD)))
     other = _changes(results, ((target_easy, HARD), (target_hard, EASY)))
     both = "mean over networks trained on easy and on hard"
@@ -217,7 +211,7 @@ def _relied(results: Results, setting: str) -> tuple[Part, ...]:
 
 def _falls(results: Results, setting: str) -> tuple[Part, ...]:
     curve = contrasts.curve(results, setting, "decode", EASY)
-    every = [_converged(results, setting, EASY, step) for step in curve.index[curve.index > 0]]
+    every = [contrasts.converged(results, setting, EASY, step) for step in curve.index[curve.index > 0]]
     passed = contrasts.all_at_end(results, [setting]).join(every)
     text = "decoding accuracy of easy at its peak (that of the other half of the seeds) minus at the end"
     end = curve.loc[results.last_step(setting)]
@@ -245,7 +239,9 @@ def _recovered(results: Results, setting: str) -> tuple[Part, ...]:
     more = results.values(setting, "decode_nonlinear", EASY) - results.values(setting, "decode", EASY)
     text = "accuracy of a nonlinear minus a linear decoder of easy, in a network trained on hard alone"
     passed = contrasts.all_at_end(results, [setting])
-    passed = passed.join([_converged(results, setting, EASY, None, metric) for metric in ("decode", "decode_nonlinear")])
+    passed = passed.join(
+        [contrasts.converged(results, setting, EASY, None, metric) for metric in ("decode", "decode_nonlinear")]
+    )
     return (Part("", text, more, passed, 0, 0.05),)
 
 

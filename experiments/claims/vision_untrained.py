@@ -1,0 +1,310 @@
+"""What can be read from untrained and trained networks of images, and how alike they are (claims C37 to C39).
+
+Claim: untrained networks decode color above shape above texture; training on one feature enhances it and partly suppresses
+  the others; a trained network is more like an untrained one than like one that was trained on another feature.
+Paper: Hermann and Lampinen 2020 (Trifeature): their claims C28, C29 and C32 in images. Tasks, statistics, sizes and
+controls are ours.
+
+  python -m experiments.run --experiment=vision_untrained --workdir=DIR                 full: 16 seeds, 32 untrained
+  python -m experiments.run --experiment=vision_untrained --workdir=DIR --preset=quick  12 seeds, untrained alone
+
+Settings:
+  plain, residual   untrained networks of 64 x 64 pixels, ten shapes x ten textures x ten colors; trained for one update,
+                    after which nothing is read
+  shape, texture, color   the plain network of `vision_plain`, trained on one feature of four values alone
+  all                     the same trained on all three; shown
+  chance                  the same trained on labels that do not depend on the image; shown
+
+  C37   held-out accuracy of a readout, color - shape and shape - texture, in untrained networks
+    a, b   plain network; c, d   residual network
+  C38   accuracy of a readout after minus before training on one feature
+    a to c   of the feature trained on (shape, texture, color) > 0
+    d to i   of each other feature < 0; not measured where its untrained accuracy is less than .10 above chance
+    j to o   of each other feature, after training minus chance > 0
+  C39   log ratio of similarities: of a trained and an untrained network, to that of networks of different features
+
+A readout is a linear one for each value against the rest. The representation is the mean of the last stage.
+
+For cost and outcome of the run see `manifest.json` and `claims.csv` in `experiments/results/vision_untrained/`.
+Expected from the paper: color above shape above texture; target up, others down but above chance; above zero.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+import itertools
+import string
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from experiments.claims import vision
+from experiments.claims.similarity import PRIMARY, SECONDARY, Similarities
+from experiments.claims.vision import COLOR, MARGIN, SHAPE, TEXTURE
+from repbias_jax.config import Config, Experiment, Keep, Optimizer, Overrides, Preset, Training
+from repbias_jax.data import images
+from repbias_jax.data.images import ImageOptions
+from repbias_jax.models.convnet import ConvNetOptions
+from repbias_jax.report import contrasts
+from repbias_jax.report import figures as draw
+from repbias_jax.report.figures import STYLES, Drawn, Figure
+from repbias_jax.results import Results
+from repbias_jax.statistics import Claim, Part, pseudo_values
+
+FEATURES = (SHAPE, TEXTURE, COLOR)
+FAMILIES = ("plain", "residual")
+PAIRS = tuple((target, other) for target, other in itertools.permutations(FEATURES, 2))
+UNTRAINED = "untrained"
+SEEDS, SEEDS_UNTRAINED = 16, 32
+READABLE = 0.10  # above chance, at which an untrained network's accuracy can fall
+SESOI_SIMILARITY = float(np.log(1.1))
+ALIKE = (("keep.shared", True), ("keep.probes", ("similarity",)))
+
+
+def _untrained(options: ConvNetOptions) -> Overrides:
+    """Returns the changes for an untrained network that is read on ten values of every feature."""
+    return (
+        ("model", options),
+        ("task.size", 64),
+        ("task.shapes", tuple(images.SHAPES)),
+        ("task.textures", images.TEXTURES),
+        ("task.colors", tuple(images.COLORS)),
+        ("task.num_train", 64),
+        ("task.num_test", 64),
+        ("task.num_probe", 8000),
+        ("training.epochs", 1),
+        ("training.observe_every", 1),
+    )
+
+
+EXPERIMENT = Experiment(
+    name="vision_untrained",
+    title="What untrained and trained networks of images can be read for",
+    config=Config(
+        ImageOptions(features=FEATURES, num_train=65536, num_test=1024, num_probe=2048),
+        ConvNetOptions(),
+        Optimizer("adam", 1e-3),
+        Training(batch_size=64, epochs=5, observe_every=256),
+        Keep(views=("layers",)),
+    ),
+    settings=(
+        ("plain", _untrained(ConvNetOptions())),
+        ("residual", _untrained(ConvNetOptions(form="residual", widths=(16, 32, 64)))),
+        *((name, (("task.outputs", (name,)), *ALIKE)) for name in FEATURES),
+        ("all", (("task.outputs", FEATURES),)),
+        ("chance", (("task.outputs", ("target",)),)),
+    ),
+    seed_caps=tuple((name, SEEDS) for name in (*FEATURES, "all", "chance")),
+    probes=("decode",),
+    num_seeds=SEEDS_UNTRAINED,
+    verdict_seed=vision.FIRST_SEED + 200,
+    variant="settings that are not frozen yet",
+    presets=(
+        ("full", Preset(SEEDS_UNTRAINED)),
+        ("quick", Preset(12, settings=FAMILIES, overrides=(("task.num_probe", 4000),))),
+        (
+            "smoke",
+            Preset(
+                2,
+                settings=FEATURES,
+                overrides=(*vision.SMOKE, ("keep.every", 0)),
+            ),
+        ),
+    ),
+)
+
+
+def claims(results: Results, condition: str) -> list[Claim]:
+    """Returns C37 to C39; a claim whose settings were not run has no parts and is not measured."""
+    return contrasts.claims_of(CLAIMS, results, condition)
+
+
+def _decoded(results: Results, *settings: str) -> tuple[Part, ...]:
+    parts = []
+    compared = itertools.product(settings, ((COLOR, SHAPE), (SHAPE, TEXTURE)))
+    for label, (setting, (first, second)) in zip(string.ascii_lowercase, compared, strict=False):
+        one, other = contrasts.pair(results, setting, "decode", first, second, step=0)
+        passed = pd.concat([contrasts.converged(results, setting, f, 0) for f in (first, second)], axis=1)
+        text = f"held-out accuracy of decoding {first} minus {second}, untrained {setting.split('.')[1]} network"
+        parts.append(Part(label, text, one - other, passed, +1, MARGIN))
+    return tuple(parts)
+
+
+def _changed(results: Results, *settings: str) -> tuple[Part, ...]:
+    """Returns what training on one feature does to the accuracies of all: on itself, on others, and above chance."""
+    trained = dict(zip(FEATURES, settings, strict=True))
+    parts = []
+    for target, setting in trained.items():
+        text = f"accuracy of decoding {target} after minus before training on {target}"
+        parts.append((text, *_change(results, setting, target, target), +1))
+    for target, other in PAIRS:
+        gain, passed = _change(results, trained[target], other, target)
+        before = results.values(trained[target], "decode", other, step=0) - _chance(results, trained[target], other)
+        readable = before.mean() >= READABLE
+        text = f"accuracy of decoding {other} after minus before training on {target}"
+        parts.append((text, gain if readable else gain * np.nan, passed, -1))
+    for target, other in PAIRS:
+        _, passed = _change(results, trained[target], other, target)
+        above = results.values(trained[target], "decode", other) - _chance(results, trained[target], other)
+        parts.append((f"accuracy of decoding {other} after training on {target}, minus chance", above, passed, +1))
+    return tuple(
+        Part(label, text, values, passed, side, MARGIN)
+        for label, (text, values, passed, side) in zip(string.ascii_lowercase, parts, strict=False)
+    )
+
+
+def _change(results: Results, setting: str, feature: str, target: str) -> tuple[pd.Series, pd.DataFrame]:
+    """Returns the accuracy of a readout after minus before training, and the gate: target learned, fits converged."""
+    change = results.values(setting, "decode", feature) - results.values(setting, "decode", feature, step=0)
+    fits = [contrasts.converged(results, setting, feature, step) for step in (0, None)]
+    return change, contrasts.at_end(results, setting, (target,)).join(fits)
+
+
+def _chance(results: Results, setting: str, feature: str) -> pd.Series:
+    """Returns the accuracy of a readout of permuted labels, its mean over seeds, by seed."""
+    shuffled = results.values(setting, "decode_shuffled", feature)
+    return pd.Series(shuffled.mean(), index=shuffled.index)
+
+
+def _alike(results: Results, *settings: str) -> tuple[Part, ...]:
+    condition = settings[0].split(".")[0]
+    passed = contrasts.all_at_end(results, settings)
+    passing, seeds = list(passed.index[passed.all(axis=1)]), list(passed.index)
+    kinds = {name: (f"{condition}.{name}", results.last_step(f"{condition}.{name}")) for name in FEATURES}
+    kinds[UNTRAINED] = (f"{condition}.{FEATURES[0]}", 0)
+    first, second = (
+        Similarities(contrasts.similarities(results, condition, metric), kinds) for metric in (PRIMARY, SECONDARY)
+    )
+
+    def values(own: Similarities, among: Sequence[int]) -> pd.Series:
+        return pseudo_values(lambda chosen: like_untrained(own, chosen), own.defined(list(kinds), among)).reindex(seeds)
+
+    text = "log(similarity(trained, untrained) / similarity(trained on one feature, on another)), means over features"
+    return (
+        Part(
+            "", f"{text}, by {PRIMARY}", values(first, passing), passed, +1, SESOI_SIMILARITY,
+            secondary=values(second, passing), secondary_statistic=f"the same, by {SECONDARY}",
+            everyone=values(first, seeds),
+        ),
+    )  # fmt: skip
+
+
+def like_untrained(own: Similarities, seeds: Sequence[int]) -> float:
+    """Returns the log ratio of C39, NaN if one of the two means is not above zero."""
+    same = np.mean([own.mean(name, UNTRAINED, seeds) for name in FEATURES])
+    other = np.mean([own.mean(one, two, seeds) for one, two in itertools.combinations(FEATURES, 2)])
+    return float(np.log(same / other)) if min(same, other) > 0 else np.nan
+
+
+# For each claim: its text, what the paper says, the settings that it reads, a function that returns its parts, its source.
+CLAIMS = {
+    "C37": (
+        "Untrained networks decode color above shape above texture (C28 in images)", "color above shape above texture",
+        FAMILIES, _decoded, "HL20",
+    ),
+    "C38": (
+        "Training on one feature of images enhances it and partly suppresses others (C29 in images)",
+        "enhances, partly suppresses", FEATURES, _changed, "HL20",
+    ),
+    "C39": (
+        "A network of images is more like an untrained one than like one of another feature (C32 in images)", "more",
+        FEATURES, _alike, "HL20",
+    ),
+}  # fmt: skip
+
+
+def figures(results: Results) -> list[Drawn]:
+    """Returns all figures, for the settings that were run."""
+    condition = str(results.settings["column"].iloc[0])
+    run = [name for name in (*FEATURES, "all", "chance") if results.has(f"{condition}.{name}")]
+    families = [name for name in FAMILIES if results.has(f"{condition}.{name}")]
+    drawn = (
+        ("decoded", _draw_decoded(results, condition, families)),
+        ("changes", _draw_changes(results, condition, run)),
+        ("similar", _draw_similar(results, condition, run)),
+    )
+    return [Drawn(name, figure, CAPTIONS[name]) for name, figure in drawn if figure is not None]
+
+
+FIGURES = {"C37": "decoded", "C38": "changes", "C39": "similar"}  # the figure that shows a claim
+CAPTIONS = {
+    "decoded": "Held-out accuracy of linear readouts of ten colors, shapes and textures in untrained networks, from the "
+    "mean of every stage over places. A dot is a seed; marks are means over seeds with 95 % intervals. Grey crosses "
+    "are readouts of permuted labels.",
+    "changes": "Accuracy of linear readouts of color, shape and texture from the mean of the last stage, before training "
+    "and after training on one of them, on all of them, and on labels that do not depend on the image (`chance`). "
+    "Grey crosses are readouts of permuted labels.",
+    "similar": "Similarity of representations by type of pair, for networks of different seeds: trained on one feature "
+    "and untrained, trained on different features, and trained on the same feature. A dot is a network of the first "
+    "kind, its mean over all networks of the second; marks are means with 95 % intervals.",
+}
+DECODED = "balanced accuracy of\na readout (share)"
+
+
+def _draw_decoded(results: Results, condition: str, families: Sequence[str]) -> Figure | None:
+    if not families:
+        return None
+    figure, panels = draw.grid(1, len(families), 4.4, 3.8, one_scale=True)
+    for axes, family in zip(panels[0], families, strict=True):
+        setting = f"{condition}.{family}"
+        stages = contrasts.hidden(results, setting)
+        x = range(len(stages))
+        for i, feature in enumerate((COLOR, SHAPE, TEXTURE)):
+            draw.dots(
+                axes, x, contrasts.by_layer(results, setting, "decode", feature, stages, step=0), feature, STYLES[i],
+                shift=0.14 * (i - 1),
+            )  # fmt: skip
+            shuffled = contrasts.by_layer(results, setting, "decode_shuffled", feature, stages, step=0)
+            draw.floor(axes, x, shuffled.mean(axis=1), "permuted labels", "x")
+        contrasts.at_levels(axes, [name.removesuffix(".mean").replace("_", " ") for name in stages])
+        draw.label(axes, f"untrained {family} network", "", DECODED)
+    return draw.finish(figure)
+
+
+def _draw_changes(results: Results, condition: str, run: Sequence[str]) -> Figure | None:
+    if not run:
+        return None
+    figure, panels = draw.grid(1, 1, 7.0, 4.0)
+    (axes,) = panels[0]
+    levels = [(UNTRAINED, run[0], 0), *((name, name, None) for name in run)]
+    x = range(len(levels))
+    for i, feature in enumerate((COLOR, SHAPE, TEXTURE)):
+        read = {m: {} for m in ("decode", "decode_shuffled")}
+        for metric, (name, setting, step) in itertools.product(read, levels):
+            read[metric][name] = results.values(f"{condition}.{setting}", metric, feature, step=step)
+        draw.dots(axes, x, pd.DataFrame(read["decode"]).T, feature, STYLES[i], shift=0.14 * (i - 1))
+        draw.floor(axes, x, pd.DataFrame(read["decode_shuffled"]).T.mean(axis=1), "permuted labels", "x")
+    contrasts.at_levels(axes, [name if name == UNTRAINED else f"trained\non {name}" for name, *_ in levels])
+    draw.label(axes, "plain network, mean of the last stage", "", DECODED)
+    return draw.finish(figure)
+
+
+def _draw_similar(results: Results, condition: str, run: Sequence[str]) -> Figure | None:
+    if not set(FEATURES) <= set(run) or contrasts.similarities(results, condition, PRIMARY).empty:
+        return None
+    figure, panels = draw.grid(1, 2, 4.6, 3.8)
+    kinds = {name: (f"{condition}.{name}", results.last_step(f"{condition}.{name}")) for name in FEATURES}
+    kinds[UNTRAINED] = (f"{condition}.{FEATURES[0]}", 0)
+    for axes, metric in zip(panels[0], (PRIMARY, SECONDARY), strict=True):
+        own = Similarities(contrasts.similarities(results, condition, metric), kinds)
+        seeds = own.defined(list(kinds), sorted(set(own.matrix.index.get_level_values("seed"))))
+        by_type = {kind: _by_network(own, pairs, seeds) for kind, pairs in _types()}
+        draw.dots(axes, range(len(by_type)), pd.DataFrame(by_type).T, "networks", STYLES[0])
+        contrasts.at_levels(axes, list(by_type))
+        draw.label(axes, metric, "", "similarity")
+    return draw.finish(figure)
+
+
+def _types() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yields the types of pairs of networks."""
+    yield "trained,\nuntrained", [(name, UNTRAINED) for name in FEATURES]
+    yield "different\nfeatures", list(itertools.combinations(FEATURES, 2))
+    yield "same\nfeature", [(name, name) for name in FEATURES]
+
+
+def _by_network(own: Similarities, pairs: Sequence[tuple[str, str]], seeds: Sequence[int]) -> pd.Series:
+    """Returns the mean similarity of a seed's networks to those of other seeds, over some types of pairs."""
+    blocks = [own.block(one, other, seeds) for one, other in pairs]
+    return pd.Series(np.nanmean(np.stack(blocks), axis=(0, 2)), index=list(seeds))

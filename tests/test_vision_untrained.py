@@ -1,0 +1,99 @@
+"""The statistics of C37 to C39 on frames whose right answers are known."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from made import SEEDS, Made
+
+from experiments.claims import vision_untrained
+from experiments.claims.vision_untrained import FEATURES, PAIRS, UNTRAINED
+from repbias_jax.statistics import judge
+
+END = 100
+BEFORE = {"shape": 0.40, "texture": 0.30, "color": 0.80}  # chance is .25, so texture cannot fall by much
+AFTER_OTHER = {"shape": 0.34, "texture": 0.29, "color": 0.60}
+
+
+def decoded(setting, made, value, steps):
+    for step, feature in itertools.product(steps, FEATURES):
+        for metric, own in (("decode", value(feature, step)), ("decode_shuffled", 0.25), ("decode_converged", 1.0)):
+            made.put(setting, metric, feature, dict.fromkeys(SEEDS, own) if metric != "decode" else own, step)
+
+
+def trained():
+    made = Made({name: name for name in FEATURES}, END)
+    for name in FEATURES:
+        made.learn(name, name, [END])
+
+        def value(feature, step, name=name):
+            return BEFORE[feature] if step == 0 else 0.97 if feature == name else AFTER_OTHER[feature]
+
+        decoded(name, made, value, (0, END))
+    return made.done()
+
+
+def parts_of(results, id_):
+    (claim,) = [claim for claim in vision_untrained.claims(results, "sgd") if claim.id == id_]
+    return {part.label: part for part in claim.parts}
+
+
+def test_untrained_networks_are_compared_by_family():
+    made = Made({"plain": "shape texture color", "residual": "shape texture color"}, 1)
+    accuracy = {"plain": (0.5, 0.3, 0.9), "residual": (0.2, 0.4, 0.3)}
+    for name, own in accuracy.items():
+        decoded(name, made, lambda feature, step, own=own: own[FEATURES.index(feature)], (0,))
+    parts = parts_of(made.done(), "C37")
+    effects = {label: part.values.mean() for label, part in parts.items()}
+    assert effects == pytest.approx({"a": 0.4, "b": 0.2, "c": 0.1, "d": -0.2}, abs=1e-6)
+    assert all(part.passed.all(axis=None) for part in parts.values())
+    assert {label: "plain" in part.statistic for label, part in parts.items()} == {
+        "a": True,
+        "b": True,
+        "c": False,
+        "d": False,
+    }
+
+
+def test_a_readout_that_did_not_converge_leaves_its_network_out():
+    made = Made({"plain": "shape texture color", "residual": "shape texture color"}, 1)
+    for name in ("plain", "residual"):
+        decoded(name, made, lambda feature, step: 0.5, (0,))
+        made.put(name, "decode_converged", "texture", dict.fromkeys(SEEDS, 1.0) | {5: 0.0}, 0)
+    made = made.done()
+    made.rows = made.rows.drop_duplicates(["setting", "metric", "feature", "seed", "step"], keep="last")
+    parts = parts_of(made, "C37")
+    assert parts["a"].passed.all(axis=None)
+    left = parts["b"].passed.all(axis=1)
+    assert list(left.index[~left]) == [5]
+
+
+def test_targets_rise_and_others_fall_where_there_is_something_to_lose():
+    found = trained()
+    parts = parts_of(found, "C38")
+    assert [parts[label].values.mean() for label in "abc"] == pytest.approx([0.97 - BEFORE[f] for f in FEATURES], abs=1e-6)
+    for label, (_, other) in zip("defghi", PAIRS, strict=True):
+        expected = np.nan if other == "texture" else AFTER_OTHER[other] - BEFORE[other]
+        assert parts[label].values.mean() == pytest.approx(expected, abs=1e-6, nan_ok=True), label
+        assert parts[label].side == -1
+    for label, (_, other) in zip("jklmno", PAIRS, strict=True):
+        assert parts[label].values.mean() == pytest.approx(AFTER_OTHER[other] - 0.25, abs=1e-6), label
+    verdicts = {row["id"]: row["verdict"] for row in judge(vision_untrained.claims(found, "sgd"), "sgd", False)}
+    nothing_to_lose = {f"C38{label}" for label, (_, other) in zip("defghi", PAIRS, strict=True) if other == "texture"}
+    assert {
+        id_ for id_, verdict in verdicts.items() if verdict == "not measured" and id_.startswith("C38")
+    } == nothing_to_lose
+
+
+@pytest.mark.parametrize(("untrained", "other"), [(0.6, 0.3), (0.2, 0.5), (0.3, -0.1)])
+def test_similarities_are_compared_as_a_log_ratio(untrained, other):
+    kinds = {name: (f"sgd.{name}", END) for name in FEATURES} | {UNTRAINED: (f"sgd.{FEATURES[0]}", 0)}
+    models = pd.MultiIndex.from_tuples([(*kind, k) for kind in kinds.values() for k in SEEDS])
+    matrix = pd.DataFrame(0.9, index=models, columns=models)
+    for one, two in itertools.permutations(kinds.values(), 2):
+        is_untrained = kinds[UNTRAINED] in (one, two)
+        matrix.loc[(*one, slice(None)), (*two, slice(None))] = untrained if is_untrained else other
+    own = vision_untrained.Similarities(matrix, kinds)
+    expected = np.log(untrained / other) if min(untrained, other) > 0 else np.nan
+    assert vision_untrained.like_untrained(own, list(SEEDS)) == pytest.approx(expected, nan_ok=True)
