@@ -74,7 +74,6 @@ EXPERIMENT = Experiment(
     seed_caps=tuple((name, CONTROLS) for name in SHOWN),
     probes=("variance",),
     num_seeds=SEEDS,
-    verdict_seed=vision.FIRST_SEED + 100,
     variant="settings that are not frozen yet",
     presets=(
         ("full", Preset(SEEDS)),

@@ -99,7 +99,6 @@ EXPERIMENT = Experiment(
     seed_caps=tuple((name, SEEDS) for name in (*FEATURES, "all", "chance")),
     probes=("decode",),
     num_seeds=SEEDS_UNTRAINED,
-    verdict_seed=vision.FIRST_SEED + 200,
     variant="settings that are not frozen yet",
     presets=(
         ("full", Preset(SEEDS_UNTRAINED)),
