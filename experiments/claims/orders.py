@@ -107,11 +107,7 @@ def slope_of_shares(results: Results, rows: Sequence[str], **more: Any) -> pd.Se
 
 def absent(results: Results, rows: Sequence[str]) -> pd.Series:
     """Returns which networks of these settings have every output's r2 inside its null band, by setting and seed."""
-    found = {}
-    for setting in rows:
-        low = [contrasts.above_null(results, setting, f)[1] for f in results.outputs(setting)]
-        found[setting] = pd.concat(low, axis=1).all(axis=1)
-    return pd.concat(found)
+    return pd.concat({setting: contrasts.absent(results, setting, results.outputs(setting)) for setting in rows})
 
 
 def run(results: Results, condition: str, name: str, count: int = len(SQUARE)) -> list[str]:

@@ -3,7 +3,7 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from repbias_jax.config import Overrides
 from repbias_jax.data import images
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
-from repbias_jax.report.figures import STYLES, Axes, Figure
+from repbias_jax.report.figures import Axes, Figure
 from repbias_jax.results import Results
 from repbias_jax.statistics import Part, gate
 
@@ -70,42 +70,21 @@ def difference(
         apart(results, setting, *features, step=steps), learned(results, setting, steps), +1, MARGIN, secondary=ratio,
         secondary_statistic=contrasts.LOG_RATIO, floored=floored,
         accuracy=contrasts.accuracy_gap(results, setting, *features, step=steps),
-        absent=absent(results, setting, features, steps), kind=kind,
+        absent=contrasts.absent(results, setting, features, step=steps), kind=kind,
     )  # fmt: skip
 
 
-def absent(results: Results, setting: str, features: Sequence[str], step: pd.Series | int) -> pd.Series:
-    """Returns which networks have the r2 of all the features inside their null bands, by seed."""
-    low = [contrasts.above_null(results, setting, f, step=step)[1] for f in features]
-    return pd.concat(low, axis=1).all(axis=1)
-
-
-def draw_levels(axes: Axes, results: Results, settings: Mapping[str, str], features: Sequence[str], title: str) -> None:
-    """Draws r2 of features over settings, each network read AFTER updates after shape's mastery, with all floors.
+def draw_levels(axes: Axes, results: Results, settings: Mapping[str, str], title: str) -> None:
+    """Draws r2 of color and shape over settings, each network read AFTER updates after shape's mastery, with all floors.
 
     Args:
       axes: to draw on.
       results: of the experiment.
       settings: full names, by level.
-      features: whose r2 is drawn.
       title: of the panel.
     """
-    x, steps = np.arange(len(settings)), {s: read_at(results, s) for s in settings.values()}
-
-    def by_level(name: str, metric: str = "r2", **more: Any) -> pd.DataFrame:
-        """A measure `[level, seed]`; without `step`, at the step of each network."""
-        return pd.DataFrame(
-            {s: results.values(s, metric, name, **{"step": own, **more}) for s, own in steps.items()}
-        ).T  # fmt: skip
-
-    for i, name in enumerate(features):
-        draw.dots(axes, x, by_level(name), name, STYLES[i], shift=0.12 * i - 0.06)
-        draw.floor(axes, x, by_level(name, step=0).mean(axis=1), f"{name}, untrained", "x+"[i])
-        twins = results.twins(next(iter(settings.values())))
-        if name in twins:
-            draw.floor(axes, x, by_level(twins[name]).mean(axis=1), f"{twins[name]}, unused twin", "dp"[i])
-    draw.null(axes, {metric: by_level(features[0], metric).mean(axis=1).mean() for metric in draw.NULL})
-    contrasts.at_levels(axes, list(settings))
+    steps = {setting: read_at(results, setting) for setting in settings.values()}
+    contrasts.levels(axes, results, settings, COLOR, SHAPE, steps=steps)
     passed = [learned(results, setting, own).all(axis=1) for setting, own in steps.items()]
     counts = f"{sum(own.sum() for own in passed)} of {sum(map(len, passed))} networks learned all"
     draw.label(axes, f"{title}\n({counts})", "", draw.VARIANCE)
@@ -122,17 +101,14 @@ def sheet() -> Figure:
         )  # fmt: skip
         for i, (name, values) in enumerate(zip((SHAPE, TEXTURE, COLOR), known, strict=True)):
             axes = panels[i][j]
-            axes.imshow(_tiled(task, name, ROWS), interpolation="nearest")
+            axes.imshow(_tiled(task, name), interpolation="nearest")
             axes.set_xticks([(k + 0.5) * (size + 1) for k in range(len(values))], list(values), rotation=60, ha="right")
             axes.set_yticks([])
             draw.label(axes, f"{name}, {size} x {size} pixels", "", "")
     return draw.finish(figure)
 
 
-ROWS = 3
-
-
-def _tiled(task: images.ImageOptions, name: str, rows: int) -> np.ndarray:
+def _tiled(task: images.ImageOptions, name: str, rows: int = 3) -> np.ndarray:
     """Returns images of every value of a factor side by side, in several rows. Textures are those of squares."""
     known, count = images.values_of(task), len(images.values_of(task)[name])
     key_values, key_pose = jax.random.split(jax.random.key(0))

@@ -96,7 +96,7 @@ def _change(results: Results, setting: str) -> Part:
         vision.learned(results, setting, steps), +1, MARGIN, secondary=after - before,
         secondary_statistic=f"the same of {contrasts.LOG_RATIO}", floored=low + also,
         accuracy=contrasts.accuracy_gap(results, setting, COLOR, SHAPE, step=steps),
-        absent=vision.absent(results, setting, (COLOR, SHAPE), steps),
+        absent=contrasts.absent(results, setting, (COLOR, SHAPE), step=steps),
     )  # fmt: skip
 
 
@@ -139,8 +139,6 @@ def _draw_contrasts(results: Results, run: dict[str, str]) -> Figure | None:
     if not run:
         return None
     figure, panels = draw.grid(1, 1, 7.0, 4.2)
-    vision.draw_levels(
-        panels[0][0], results, {name.split()[1]: s for name, s in run.items()}, (COLOR, SHAPE), "plain network"
-    )
+    vision.draw_levels(panels[0][0], results, {name.split()[1]: s for name, s in run.items()}, "plain network")
     panels[0][0].set_xlabel("contrast of the colors")
     return draw.finish(figure)

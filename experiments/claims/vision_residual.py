@@ -110,7 +110,7 @@ def _change(results: Results, on: str, off: str) -> Part:
     ratio = [contrasts.log_ratio(results, setting, *TWO, step=own) for setting, own in steps.items()]
     every = [vision.learned(results, setting, own) for setting, own in steps.items()]
     accuracy = [contrasts.accuracy_gap(results, setting, *TWO, step=own) for setting, own in steps.items()]
-    low = [vision.absent(results, setting, TWO, own) for setting, own in steps.items()]
+    low = [contrasts.absent(results, setting, TWO, step=own) for setting, own in steps.items()]
     return Part(
         "b", f"r2(shape) - r2(color) at s = 1 minus s = 0, {vision.AFTER:,} updates after shape's mastery", gap[0] - gap[1],
         every[0].join(every[1]), +1, MARGIN, secondary=ratio[0][0] - ratio[1][0],
@@ -155,5 +155,5 @@ def _draw_skips(results: Results, run: dict[str, str]) -> Figure | None:
     if not run:
         return None
     figure, panels = draw.grid(1, 1, 7.0, 4.2)
-    vision.draw_levels(panels[0][0], results, run, (COLOR, SHAPE), "residual network and others")
+    vision.draw_levels(panels[0][0], results, run, "residual network and others")
     return draw.finish(figure)

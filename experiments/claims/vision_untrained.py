@@ -58,6 +58,7 @@ FAMILIES = ("plain", "residual")
 PAIRS = tuple((target, other) for target, other in itertools.permutations(FEATURES, 2))
 UNTRAINED = "untrained"
 SEEDS, SEEDS_UNTRAINED = 16, 32
+CHANCE = 0.25  # of four values
 READABLE = 0.10  # above chance, at which an untrained network's accuracy can fall
 SESOI_SIMILARITY = float(np.log(1.1))
 ALIKE = (("keep.shared", True), ("keep.probes", ("similarity",)))
@@ -140,13 +141,13 @@ def _changed(results: Results, *settings: str) -> tuple[Part, ...]:
         parts.append((text, *_change(results, setting, target, target), +1))
     for target, other in PAIRS:
         gain, passed = _change(results, trained[target], other, target)
-        before = results.values(trained[target], "decode", other, step=0) - _chance(results, trained[target], other)
+        before = results.values(trained[target], "decode", other, step=0) - CHANCE
         readable = before.mean() >= READABLE
         text = f"accuracy of decoding {other} after minus before training on {target}"
         parts.append((text, gain if readable else gain * np.nan, passed, -1))
     for target, other in PAIRS:
         _, passed = _change(results, trained[target], other, target)
-        above = results.values(trained[target], "decode", other) - _chance(results, trained[target], other)
+        above = results.values(trained[target], "decode", other) - CHANCE
         parts.append((f"accuracy of decoding {other} after training on {target}, minus chance", above, passed, +1))
     return tuple(
         Part(label, text, values, passed, side, MARGIN)
@@ -161,24 +162,15 @@ def _change(results: Results, setting: str, feature: str, target: str) -> tuple[
     return change, contrasts.at_end(results, setting, (target,)).join(fits)
 
 
-def _chance(results: Results, setting: str, feature: str) -> pd.Series:
-    """Returns the accuracy of a readout of permuted labels, its mean over seeds, by seed."""
-    shuffled = results.values(setting, "decode_shuffled", feature)
-    return pd.Series(shuffled.mean(), index=shuffled.index)
-
-
 def _alike(results: Results, *settings: str) -> tuple[Part, ...]:
     condition = settings[0].split(".")[0]
     passed = contrasts.all_at_end(results, settings)
     passing, seeds = list(passed.index[passed.all(axis=1)]), list(passed.index)
-    kinds = {name: (f"{condition}.{name}", results.last_step(f"{condition}.{name}")) for name in FEATURES}
-    kinds[UNTRAINED] = (f"{condition}.{FEATURES[0]}", 0)
-    first, second = (
-        Similarities(contrasts.similarities(results, condition, metric), kinds) for metric in (PRIMARY, SECONDARY)
-    )
+    first, second = (_similarities(results, condition, metric) for metric in (PRIMARY, SECONDARY))
 
     def values(own: Similarities, among: Sequence[int]) -> pd.Series:
-        return pseudo_values(lambda chosen: like_untrained(own, chosen), own.defined(list(kinds), among)).reindex(seeds)
+        defined = own.defined(list(own.kinds), among)
+        return pseudo_values(lambda chosen: like_untrained(own, chosen), defined).reindex(seeds)
 
     text = "log(similarity(trained, untrained) / similarity(trained on one feature, on another)), means over features"
     return (
@@ -188,6 +180,13 @@ def _alike(results: Results, *settings: str) -> tuple[Part, ...]:
             everyone=values(first, seeds),
         ),
     )  # fmt: skip
+
+
+def _similarities(results: Results, condition: str, metric: str) -> Similarities:
+    """Returns the similarities of the networks of one feature, and of untrained ones. Args: metric, of the probe."""
+    kinds = {name: (f"{condition}.{name}", results.last_step(f"{condition}.{name}")) for name in FEATURES}
+    untrained = {UNTRAINED: (f"{condition}.{FEATURES[0]}", 0)}
+    return Similarities(contrasts.similarities(results, condition, metric), kinds | untrained)
 
 
 def like_untrained(own: Similarities, seeds: Sequence[int]) -> float:
@@ -236,8 +235,9 @@ CAPTIONS = {
     "and after training on one of them, on all of them, and on labels that do not depend on the image (`chance`). "
     "Grey crosses are readouts of permuted labels.",
     "similar": "Similarity of representations by type of pair, for networks of different seeds: trained on one feature "
-    "and untrained, trained on different features, and trained on the same feature. A dot is a network of the first "
-    "kind, its mean over all networks of the second; marks are means with 95 % intervals.",
+    "and untrained, trained on different features, and trained on the same feature. A dot is a seed, the mean over all "
+    "pairs of its networks with those of other seeds; marks are means with 95 % intervals that take dots as independent. "
+    "The verdict has a jackknife interval.",
 }
 DECODED = "balanced accuracy of\na readout (share)"
 
@@ -284,11 +284,9 @@ def _draw_similar(results: Results, condition: str, run: Sequence[str]) -> Figur
     if not set(FEATURES) <= set(run) or contrasts.similarities(results, condition, PRIMARY).empty:
         return None
     figure, panels = draw.grid(1, 2, 4.6, 3.8)
-    kinds = {name: (f"{condition}.{name}", results.last_step(f"{condition}.{name}")) for name in FEATURES}
-    kinds[UNTRAINED] = (f"{condition}.{FEATURES[0]}", 0)
     for axes, metric in zip(panels[0], (PRIMARY, SECONDARY), strict=True):
-        own = Similarities(contrasts.similarities(results, condition, metric), kinds)
-        seeds = own.defined(list(kinds), sorted(set(own.matrix.index.get_level_values("seed"))))
+        own = _similarities(results, condition, metric)
+        seeds = own.defined(list(own.kinds), sorted(set(own.matrix.index.get_level_values("seed"))))
         by_type = {kind: _by_network(own, pairs, seeds) for kind, pairs in _types()}
         draw.dots(axes, range(len(by_type)), pd.DataFrame(by_type).T, "networks", STYLES[0])
         contrasts.at_levels(axes, list(by_type))

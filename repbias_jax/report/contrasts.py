@@ -50,11 +50,9 @@ def all_at_end(results: Results, settings: Sequence[str]) -> pd.DataFrame:
     return gate(results, [(s, results.outputs(s), [results.last_step(s)]) for s in settings])
 
 
-def converged(
-    results: Results, setting: str, feature: str, step: int | None, metric: str = "decode", **more: Any
-) -> pd.Series:  # fmt: skip
+def converged(results: Results, setting: str, feature: str, step: int | None, metric: str = "decode") -> pd.Series:
     """Returns whether the fits behind a decoding accuracy reached their minimum, by seed, as a column of the gate."""
-    found = results.values(setting, f"{metric}_converged", feature, step=step, **more) == 1
+    found = results.values(setting, f"{metric}_converged", feature, step=step) == 1
     return found.rename(f"{setting}, step {'last' if step is None else step} ({metric} of {feature} converged)")
 
 
@@ -86,6 +84,11 @@ def above_null(
     floor = high.where(high > 0, level.reindex(high.index)).reindex(r2.index)
     low = r2 < floor
     return r2.where(~low, floor), low
+
+
+def absent(results: Results, setting: str, features: Sequence[str], **more: Any) -> pd.Series:
+    """Returns which networks have the r2 of all these features inside its null band, by seed. Args: as for `above_null`."""
+    return pd.concat([above_null(results, setting, f, **more)[1] for f in features], axis=1).all(axis=1)
 
 
 def log_ratio(
@@ -203,7 +206,8 @@ def null_band(axes: Axes, results: Results, setting: str, feature: str) -> None:
 
 
 def levels(
-    axes: Axes, results: Results, settings: Mapping[Any, str], first: str, second: str, names: Sequence[str] = ()
+    axes: Axes, results: Results, settings: Mapping[Any, str], first: str, second: str, names: Sequence[str] = (),
+    steps: Mapping[str, At] | None = None,
 ) -> None:  # fmt: skip
     """Draws r2 of two features over the levels of a factor, with all floors.
 
@@ -214,17 +218,19 @@ def levels(
       first: a feature.
       second: another one.
       names: names of the features in the legend; default: the names of the features.
+      steps: by full name, the step at which trained networks are read, or one a seed; default: the last.
     """
-    x = np.arange(len(settings))
+    x, steps = np.arange(len(settings)), steps or {}
     for feature, name, style, shift, mark, twin in (
         (first, (names or (first,))[0], figures.STYLES[0], -0.06, "x", "d"),
         (second, (names or (second,))[-1], figures.STYLES[1], 0.06, "+", "p"),
     ):
-        r2 = pd.DataFrame({s: results.values(s, "r2", feature) for s in settings.values()}).T
+        r2 = pd.DataFrame({s: results.values(s, "r2", feature, step=steps.get(s)) for s in settings.values()}).T
         figures.dots(axes, list(x), r2, name, style, shift=shift)
         start = [results.values(s, "r2", feature, step=0).mean() for s in settings.values()]
         figures.floor(axes, x, start, f"{name}, untrained", mark)
-        unused = [results.values(s, "r2", results.twins(s).get(feature, "")).mean() for s in settings.values()]
+        twins = {s: results.twins(s).get(feature, "") for s in settings.values()}
+        unused = [results.values(s, "r2", own, step=steps.get(s)).mean() for s, own in twins.items()]
         figures.floor(axes, x, unused, f"unused twin of {name}", twin)
     null_band(axes, results, next(iter(settings.values())), second)
     at_levels(axes, level_names(results, settings, first))

@@ -36,10 +36,10 @@ from typing import NamedTuple
 
 from repbias_jax import store
 from repbias_jax.provenance import record
+from tests.faults.experiments import TINY
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ("train", "measure", "report")
-TINY = ("tiny", "tiny_sequence", "tiny_images")  # the experiments that are disturbed
 ARGUMENTS = ("--devices=2", "--checkpoint_seconds=0")
 LARGE = "--num_seeds=20"  # five chunks, for several processes
 SAME, NAMED, OTHER = "same", "named", "other"
@@ -445,9 +445,7 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials, in (0, 1]")
     parser.add_argument("--output", type=Path, help="where to write the table; its manifest goes beside it")
     parser.add_argument("--only", default="", help="faults whose names begin so; the other rows of the table stay")
-    parser.add_argument(
-        "--experiment", default="tiny", choices=("tiny", "tiny_sequence", "tiny_images"), help="what is disturbed"
-    )
+    parser.add_argument("--experiment", default="tiny", choices=tuple(TINY), help="what is disturbed")
     asked = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults.") as scratch:

@@ -1,5 +1,6 @@
 /* Preloaded into a process: counts what it does to files below a folder, and kills it at the k-th such call,
-   or when it gives a file a certain name. A write at the k-th call is cut in half first. Compile: cc -shared -fPIC -O1 -o crash.so crash.c -ldl */
+   or when it gives a file a certain name. A write at the k-th call is cut in half first.
+   Compile: cc -shared -fPIC -O1 -o crash.so crash.c -ldl */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>

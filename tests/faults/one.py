@@ -4,9 +4,9 @@ from absl import app
 
 from experiments import command, run
 from experiments.claims import EXPERIMENTS
-from tests.faults import tiny, tiny_images, tiny_sequence
+from tests.faults.experiments import TINY
 
 if __name__ == "__main__":
     run.HEARTBEAT = 10  # a test waits that long for a process to notice that another one was killed
-    EXPERIMENTS |= {"tiny": tiny, "tiny_sequence": tiny_sequence, "tiny_images": tiny_images}  # pyright: ignore
+    EXPERIMENTS |= TINY  # pyright: ignore
     app.run(command.prompt(run.main), flags_parser=run.parse)

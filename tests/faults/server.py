@@ -13,9 +13,9 @@ import time
 
 from experiments import run
 from experiments.claims import EXPERIMENTS
-from tests.faults import tiny, tiny_images, tiny_sequence
+from tests.faults.experiments import TINY
 
-EXPERIMENTS |= {"tiny": tiny, "tiny_sequence": tiny_sequence, "tiny_images": tiny_images}  # pyright: ignore
+EXPERIMENTS |= TINY  # pyright: ignore
 
 
 def child(request: dict, crash: ctypes.CDLL) -> None:
