@@ -108,8 +108,14 @@ EXPERIMENT = Experiment(
             "smoke",
             Preset(
                 2,
-                settings=FEATURES,
-                overrides=(*vision.SMOKE, ("keep.every", 0)),
+                settings=(*FAMILIES, *FEATURES),
+                overrides=(
+                    *vision.SMOKE,
+                    ("keep.every", 0),
+                    ("task.shapes", ("square", "circle")),
+                    ("task.textures", ("solid", "stripes")),
+                    ("task.colors", ("red", "green")),
+                ),
             ),
         ),
     ),

@@ -218,7 +218,8 @@ def levels(
       first: a feature.
       second: another one.
       names: names of the features in the legend; default: the names of the features.
-      steps: by full name, the step at which trained networks are read, or one a seed; default: the last.
+      steps: by full name, the step at which trained networks are read, or one a seed; default: the last, at which unused
+        twins are always read.
     """
     x, steps = np.arange(len(settings)), steps or {}
     for feature, name, style, shift, mark, twin in (
@@ -229,8 +230,7 @@ def levels(
         figures.dots(axes, list(x), r2, name, style, shift=shift)
         start = [results.values(s, "r2", feature, step=0).mean() for s in settings.values()]
         figures.floor(axes, x, start, f"{name}, untrained", mark)
-        twins = {s: results.twins(s).get(feature, "") for s in settings.values()}
-        unused = [results.values(s, "r2", own, step=steps.get(s)).mean() for s, own in twins.items()]
+        unused = [results.values(s, "r2", results.twins(s).get(feature, "")).mean() for s in settings.values()]
         figures.floor(axes, x, unused, f"unused twin of {name}", twin)
     null_band(axes, results, next(iter(settings.values())), second)
     at_levels(axes, level_names(results, settings, first))
