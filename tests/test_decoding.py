@@ -293,6 +293,20 @@ def test_agreement_of_outputs_is_balanced_over_the_feature():
     assert np.isnan(found[Measured("agreement", "c", "first")])
 
 
+def test_agreement_is_counted_where_features_are_equal_and_where_they_differ():
+    """The output follows `a` in conflicts of even examples and `b` in those of odd ones."""
+    count = np.arange(1800)
+    a, b = count // 2 % 3, count // 6 % 3
+    said = np.where(count % 2 == 0, a, b)
+    found = acting(decoding.reliance, lambda x: {"label": x})(*sides(np.eye(3)[said], {"a": a, "b": b}))
+    where = {(m.feature, m.at): float(value) for m, value in found.items() if m.metric == "agreement_where"}
+    assert where == pytest.approx(
+        {("a", "equals b"): 1.0, ("b", "equals a"): 1.0, ("a", "differs from b"): 0.5, ("b", "differs from a"): 0.5}
+    )
+    never = acting(decoding.reliance, lambda x: {"label": x})(*sides(np.eye(3)[said], {"a": a, "b": a}))
+    assert np.isnan(never[Measured("agreement_where", "a", "label", "differs from b")])
+
+
 @pytest.mark.parametrize("function", [decoding.decode, decoding.decode_nonlinear, decoding.transfer])
 def test_bits_do_not_depend_on_the_neighbours(function):
     runs = [sides(*planted(n=256, d=8, seed=s, strengths=(1.0 + s, 0.2))) for s in range(4)]

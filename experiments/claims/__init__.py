@@ -22,6 +22,7 @@ from experiments.claims import (
     similarity,
     steering,
     vision_plain,
+    vision_redundancy,
     vision_residual,
     vision_untrained,
 )
@@ -45,4 +46,5 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "vision_plain": vision_plain,
     "vision_residual": vision_residual,
     "vision_untrained": vision_untrained,
+    "vision_redundancy": vision_redundancy,
 }

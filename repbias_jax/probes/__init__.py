@@ -32,6 +32,7 @@ Glossary. Each probe's docstring states range, direction, perfect and null value
   dose is the length of the push over the layer's rms.
 - `decode`, `follow`, `agreement`: balanced accuracy of a readout; for a readout trained on a label that two features
   predict, the share of conflicts in which it follows the first; how often an output agrees with a feature.
+  `agreement_where` is the agreement on the examples on which two features are equal, or on which they differ.
   The probe `decode_answers` reads the last block of a decoder at each output position, also where it has seen answers.
 - `rsa`, `cka`, `procrustes`: similarity of two models' representations of the same examples; higher is more similar.
 - `readout_norm`, `margin`: norm of the weights with which the network's last layer reads an output; mean difference between

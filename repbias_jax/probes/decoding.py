@@ -169,7 +169,8 @@ def reliance(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
     `agreement` is the share of the probe set, both halves, on which an output equals the feature's value, balanced over the
     feature's values. Range: 0 to 1; direction: higher agrees with the feature more; perfect: 1; random: 1 / C. On a set
     with independent features, an output that equals one of them agrees with the others at 1 / C. The value is the same at
-    every site, since the rest of the network is run from there.
+    every site, since the rest of the network is run from there. `agreement_where` is the same on the examples on which the
+    feature equals another one (at = "equals NAME"), or on which it does not (at = "differs from NAME").
 
     Args:
       fit: activations `[N, D]` and factors int `[N]`.
@@ -177,20 +178,26 @@ def reliance(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
       outputs: returns the logits of a side after a change of its representation, as in `repbias_jax.probes`.
 
     Returns:
-      `agreement` for every factor but single bits (`feature`) and every output (`other`); NaN for a constant factor.
+      Both for every factor but single bits (`feature`) and every output (`other`), `agreement_where` also for every other
+      factor. NaN for a constant factor, and where no example counts.
 
     Source: Hermann and Lampinen 2020; balancing is ours.
     """
     out = {}
     nothing = jnp.zeros(fit[0].shape[1])
     both = [outputs(side, nothing) for side in ("fit", "score")]
+    factors = {name: jnp.concatenate([fit[1][name], score[1][name]]) for name in fit[1]}
     for output in both[0]:
         logits = jnp.concatenate([side[output] for side in both])
         said = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        for name in fit[1]:
-            codes = jnp.concatenate([fit[1][name], score[1][name]])
-            agreed = balanced_accuracy(said, codes, logits.shape[-1])
-            out[Measured("agreement", name, output)] = jnp.where(jnp.all(codes == codes[0]), jnp.nan, agreed)
+        for name, codes in factors.items():
+            kept = {("agreement", ""): jnp.ones(len(codes), bool)}
+            for other in (other for other in factors if other != name):
+                same = codes == factors[other]
+                kept |= {("agreement_where", f"equals {other}"): same, ("agreement_where", f"differs from {other}"): ~same}
+            for (metric, at), own in kept.items():
+                agreed = balanced_accuracy(said, codes, logits.shape[-1], own)
+                out[Measured(metric, name, output, at)] = jnp.where(jnp.all(codes == codes[0]), jnp.nan, agreed)
     return out
 
 

@@ -1,0 +1,243 @@
+"""Which of two features of an image a network relies on when both predict its label (claim C40).
+
+Claim: of two redundant features the easier one, color, is relied on, even where the other one predicts the label better.
+Paper: Hermann and Lampinen 2020 (Trifeature): their claim C30 in images. Tasks, statistics, sizes and controls are ours.
+
+  python -m experiments.run --experiment=vision_redundancy --workdir=DIR                 full: 32 and 16 seeds
+  python -m experiments.run --experiment=vision_redundancy --workdir=DIR --preset=quick  12 seeds, two settings
+
+The plain network of `vision_plain` reports one label of four values. Given the label, color equals it with one probability,
+shape with another, each independently of the other; texture and tint tell nothing. All networks are trained for equally
+many updates. What a network relies on is read from its own answers to images whose color and shape are independent: where
+they differ, how often the answer is the value of each.
+
+  C40   share of conflicts that follow color minus share that follow shape
+    a   where both always equal the label (`both`) > 0
+    b   trained on 1,024 images: mean of color .8, shape .9 and of the reverse > 0
+    c   the same on 8,192 images
+    d   the same where every image is new
+
+In a line through the two settings, the preference at equal probabilities is the mean of the two. That it is above zero is
+the same as that the line crosses zero where color predicts the label less well than shape does. With too few images a
+network cannot learn shape, and relies on color for want of anything else: b to d are measured only where the answers of
+networks with color .5 and shape .9 are the shape in .90 of all images, on average.
+
+Settings: both; n1k_, n8k_ and fresh_ (numbers of images) with c50, c80 and c90 (P(color = label); shape .9, .9 and .8).
+
+For cost and outcome of the run see `manifest.json` and `claims.csv` in `experiments/results/vision_redundancy/`.
+Expected from the paper: color.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
+
+import numpy as np
+import pandas as pd
+
+from experiments.claims import vision
+from experiments.claims.vision import COLOR, MARGIN, SHAPE
+from repbias_jax.config import Config, Experiment, Keep, Optimizer, Overrides, Preset, Training
+from repbias_jax.data.images import ImageOptions
+from repbias_jax.models.convnet import ConvNetOptions
+from repbias_jax.report import contrasts
+from repbias_jax.report import figures as draw
+from repbias_jax.report.figures import STYLES, Axes, Drawn, Figure
+from repbias_jax.results import MASTERY, Results
+from repbias_jax.statistics import Claim, Part
+
+VALUES = 4  # of the label and of every factor
+BATCH, UPDATES = 64, 3072
+SIZES = {"n1k": 1024, "n8k": 8192, "fresh": BATCH * UPDATES}  # numbers of training images
+MATCHES = {"c50": (0.5, 0.9), "c80": (0.8, 0.9), "c90": (0.9, 0.8)}  # P(feature = label), of color and of shape
+READABLE = 0.90  # of all answers are the shape where color predicts little, or shape is not learned from so few images
+LADDER = {f"{size}_{name}": (SIZES[size], match) for size in SIZES for name, match in MATCHES.items()}
+SEEDS, SEEDS_LADDER = 32, 16
+
+
+def _of(images: int, match: tuple[float, float]) -> Overrides:
+    """Returns the changes for a label that color and shape predict. Args: match: P(feature = label) of each."""
+    return ("task.match", match), ("task.num_train", images), ("training.epochs", BATCH * UPDATES // images)
+
+
+EXPERIMENT = Experiment(
+    name="vision_redundancy",
+    title="Color or shape: which of two features of an image is relied on",
+    config=Config(
+        ImageOptions(features=(COLOR, SHAPE), outputs=("target",), num_test=1024, num_probe=2048),
+        ConvNetOptions(),
+        Optimizer("adam", 1e-3),
+        Training(batch_size=BATCH, observe_every=256),
+        Keep(views=("layers",)),
+    ),
+    settings=(
+        ("both", _of(65536, (1.0, 1.0))),
+        *((name, _of(*own)) for name, own in LADDER.items()),
+    ),
+    seed_caps=tuple((name, SEEDS_LADDER) for name in LADDER),
+    probes=("reliance",),
+    num_seeds=SEEDS,
+    variant="settings that are not frozen yet",
+    presets=(
+        ("full", Preset(SEEDS)),
+        (
+            "quick",
+            Preset(
+                12,
+                settings=("both", "n8k_c80"),
+                overrides=(("task.num_train", 8192), ("training.epochs", BATCH * UPDATES // 8192)),
+            ),
+        ),
+        (
+            "smoke",
+            Preset(
+                2,
+                settings=("both", "n1k_c50", "n1k_c80", "n1k_c90", "n8k_c80"),
+                overrides=(*vision.SMOKE, ("keep.every", 0)),
+            ),
+        ),
+    ),
+)
+
+
+def claims(results: Results, condition: str) -> list[Claim]:
+    """Returns C40."""
+    text, paper, (both, *_), source = CLAIMS["C40"]
+    parts = [_always(results, f"{condition}.{both}")] if results.has(f"{condition}.{both}") else []
+    for label, size in zip("bcd", SIZES, strict=True):
+        settings = [f"{condition}.{size}_{name}" for name in MATCHES]
+        parts += [_crossing(results, label, SIZES[size], *settings)] if results.has(*settings) else []
+    return [Claim("C40", text, paper, tuple(parts), source)]
+
+
+def conflicts(results: Results, setting: str, feature: str) -> pd.Series:
+    """Returns the share of images whose color and shape differ on which the answer is this feature's value, by seed."""
+    other = SHAPE if feature == COLOR else COLOR
+    return results.values(setting, "agreement_where", feature, at=f"differs from {other}")
+
+
+def preference(results: Results, setting: str) -> pd.Series:
+    """Returns the share of conflicts that follow color minus the share that follow shape, by seed."""
+    return conflicts(results, setting, COLOR) - conflicts(results, setting, SHAPE)
+
+
+def _always(results: Results, setting: str) -> Part:
+    """Returns part a, over the networks that answer right where color and shape agree."""
+    right = results.values(setting, "agreement_where", COLOR, at=f"equals {SHAPE}")
+    passed = pd.DataFrame({f"{setting} (right where color and shape agree)": right > MASTERY})
+    text = "share of conflicts that follow color minus share that follow shape, both always equal the label"
+    return Part("a", text, preference(results, setting), passed, +1, MARGIN)
+
+
+def _crossing(results: Results, label: str, images: int, little: str, less: str, more: str) -> Part:
+    """Returns a part of the claim for one number of images, without values where shape is not learned from so few."""
+    readable = results.values(little, "agreement", SHAPE).mean() >= READABLE
+    values = (preference(results, less) + preference(results, more)) / 2
+    many = f"{images:,} images" if images < max(SIZES.values()) else "new images throughout"
+    text = f"share of conflicts that follow color minus share that follow shape, mean of .8 / .9 and .9 / .8, {many}"
+    return Part(
+        label, text, values if readable else values * np.nan,
+        pd.DataFrame({f"{less}, {more} (no gate)": values.notna()}), +1, MARGIN,
+    )  # fmt: skip
+
+
+def accuracy_of(
+    agree: pd.Series | float, color: pd.Series | float, shape: pd.Series | float, match: tuple[float, float]
+) -> pd.Series | float:  # fmt: skip
+    """Returns the accuracy on the training distribution.
+
+    Given the label, color and shape are independent. Where they agree on another value than the label, an answer that is
+    not theirs is the label as often as each other value; so it is where they differ and neither is the label.
+
+    Args:
+      agree: share of images with equal values on which the answer is this value.
+      color: share of images with different values on which the answer is that of color.
+      shape: the same of shape.
+      match: P(feature = label), of color and of shape.
+    """
+    first, second = match
+    same = (1 - first) * (1 - second) / (VALUES - 1)  # both have the same other value
+    apart = (1 - first) * (1 - second) - same
+    found = first * second * agree + first * (1 - second) * color + (1 - first) * second * shape
+    return found + same * (1 - agree) / (VALUES - 1) + apart * (1 - color - shape) / (VALUES - 2)
+
+
+def allowed(match: tuple[float, float]) -> float:
+    """Returns the highest accuracy that the labels allow: that of following the better of the two (Bayes)."""
+    better = float(match[0] > match[1])
+    return accuracy_of(1.0, better, 1 - better, match)
+
+
+# For each claim: its text, what the paper says, the settings that it reads, its source.
+CLAIMS = {
+    "C40": (
+        "Of two redundant features of images the easier is relied on (C30 in images)", "color", ("both", *LADDER), "HL20",
+    ),
+}  # fmt: skip
+
+
+def figures(results: Results) -> list[Drawn]:
+    """Returns all figures, for the settings that were run."""
+    condition = str(results.settings["column"].iloc[0])
+    panels = {"both always equal the label": {"1 / 1": (f"{condition}.both", (1.0, 1.0))}}
+    for size, images in SIZES.items():
+        many = f"{images:,} images" if size != "fresh" else "new images throughout"
+        panels[many] = {
+            f"{color:g} / {shape:g}".replace("0.", "."): (f"{condition}.{size}_{name}", (color, shape))
+            for name, (color, shape) in MATCHES.items()
+        }
+    run = {
+        title: own
+        for title, every in panels.items()
+        if (own := {level: cell for level, cell in every.items() if results.has(cell[0])})
+    }
+    return [Drawn("reliance", _draw_reliance(results, run), CAPTIONS["reliance"])] if run else []
+
+
+FIGURES = {"C40": "reliance"}  # the figure that shows a claim
+CAPTIONS = {
+    "reliance": "Networks trained on a label that color and shape predict, by the two probabilities. Top: on images whose "
+    "color and shape differ, how often the answer is the value of each. Bottom: accuracy on the training distribution, as "
+    "it follows from the answers where color and shape agree and where they differ, and the best accuracy that the labels "
+    "allow. A dot is a seed; marks are means over seeds with 95 % intervals. Grey marks are floors: how "
+    "often the answer is the value of the unused twins.",
+}
+
+
+def _draw_reliance(results: Results, panels: dict[str, dict[str, tuple[str, tuple[float, float]]]]) -> Figure:
+    figure, axes = draw.grid(2, len(panels), 3.4, 3.0)
+    for top, bottom, (title, cells) in zip(*axes, panels.items(), strict=True):
+        _draw_followed(top, results, [setting for setting, _ in cells.values()])
+        _draw_accuracy(bottom, results, list(cells.values()))
+        for own, name, y in (
+            (top, title, "share of conflicts"),
+            (bottom, "", "accuracy on the\ntraining distribution (share)"),
+        ):
+            contrasts.at_levels(own, list(cells))
+            own.set_ylim(-0.03, 1.03)
+            draw.label(own, name, "P(color = label) / P(shape = label)", y)
+    return draw.finish(figure)
+
+
+def _draw_followed(axes: Axes, results: Results, settings: list[str]) -> None:
+    x = np.arange(len(settings))
+    for feature, twin, style, shift, mark in (
+        (COLOR, "tint", STYLES[0], -0.06, "d"),
+        (SHAPE, "texture", STYLES[1], 0.06, "p"),
+    ):
+        followed = pd.DataFrame({s: conflicts(results, s, feature) for s in settings}).T
+        draw.dots(axes, x, followed, f"answer is the {feature}", style | {"linestyle": "none"}, shift=shift)
+        unused = [results.values(s, "agreement", twin).mean() for s in settings]
+        draw.floor(axes, x + 3 * shift, unused, f"{twin}, the unused twin of {feature}", mark)
+
+
+def _draw_accuracy(axes: Axes, results: Results, cells: list[tuple[str, tuple[float, float]]]) -> None:
+    x = np.arange(len(cells))
+    found = {}
+    for setting, match in cells:
+        agree = results.values(setting, "agreement_where", COLOR, at=f"equals {SHAPE}")
+        followed = (conflicts(results, setting, feature) for feature in (COLOR, SHAPE))
+        found[setting] = accuracy_of(agree, *followed, match)
+    draw.dots(axes, x, pd.DataFrame(found).T, "accuracy", STYLES[2] | {"linestyle": "none"})
+    draw.floor(axes, x, [allowed(match) for _, match in cells], "best that the labels allow", "_")
+    axes.axhline(1 / VALUES, linestyle=(0, (1, 2)), label="chance", **draw.FLOOR)
