@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from repbias_jax.config import Config, ConfigError, dials_of
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.data.images import ImageOptions
-from repbias_jax.models import convnet
+from repbias_jax.models import convnet, layers
 from repbias_jax.models.convnet import ConvNetOptions
 
 SIZE, IMAGES = 24, 3
@@ -165,3 +166,20 @@ def test_options_that_do_not_fit_together_are_refused_in_one_line(named, own, ta
     assert str(caught.value).startswith("config.")
     assert named in str(caught.value).split(":")[0]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(6, 1), (6, 3), (8, 8)])
+def test_group_norm_is_that_of_flax_in_outputs_and_gradients(channels, groups):
+    rng = np.random.default_rng(5)
+    x, back = (jnp.asarray(3 + rng.normal(size=(5, 7, channels)), jnp.float32) for _ in range(2))
+    params = {"params": {name: jnp.asarray(rng.normal(size=channels), jnp.float32) for name in ("scale", "bias")}}
+
+    def both(apply):
+        found, pull = jax.vjp(apply, params, x)
+        return jax.tree.leaves((found, pull(back)))
+
+    ours = both(layers.GroupNorm(groups).apply)
+    theirs = both(lambda params, x: nn.GroupNorm(groups, use_fast_variance=False).apply(params, x[None])[0])
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-4)  # gradients of scales are sums of 35 products

@@ -27,7 +27,7 @@ from repbias_jax.config import ConfigError, Dials, Model, Task, num_outputs, opt
 from repbias_jax.data import DATA
 from repbias_jax.models.convolution import convolve
 from repbias_jax.models.family import Family, View, flatten, places_of_means
-from repbias_jax.models.layers import ACTIVATIONS, drop, readout, skips_option, weighted_skip
+from repbias_jax.models.layers import ACTIVATIONS, GroupNorm, drop, readout, skips_option, weighted_skip
 from repbias_jax.models.sites import site
 
 
@@ -70,7 +70,7 @@ class ConvNet(nn.Module):
         def layer(x: Array, width: int, name: str, stride: int = 1, size: int = 3) -> Array:
             """A convolution and a norm."""
             x = _convolution(width, size, stride, dials, f"{name}_conv")(x)
-            return nn.GroupNorm(options.groups, name=f"{name}_norm")(x[None])[0]
+            return GroupNorm(options.groups, name=f"{name}_norm")(x)
 
         def block(x: Array, width: int, name: str, stride: int, skip: Array | None) -> Array:
             change = layer(act(layer(x, width, f"{name}_first", stride)), width, f"{name}_second")

@@ -1,4 +1,4 @@
-"""Parts that several families of models are made of: dense layers, dropout, nonlinearities, the readout of the outputs."""
+"""Parts that several families of models are made of: dense layers, norms, dropout, nonlinearities, the readout."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +20,32 @@ def dense(width: int, dials: Dials, name: str) -> nn.Dense:
         return nn.initializers.lecun_normal()(key, shape, dtype) * dials.model["init_scale"]
 
     return nn.Dense(width, kernel_init=scaled, name=name)
+
+
+class GroupNorm(nn.Module):
+    """Group norm of one image, equal to `nn.GroupNorm` up to rounding, in the same parameters.
+
+    Sums over places come before sums over the channels of a group, which is much faster on a CPU.
+    """
+
+    groups: int
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns `[H, W, C]` with mean 0 and variance 1 over places and channels of each group, scaled and shifted."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def mean(values: Array) -> Array:
+            """The mean over a group, `[1, 1, C]`."""
+            own = values.mean(axis=(0, 1)).reshape(self.groups, -1).mean(axis=1)
+            return jnp.repeat(own, channels // self.groups)[None, None]
+
+        centred = x - mean(x)
+        factor = jax.lax.rsqrt(mean(jnp.square(centred)) + self.epsilon) * scale[None, None]
+        return centred * factor + bias[None, None]
 
 
 def drop(x: Array, rate: Array, key: Array) -> Array:
