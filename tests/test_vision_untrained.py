@@ -16,10 +16,10 @@ BEFORE = {"shape": 0.40, "texture": 0.30, "color": 0.80}  # chance is .25, so te
 AFTER_OTHER = {"shape": 0.34, "texture": 0.29, "color": 0.60}
 
 
-def decoded(setting, made, value, steps):
+def decoded(setting, made, value, steps, site="hidden_1"):
     for step, feature in itertools.product(steps, FEATURES):
         for metric, own in (("decode", value(feature, step)), ("decode_shuffled", 0.25), ("decode_converged", 1.0)):
-            made.put(setting, metric, feature, dict.fromkeys(SEEDS, own) if metric != "decode" else own, step)
+            made.put(setting, metric, feature, dict.fromkeys(SEEDS, own) if metric != "decode" else own, step, site=site)
 
 
 def trained():
@@ -54,6 +54,25 @@ def test_untrained_networks_are_compared_by_family():
         "c": False,
         "d": False,
     }
+
+
+def test_the_whole_last_stage_is_read_in_settings_of_its_own():
+    every = ("plain", "residual", "plain_flat")
+    made = Made(dict.fromkeys(every, "shape texture color"), 1)
+    for name in every:
+        decoded(name, made, lambda feature, step: 0.5, (0,))
+    decoded(
+        "plain_flat",
+        made,
+        lambda feature, step: {"color": 0.9, "shape": 0.6, "texture": 0.4}[feature],
+        (0,),
+        "hidden_1.flat",
+    )
+    parts = parts_of(made.done(), "C37")
+    assert list(parts) == list("abcdef")
+    effects = {label: part.values.mean() for label, part in parts.items()}
+    assert effects == pytest.approx(dict.fromkeys("abcd", 0.0) | {"e": 0.3, "f": 0.2}, abs=1e-6)
+    assert all("whole last stage" in parts[label].statistic for label in "ef")
 
 
 def test_a_readout_that_did_not_converge_leaves_its_network_out():

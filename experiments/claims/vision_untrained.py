@@ -11,19 +11,21 @@ controls are ours.
 Settings:
   plain, residual   untrained networks of 64 x 64 pixels, ten shapes x ten textures x ten colors; trained for one update,
                     after which nothing is read
+  plain_flat, residual_flat   the same, of which the last stage is read whole, too
   shape, texture, color   the plain network of `vision_plain`, trained on one feature of four values alone
   all                     the same trained on all three; shown
   chance                  the same trained on labels that do not depend on the image; shown
 
   C37   held-out accuracy of a readout, color - shape and shape - texture, in untrained networks
-    a, b   plain network; c, d   residual network
+    a, b   plain network; c, d   residual network; e to h   the same, where the readout is from the whole last stage
   C38   accuracy of a readout after minus before training on one feature
     a to c   of the feature trained on (shape, texture, color) > 0
     d to i   of each other feature < 0; not measured where its untrained accuracy is less than .10 above chance
     j to o   of each other feature, after training minus chance > 0
   C39   log ratio of similarities: of a trained and an untrained network, to that of networks of different features
 
-A readout is a linear one for each value against the rest. The representation is the mean of the last stage.
+A readout is a linear one for each value against the rest. The representation is the mean of the last stage over places,
+unless it is said to be whole.
 
 For cost and outcome of the run see `manifest.json` and `claims.csv` in `experiments/results/vision_untrained/`.
 Expected from the paper: color above shape above texture; target up, others down but above chance; above zero.
@@ -57,11 +59,13 @@ FEATURES = (SHAPE, TEXTURE, COLOR)
 FAMILIES = ("plain", "residual")
 PAIRS = tuple((target, other) for target, other in itertools.permutations(FEATURES, 2))
 UNTRAINED = "untrained"
-SEEDS, SEEDS_UNTRAINED = 16, 32
+SEEDS, SEEDS_UNTRAINED, SEEDS_FLAT = 16, 32, 12
 CHANCE = 0.25  # of four values
 READABLE = 0.10  # above chance, at which an untrained network's accuracy can fall
 SESOI_SIMILARITY = float(np.log(1.1))
+WHOLE = (("keep.views", ("layers", "flat")), ("keep.probes", ("decode_flat",)))
 ALIKE = (("keep.shared", True), ("keep.probes", ("similarity",)))
+MODELS = {"plain": ConvNetOptions(), "residual": ConvNetOptions(form="residual", widths=(16, 32, 64))}
 
 
 def _untrained(options: ConvNetOptions) -> Overrides:
@@ -91,13 +95,16 @@ EXPERIMENT = Experiment(
         Keep(views=("layers",)),
     ),
     settings=(
-        ("plain", _untrained(ConvNetOptions())),
-        ("residual", _untrained(ConvNetOptions(form="residual", widths=(16, 32, 64)))),
+        *((name, _untrained(MODELS[name])) for name in FAMILIES),
+        *((f"{name}_flat", (*_untrained(MODELS[name]), *WHOLE)) for name in FAMILIES),
         *((name, (("task.outputs", (name,)), *ALIKE)) for name in FEATURES),
         ("all", (("task.outputs", FEATURES),)),
         ("chance", (("task.outputs", ("target",)),)),
     ),
-    seed_caps=tuple((name, SEEDS) for name in (*FEATURES, "all", "chance")),
+    seed_caps=(
+        *((name, SEEDS) for name in (*FEATURES, "all", "chance")),
+        *((f"{name}_flat", SEEDS_FLAT) for name in FAMILIES),
+    ),
     probes=("decode",),
     num_seeds=SEEDS_UNTRAINED,
     variant="settings that are not frozen yet",
@@ -108,7 +115,7 @@ EXPERIMENT = Experiment(
             "smoke",
             Preset(
                 2,
-                settings=(*FAMILIES, *FEATURES),
+                settings=(*FAMILIES, "plain_flat", *FEATURES),
                 overrides=(
                     *vision.SMOKE,
                     ("keep.every", 0),
@@ -129,13 +136,27 @@ def claims(results: Results, condition: str) -> list[Claim]:
 
 def _decoded(results: Results, *settings: str) -> tuple[Part, ...]:
     parts = []
-    compared = itertools.product(settings, ((COLOR, SHAPE), (SHAPE, TEXTURE)))
+    compared = itertools.product((*settings, *map(_whole, settings)), ((COLOR, SHAPE), (SHAPE, TEXTURE)))
     for label, (setting, (first, second)) in zip(string.ascii_lowercase, compared, strict=False):
-        one, other = contrasts.pair(results, setting, "decode", first, second, step=0)
-        passed = pd.concat([contrasts.converged(results, setting, f, 0) for f in (first, second)], axis=1)
-        text = f"held-out accuracy of decoding {first} minus {second}, untrained {setting.split('.')[1]} network"
-        parts.append(Part(label, text, one - other, passed, +1, MARGIN))
+        if not results.has(setting):
+            continue
+        whole, family = setting not in settings, setting.split(".")[1].removesuffix("_flat")
+        site = _flat(results, setting) if whole else "last_hidden"
+        one, other = contrasts.pair(results, setting, "decode", first, second, step=0, site=site)
+        passed = pd.concat([contrasts.converged(results, setting, f, 0, site=site) for f in (first, second)], axis=1)
+        text = f"held-out accuracy of decoding {first} minus {second}, untrained {family} network"
+        parts.append(Part(label, f"{text}, whole last stage" if whole else text, one - other, passed, +1, MARGIN))
     return tuple(parts)
+
+
+def _whole(setting: str) -> str:
+    """Returns the setting of the same untrained network in which the last stage is read whole, too."""
+    return f"{setting}_flat"
+
+
+def _flat(results: Results, setting: str) -> str:
+    """Returns the view that is the whole last stage."""
+    return contrasts.hidden(results, setting)[-1].removesuffix(".mean") + ".flat"
 
 
 def _changed(results: Results, *settings: str) -> tuple[Part, ...]:
@@ -235,8 +256,8 @@ def figures(results: Results) -> list[Drawn]:
 FIGURES = {"C37": "decoded", "C38": "changes", "C39": "similar"}  # the figure that shows a claim
 CAPTIONS = {
     "decoded": "Held-out accuracy of linear readouts of ten colors, shapes and textures in untrained networks, from the "
-    "mean of every stage over places. A dot is a seed; marks are means over seeds with 95 % intervals. Grey crosses "
-    "are readouts of permuted labels.",
+    "mean of every stage over places, and from the whole last stage. A dot is a seed; marks are means over seeds with "
+    "95 % intervals. Grey crosses are readouts of permuted labels.",
     "changes": "Accuracy of linear readouts of color, shape and texture from the mean of the last stage, before training "
     "and after training on one of them, on all of them, and on labels that do not depend on the image (`chance`). "
     "Grey crosses are readouts of permuted labels.",
@@ -254,16 +275,20 @@ def _draw_decoded(results: Results, condition: str, families: Sequence[str]) -> 
     figure, panels = draw.grid(1, len(families), 4.4, 3.8, one_scale=True)
     for axes, family in zip(panels[0], families, strict=True):
         setting = f"{condition}.{family}"
-        stages = contrasts.hidden(results, setting)
-        x = range(len(stages))
+        read = {stage.removesuffix(".mean"): (setting, stage) for stage in contrasts.hidden(results, setting)}
+        if results.has(whole := _whole(setting)):
+            read["last stage, whole"] = (whole, _flat(results, whole))
+        x = range(len(read))
         for i, feature in enumerate((COLOR, SHAPE, TEXTURE)):
-            draw.dots(
-                axes, x, contrasts.by_layer(results, setting, "decode", feature, stages, step=0), feature, STYLES[i],
-                shift=0.14 * (i - 1),
-            )  # fmt: skip
-            shuffled = contrasts.by_layer(results, setting, "decode_shuffled", feature, stages, step=0)
-            draw.floor(axes, x, shuffled.mean(axis=1), "permuted labels", "x")
-        contrasts.at_levels(axes, [name.removesuffix(".mean").replace("_", " ") for name in stages])
+            found = {
+                metric: pd.DataFrame(
+                    {at: results.values(own, metric, feature, site=site, step=0) for at, (own, site) in read.items()}
+                ).T
+                for metric in ("decode", "decode_shuffled")
+            }
+            draw.dots(axes, x, found["decode"], feature, STYLES[i] | {"linestyle": "none"}, shift=0.14 * (i - 1))
+            draw.floor(axes, x, found["decode_shuffled"].mean(axis=1), "permuted labels", "x")
+        contrasts.at_levels(axes, [name.replace("_", " ").replace(", ", ",\n") for name in read])
         draw.label(axes, f"untrained {family} network", "", DECODED)
     return draw.finish(figure)
 

@@ -50,9 +50,11 @@ def all_at_end(results: Results, settings: Sequence[str]) -> pd.DataFrame:
     return gate(results, [(s, results.outputs(s), [results.last_step(s)]) for s in settings])
 
 
-def converged(results: Results, setting: str, feature: str, step: int | None, metric: str = "decode") -> pd.Series:
+def converged(
+    results: Results, setting: str, feature: str, step: int | None, metric: str = "decode", **more: Any
+) -> pd.Series:  # fmt: skip
     """Returns whether the fits behind a decoding accuracy reached their minimum, by seed, as a column of the gate."""
-    found = results.values(setting, f"{metric}_converged", feature, step=step) == 1
+    found = results.values(setting, f"{metric}_converged", feature, step=step, **more) == 1
     return found.rename(f"{setting}, step {'last' if step is None else step} ({metric} of {feature} converged)")
 
 
