@@ -25,6 +25,7 @@ check: $(VENV)/installed-test
 benchmark: $(VENV)/installed-benchmark
 	$(BIN)/python -m experiments.benchmark
 	$(BIN)/python -m experiments.benchmark --part=transformer
+	$(BIN)/python -m experiments.benchmark --part=convnet
 
 faults: $(VENV)/installed-test
 	$(BIN)/python -m tests.faults.campaign --output=experiments/results/faults.csv

@@ -12,11 +12,24 @@ import pytest
 from conftest import ROOT
 from flax.traverse_util import flatten_dict
 
-from experiments.benchmark import contest, networks, profiled, speed, targets, torch_transformer, transformer, workers
+from experiments.benchmark import (
+    contenders,
+    contest,
+    forms,
+    networks,
+    profiled,
+    speed,
+    targets,
+    torch_convnet,
+    torch_transformer,
+    workers,
+)
 from experiments.benchmark.speed import COLUMNS
 from repbias_jax import layout, training
 from repbias_jax.data import reported
+from repbias_jax.models import convnet
 
+TRANSFORMERS, CONVNETS = (networks.FORMS[part] for part in ("transformer", "convnet"))
 ROUNDS = 2
 PARTS = {"speed", "ratio", "accuracy", "start", "lanes", "runs", "checkpoint", "probe"}
 
@@ -44,6 +57,12 @@ def transformers(tmp_path_factory, cache):
     return measure(tmp_path_factory.mktemp("transformer"), cache, "transformer", "--part=transformer")[0]
 
 
+@pytest.fixture(scope="module")
+def convnets(tmp_path_factory, cache):
+    """Rows of the part `convnet`."""
+    return measure(tmp_path_factory.mktemp("convnet"), cache, "convnet", "--part=convnet")[0]
+
+
 def numbers(row) -> list[float]:
     return [float(row[name]) for name in ("min", "median", "max")]
 
@@ -64,8 +83,8 @@ def test_every_part_is_there(measured):
     assert manifest["seconds"]["all"] > 0
 
 
-def test_numbers_are_in_order(measured, transformers):
-    for row in [*measured[0], *transformers]:
+def test_numbers_are_in_order(measured, transformers, convnets):
+    for row in [*measured[0], *transformers, *convnets]:
         if row["rounds"] == "0":
             assert row["quantity"].startswith("skipped: ")
             assert row["median"] == ""
@@ -115,19 +134,30 @@ def test_probe_agrees_with_scikit_learn(measured):
         assert find(measured[0], "probe", "r2", "largest difference")[1] < 1e-5
 
 
-@pytest.mark.parametrize("form", networks.FORMS)
+@pytest.mark.parametrize("form", TRANSFORMERS)
 def test_transformers_have_their_rows(transformers, form):
-    rows = [row for row in transformers if row["name"].startswith(f"{form}, ")]
-    assert {row["part"] for row in rows} == {"transformer"}
-    assert all(find(rows, "transformer", f"{form}, speed: ours", quantity)[0] > 0 for quantity in ("wall", "cpu", "rate"))
+    check_rows(transformers, form)
+
+
+@pytest.mark.parametrize("form", CONVNETS)
+def test_convnets_have_their_rows(convnets, form):
+    check_rows(convnets, form)
+    native = [row for row in convnets if row["name"] == f"{form}, ratio: XLA's own convolutions / ours"]
+    assert len(native) == (1 if form == "plain" else 0)
+
+
+def check_rows(rows, form):
+    part, rows = networks.part_of(form), [row for row in rows if row["name"].startswith(f"{form}, ")]
+    assert {row["part"] for row in rows} == {part}
+    assert all(find(rows, part, f"{form}, speed: ours", quantity)[0] > 0 for quantity in ("wall", "cpu", "rate"))
     for output in reported(networks.config_of(True, form).task):
-        assert 0 <= find(rows, "transformer", f"{form}, accuracy: ours", output)[0] <= 1
+        assert 0 <= find(rows, part, f"{form}, accuracy: ours", output)[0] <= 1
     rivals = [row for row in rows if row["name"].startswith(f"{form}, ratio: ours / PyTorch")]
     checks = [numbers(row)[1] for row in rows if row["name"].startswith(f"{form}, check: ")]
     assert len(rivals) == (4 if workers.installed("torch") else 0)  # wall and CPU time of a loop and an ensemble
     assert len(checks) == len(rivals) / 2
-    assert all(apart < transformer.LIMIT for apart in checks)
-    parts = [find(rows, "transformer", f"{form}, profile: ours", kind)[1] for kind in profiled.KINDS]
+    assert all(apart < forms.LIMIT for apart in checks)
+    parts = [find(rows, part, f"{form}, profile: ours", kind)[1] for kind in profiled.KINDS[part]]
     assert all(share > 0 for share in parts)
     assert abs(sum(parts) - 1) < 0.1  # medians over rounds
 
@@ -170,12 +200,25 @@ def test_a_profile_knows_each_operation_by_the_program():
         "add.7": 64,
         "new": 1,
     }
-    found = profiled.shares(PROGRAM, seconds)
-    assert [round(found[kind] * 128) for kind in profiled.KINDS] == [9, 4, 2, 32, 16, 65]
+    found = profiled.shares(PROGRAM, seconds, "transformer")
+    assert [round(found[kind] * 128) for kind in profiled.KINDS["transformer"]] == [9, 4, 2, 32, 16, 65]
+
+
+def test_a_profile_of_convolutions_has_products_and_windows():
+    program = """\
+ENTRY %main (x: f32[8,4]) -> f32[8,2] {
+  %dot.1 = f32[8,2]{1,0} dot(%x, %x), metadata={op_name="body/stage_0_conv/dot_general"}
+  %dot.2 = f32[8,2]{1,0} dot(%x, %x), metadata={op_name="body/readout/dot_general"}
+  %pad.3 = f32[8,4]{1,0} pad(%x, %x), metadata={op_name="body/stage_0_conv/slice"}
+  ROOT %sum = f32[8]{0} reduce(%x), metadata={op_name="body/stage_0_norm/reduce_sum"}
+}
+"""
+    found = profiled.shares(program, {"dot.1": 1, "dot.2": 2, "pad.3": 4, "sum": 8, "copy.4": 16, "new": 1}, "convnet")
+    assert [round(found[kind] * 32) for kind in profiled.KINDS["convnet"]] == [1, 2, 4, 8, 16, 1]
 
 
 @pytest.mark.parametrize("smoke", [True, False])
-@pytest.mark.parametrize("form", networks.FORMS)
+@pytest.mark.parametrize("form", TRANSFORMERS)
 def test_weights_in_pytorch_are_ours_by_name_and_shape(form, smoke):
     config = networks.config_of(smoke, form)
     group = layout.groups_of({"base": config}, "cpu")[0]
@@ -185,7 +228,68 @@ def test_weights_in_pytorch_are_ours_by_name_and_shape(form, smoke):
     assert torch_transformer.shapes_of(options) == ours
 
 
-@pytest.mark.parametrize("form", ["", *networks.FORMS])
+@pytest.mark.parametrize("smoke", [True, False])
+@pytest.mark.parametrize("form", CONVNETS)
+def test_weights_of_convolutions_in_pytorch_are_ours(form, smoke):
+    """Kernels have their axes in PyTorch's order."""
+    config = networks.config_of(smoke, form)
+    group = layout.groups_of({"base": config}, "cpu", lanes=1)[0]
+    params, *_ = training.shapes_of_batch(group.static, group.dials["base"])
+    ours = {name: np.zeros((1, *x.shape), bool) for name, x in flatten_dict(params["params"], sep=".").items()}
+    ours = {name: torch_convnet.Images.laid_out(x).shape[1:] for name, x in ours.items()}
+    assert torch_convnet.shapes_of(networks.rival_settings(config, ROOT, [0])["options"]) == ours
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (4, 3)])
+def test_padding_in_pytorch_is_that_of_jax(size, stride):
+    for side in range(2, 33):
+        expected = jax.lax.padtype_to_pads((side,), (size,), (stride,), "SAME")
+        assert [torch_convnet.padding_of(side, size, stride)] == expected
+
+
+@pytest.mark.parametrize("form", CONVNETS)
+@pytest.mark.parametrize("kind", ["convnet tuned", "convnet ensemble", "grouped"])
+def test_convolutions_in_pytorch_have_our_loss(tmp_path, form, kind):
+    """For two networks, on weights that differ from the initial ones in every number."""
+    pytest.importorskip("torch")
+    config, rng = networks.config_of(True, form), np.random.default_rng(0)
+    group = layout.groups_of({"base": config}, "cpu", lanes=1)[0]
+    params, inputs, labels, orders = training.shapes_of_batch(group.static, group.dials["base"])
+    params = jax.tree.map(lambda x: 0.3 * rng.normal(size=(2, *x.shape)).astype(x.dtype), params)
+    images = rng.integers(0, 256, (2, *inputs.shape), dtype=np.uint8)
+    answers = rng.integers(0, 4, (2, *labels.shape)).astype(np.int32)
+    order = np.arange(orders.shape[0])
+    loss = [
+        training.loss_of_batch(group.static, group.dials["base"], jax.tree.map(lambda x, i=i: x[i], params), *batch, order)
+        for i, batch in enumerate(zip(images, answers, strict=True))
+    ]
+    for split in ("train", "test"):
+        np.save(tmp_path / f"{split}_inputs.npy", images)
+        np.save(tmp_path / f"{split}_labels.npy", answers)
+    np.savez(tmp_path / "weights.npz", **flatten_dict(params["params"], sep="."))
+    more = {"compile": False, "step": "parts", "form": "grouped" if kind == "grouped" else torch_convnet.CHANNELS_LAST}
+    made = torch_convnet.KINDS[kind if kind in torch_convnet.KINDS else "convnet ensemble"]
+    rival = made(networks.rival_settings(config, tmp_path, [0, 1]) | more)
+    assert rival.loss_of(str(tmp_path / "weights.npz")) == pytest.approx(float(sum(loss)), rel=1e-5)
+    assert np.shape(rival.train(1)) == (2, 2)
+
+
+def test_the_benchmark_can_train_with_the_convolution_of_xla(monkeypatch):
+    config = networks.config_of(True, "plain")
+    group = layout.groups_of({"base": config}, "cpu", lanes=1)[0]
+    arrays = training.shapes_of_batch(group.static, group.dials["base"])
+
+    def program():
+        return (
+            jax.jit(lambda *own: training.loss_of_batch(group.static, *own)).lower(group.dials["base"], *arrays).as_text()
+        )
+
+    assert "stablehlo.convolution" not in program()
+    monkeypatch.setattr(convnet, "convolve", contenders.native_convolution)
+    assert "stablehlo.convolution" in program()
+
+
+@pytest.mark.parametrize("form", ["", *networks.SETTINGS])
 def test_products_are_most_of_the_flops_that_xla_counts(form):
     config = networks.config_of(False, form)
     group = layout.groups_of({"base": config}, "cpu")[0]
@@ -209,16 +313,16 @@ def test_losses_are_compared_by_process(tmp_path):
     """Each process answers with the sum over its seeds."""
     bench = contest.Bench(1, True, tmp_path, "")
     ours = Losses([[1.0, 2.0, 3.0, 4.0]])
-    transformer.check_losses(bench, {"ours": ours, "PyTorch": Losses([4.0, 6.00006], [0, 2], [1, 3])})
+    forms.check_losses(bench, {"ours": ours, "PyTorch": Losses([4.0, 6.00006], [0, 2], [1, 3])})
     assert bench.rows[-1].max == pytest.approx(1e-5)
     with pytest.raises(RuntimeError, match=r"PyTorch: its loss and ours differ by 0\.01"):
-        transformer.check_losses(bench, {"ours": ours, "PyTorch": Losses([4.0, 6.06], [0, 2], [1, 3])})
+        forms.check_losses(bench, {"ours": ours, "PyTorch": Losses([4.0, 6.06], [0, 2], [1, 3])})
 
 
 def test_targets_of_transformers_are_against_the_fastest_rival():
     rows, what = targets.read("benchmark.csv"), targets.TRANSFORMER.format("decoder-only")
     own = dict.fromkeys(COLUMNS, "0.5") | {"part": "transformer", "quantity": "wall"}
-    names = (f"{form}, ratio: ours / PyTorch {rival}" for form in networks.FORMS for rival in ("tuned", "ensemble"))
+    names = (f"{form}, ratio: ours / PyTorch {rival}" for form in TRANSFORMERS for rival in ("tuned", "ensemble"))
     new = [own | {"name": name, "median": "0.6"} for name in names]
     new[-1]["median"] = "0.8"  # against the fastest of several rivals the ratio is the highest
     table = targets.targets([*rows, *new])
@@ -226,6 +330,17 @@ def test_targets_of_transformers_are_against_the_fastest_rival():
     assert f"| {targets.TRANSFORMER.format('encoder-decoder')} | at most 0.7 | 0.6 [0.5, 0.5] | yes |" in table
     with pytest.raises(KeyError, match="decoder, ratio"):
         targets.targets([*rows, new[0]])
+
+
+def test_parts_that_are_not_measured_are_said():
+    rows = targets.read("benchmark.csv")
+    assert f"| {targets.CONVNET.format('plain')} | at most 0.9 | not measured yet | |" in targets.targets(rows)
+    own = {"part": "convnet", "quantity": "wall", "rounds": "2", "min": "0.5", "max": "30", "median": "0.95"}
+    names = [*(f"{form}, ratio: ours / PyTorch tuned" for form in CONVNETS), "plain, ratio: XLA's own convolutions / ours"]
+    new = [own | {"name": name} for name in names]
+    table = targets.targets([*rows, *new[:-1], new[-1] | {"median": "25"}])
+    assert f"| {targets.CONVNET.format('residual')} | at most 0.9 | 0.95 [0.5, 30] | **no** |" in table
+    assert "XLA's own convolutions / ours | at least 20 | 25 [0.5, 30] | yes |" in table
 
 
 def test_a_form_that_is_measured_again_leaves_the_others_alone(tmp_path):
@@ -238,12 +353,13 @@ def test_a_form_that_is_measured_again_leaves_the_others_alone(tmp_path):
     speed.write_forms(tmp_path, ("decoder",), [row("decoder", 3)], {"rounds": 2})
     found = {own["name"].split(",")[0]: own["median"] for own in targets.read("transformer.csv", tmp_path)}
     assert found == {"encoder_decoder": "1", "decoder": "3"}
-    forms = json.loads((tmp_path / "transformer_manifest.json").read_text())["forms"]
-    assert {form: own["rounds"] for form, own in forms.items()} == {"encoder_decoder": 1, "decoder": 2}
+    entries = json.loads((tmp_path / "transformer_manifest.json").read_text())["forms"]
+    assert {form: own["rounds"] for form, own in entries.items()} == {"encoder_decoder": 1, "decoder": 2}
 
 
-def test_a_form_without_its_part_is_refused():
-    line = [sys.executable, "-m", "experiments.benchmark", "--form=decoder", "--smoke"]
+@pytest.mark.parametrize("more", [["--form=decoder"], ["--form=decoder", "--part=convnet"]])
+def test_a_form_without_its_part_is_refused(more):
+    line = [sys.executable, "-m", "experiments.benchmark", "--smoke", *more]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert "--form=decoder: expected --part=transformer beside it" in done.stderr
@@ -337,7 +453,7 @@ def test_accelerator_refuses_a_cpu_in_one_line(tmp_path):
         ("lanes", "2 lanes, the package's options, rate"),
         ("rivals", "PyTorch"),
         ("transformer", "decoder, 2 lanes, the package's options, rate"),
-        ("cnn", "convnet, skipped: "),
+        ("convnet", "plain, 2 lanes, the package's options, rate"),
         ("memory", "2 lanes, predicted"),
     ],
 )

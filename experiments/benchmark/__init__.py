@@ -3,6 +3,7 @@
   python -m experiments.benchmark [--rounds=7] [--smoke] [--output=experiments/results]
   It takes about 20 minutes and 8 GB of memory, and needs an idle machine: other load distorts the numbers.
   --part=transformer [--form=decoder] measures Transformers instead, see below; about 40 minutes.
+  --part=convnet [--form=plain] measures networks of convolutions instead.
 
 The unit of comparison is one update of one base MLP: 32 bits, widths 256-128-64-64, ReLU, batch 128, two outputs of two
 classes, the sum of their cross-entropies, Adam at 3e-4 for all contenders, and a new order of the 8,192 examples each
@@ -58,7 +59,22 @@ products of attention. Accuracies are greedy, after the 1,000 updates of the exp
 with two models per process, because this takes less time to train. Rows with `profile` give the share of each kind of
 operation in the time of our steps, according to JAX's profiler.
 
-`benchmark.csv` and `transformer.csv` have one row per quantity: `part, name, quantity, unit, rounds, min, median, max`,
-over rounds or, for accuracies, over runs. If a library is missing, a row says so. `benchmark_manifest.json` and
-`transformer_manifest.json` have versions, machine, load and cost.
+The part `convnet` is like it. The networks read images of 32 pixels and report shape and color; batch 64, Adam at 0.001.
+`plain` is that of the experiment `vision_plain`, four convolutions of 32 to 128 channels; `residual` is that of
+`vision_residual`, a stem and three blocks of 16 to 64 channels with weighted skips. Each run has 8,192 images, an eighth of
+the experiment's, and sees them eight times as often, so that the number of updates is that of the experiment and the data
+of many runs fit into memory. Images are uint8 in memory for all contenders, and each batch is converted in its step. The
+rivals in PyTorch are
+
+  tuned       as above, with channels last in memory
+  ensemble    channels of all runs side by side: a grouped convolution has a group for each run, and a group norm the
+              groups of all runs; channels first or last in memory
+
+chosen as above. A convolution whose padding is not the same on both sides, as ours at stride 2, is padded before it. For
+`plain`, further rows give the time of a run-step in the same training loop with XLA's own convolutions in place of ours,
+which are products of windows (im2col): a few updates per call, and the ratio XLA's own / ours.
+
+`benchmark.csv`, `transformer.csv` and `convnet.csv` have one row per quantity: `part, name, quantity, unit, rounds, min,
+median, max`, over rounds or, for accuracies, over runs. If a library is missing, a row says so. Manifests such as
+`benchmark_manifest.json` have versions, machine, load and cost.
 """

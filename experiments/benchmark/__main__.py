@@ -19,10 +19,10 @@ flags.DEFINE_multi_enum(
     "part",
     [],
     (*accelerator.PARTS, "scale"),
-    "a part of --accelerator (several: again); else `scale` or `transformer`",
+    "a part of --accelerator (several: again); else `scale`, `transformer` or `convnet`",
 )
 flags.DEFINE_multi_enum(
-    "form", [], list(networks.FORMS), "a form of --part=transformer, whose other rows stay; default: all forms"
+    "form", [], list(networks.SETTINGS), "a form of the part, whose rows of other forms stay; default: all forms"
 )
 flags.DEFINE_float("seconds", 480.0, "time after which the accelerator's parts stop by themselves", lower_bound=1)
 flags.DEFINE_bool("allow_cpu", False, "for tests: the accelerator's parts run in a tiny size on a CPU: no speeds")
@@ -32,8 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark that the flags select; returns the exit status."""
     if arguments[1:]:
         raise app.UsageError(f"unexpected argument {arguments[1]}")
-    if FLAGS.form and FLAGS.part != ["transformer"]:
-        return complain(f"--form={FLAGS.form[0]}: expected --part=transformer beside it")
+    for form in FLAGS.form:
+        if FLAGS.part != [networks.part_of(form)]:
+            return complain(f"--form={form}: expected --part={networks.part_of(form)} beside it")
     output = Path(FLAGS.output)
     if FLAGS.accelerator:
         parts = tuple(FLAGS.part or accelerator.PARTS)
@@ -42,9 +43,10 @@ def main(arguments: Sequence[str]) -> int:
         return accelerator.measure(output, parts, FLAGS.seconds, FLAGS.allow_cpu)
     if FLAGS.part == ["scale"]:
         return scale.measure(output, FLAGS.smoke)
-    if FLAGS.part not in ([], ["transformer"]):
+    if FLAGS.part and (len(FLAGS.part) > 1 or FLAGS.part[0] not in networks.FORMS):
         return complain(f"--part={FLAGS.part[0]}: expected --accelerator beside it")
-    forms = [form for form in networks.FORMS if form in FLAGS.form or not FLAGS.form] if FLAGS.part else []
+    forms = networks.FORMS[FLAGS.part[0]] if FLAGS.part else ()
+    forms = [form for form in forms if form in FLAGS.form or not FLAGS.form]
     speed.measure(FLAGS.rounds, FLAGS.smoke, output, FLAGS.cache, forms)
     return DONE
 

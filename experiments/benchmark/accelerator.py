@@ -13,7 +13,8 @@ separate process, which has the whole memory and its own XLA_FLAGS and is ended 
                hand; 1,023 is the most whose batches of 64 fit into one call of PyTorch's attention on a GPU, which takes
                65,535 strings. Beside the other parts there is time for its first rows only; --part=transformer has
                the whole time
-  cnn          a row with the reason why it is not timed
+  convnet      the same for the plain and the residual network of `vision_plain` and `vision_residual`, with native
+               convolutions in ours and grouped ones in PyTorch's ensembles
   paper        `complexity` at full size from start to verdict, its intervals compared with the committed ones; then
                further experiments while time is left
   memory       peak bytes per run compared with the prediction of `planning`
@@ -52,6 +53,7 @@ OPTIONS = {  # compiler options under which training is interrupted and resumed
     "XLA's defaults": {},
 }
 COMPILED = {"form": "bmm", "step": "whole", "compile": True}  # the fastest PyTorch ensemble
+GROUPED = {**COMPILED, "form": "grouped channels-last"}
 STORED = "deterministic, stored autotuning"
 WHILE = "--xla_gpu_enable_command_buffer=+WHILE"
 VARIANTS: dict[str, tuple[str, Mapping[str, Any] | None]] = {  # XLA_FLAGS and compiler options compared for speed
@@ -62,7 +64,7 @@ VARIANTS: dict[str, tuple[str, Mapping[str, Any] | None]] = {  # XLA_FLAGS and c
     "command buffer +WHILE unrolled": (f"{WHILE} --xla_gpu_command_buffer_unroll_loops=true", OURS),
     "command buffer off": ("--xla_gpu_enable_command_buffer=", OURS),
 }
-SHARES = {"correct": 0.2, "lanes": 0.25, "rivals": 0.2, "transformer": 0.3, "cnn": 0.0, "paper": 0.25, "memory": 0.1}
+SHARES = {"correct": 0.2, "lanes": 0.25, "rivals": 0.2, "transformer": 0.3, "convnet": 0.2, "paper": 0.25, "memory": 0.1}
 PAPER = ("complexity", "learning_order", "prevalence", "optimizer", "architecture", "redundancy", "similarity", "steering")
 
 
@@ -73,6 +75,7 @@ class Size(NamedTuple):
     models: int  # in the PyTorch ensembles
     transformers: tuple[int, ...]  # lanes
     ensembles: tuple[int, ...]  # models in the PyTorch ensembles of Transformers
+    convnets: tuple[int, ...]  # lanes, and models in the PyTorch ensembles: the images of 256 take 6 GB
     updates: int
     product: int
     seconds: float  # per measurement
@@ -80,8 +83,10 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    False: Size((16, 64, 256, 1024, 4096), 1024, (16, 64, 256, 1024), (64, 256, 1023), 64, 8192, 2.0, "full"),
-    True: Size((2,), 2, (2,), (2,), 4, 64, 0.01, "smoke"),
+    False: Size(
+        (16, 64, 256, 1024, 4096), 1024, (16, 64, 256, 1024), (64, 256, 1023), (16, 64, 256), 64, 8192, 2.0, "full"
+    ),
+    True: Size((2,), 2, (2,), (2,), (2,), 4, 64, 0.01, "smoke"),
 }
 
 
@@ -236,10 +241,10 @@ def _rival(session: Session, name: str, kind: str, more: Mapping[str, Any], mode
     Args:
       session: its folder has the data.
       name: of the row.
-      kind: key of KINDS in `baselines` or `torch_transformer`.
+      kind: key of KINDS in `baselines`, `torch_transformer` or `torch_convnet`.
       more: settings of the kind.
       models: number of networks.
-      form: of the Transformer; empty: the MLP.
+      form: of the network; empty: the MLP.
     """
     settings = {**rival_settings(config_of(session.smoke, form), session.folder, range(models)), **more}
     settings["device"] = "cpu" if session.smoke else "cuda"
@@ -264,27 +269,40 @@ def _rate(session: Session, kind: str, settings: Mapping[str, Any]) -> float:
 
 
 def transformer(session: Session) -> None:
-    """Measures run-steps per second of both forms of the Transformer by lanes, then PyTorch's ensembles of them."""
-    flops, usual = _products(session), next(iter(VARIANTS))
-    for form, count in itertools.product(FORMS, session.size.transformers):
+    """Measures both forms of the Transformer by lanes, then PyTorch's ensembles of them."""
+    size = session.size
+    _forms(session, "transformer", size.transformers, size.ensembles, ("bmm", "device transformers", COMPILED))
+
+
+def convnet(session: Session) -> None:
+    """Measures the plain and the residual network by lanes, then PyTorch's ensembles of them."""
+    size = session.size
+    _forms(session, "convnet", size.convnets, size.convnets, ("grouped", "device convnets", GROUPED))
+
+
+def _forms(
+    session: Session, part: str, counts: tuple[int, ...], models: tuple[int, ...], rival: tuple[str, str, Mapping[str, Any]]
+) -> None:  # fmt: skip
+    """Measures run-steps per second of the forms of a part.
+
+    Args:
+      session: its rows are added.
+      part: key of FORMS in `networks`.
+      counts: lanes.
+      models: sizes of PyTorch's ensembles.
+      rival: how an ensemble is batched, its kind, and more settings of it.
+    """
+    flops, usual, (batched, kind, more) = _products(session), next(iter(VARIANTS)), rival
+    for form, count in itertools.product(FORMS[part], counts):
         name = f"{form}, {count} lanes, {usual}"
         session.attempt(name, lambda f=form, c=count: _speed(session, c, usual, flops, f))
     if not installed("torch"):
         session.add("PyTorch", "skipped: PyTorch is not installed", "", "")
         return
-    for form in FORMS:
-        models = session.size.ensembles
+    for form in FORMS[part]:
         session.run("dump", lanes=max(models), smoke=session.smoke, folder=str(session.folder), form=form)
         for count in models:
-            _rival(session, f"{form}, bmm ensemble, compiled, CUDA graphs", "device transformers", COMPILED, count, form)
-
-
-def cnn(session: Session) -> None:
-    """Adds a row that says why convolutional networks are not timed."""
-    from repbias_jax.models import MODELS
-
-    why = "no timing of it is written yet" if "convnet" in MODELS else "no model convnet is registered"
-    session.add("convnet", f"skipped: {why}", "", "")
+            _rival(session, f"{form}, {batched} ensemble, compiled, CUDA graphs", kind, more, count, form)
 
 
 def paper(session: Session) -> None:
@@ -342,7 +360,7 @@ PARTS: dict[str, Callable[[Session], None]] = {
     "lanes": lanes,
     "rivals": rivals,
     "transformer": transformer,
-    "cnn": cnn,
+    "convnet": convnet,
     "paper": paper,
     "memory": memory,
 }

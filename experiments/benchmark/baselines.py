@@ -26,8 +26,8 @@ import numpy as np
 class Contender:
     """Models in training.
 
-    `settings`: folder of the data, seeds, learning_rate, batch, widths, and those of the kind; optional: updates, to make
-    epochs shorter.
+    `settings`: folder of the data, seeds, learning_rate, batch, widths, and those of the kind; optional: values of an
+    output (default: 2), and updates, to make epochs shorter.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -35,7 +35,7 @@ class Contender:
         names = ("train_inputs", "train_labels", "test_inputs", "test_labels")
         arrays = [np.load(Path(settings["folder"]) / f"{name}.npy", mmap_mode="r") for name in names]
         self.arrays = [np.array(a[settings["seeds"]]) for a in arrays]  # [K, N, ...]
-        self.outputs = self.arrays[1].shape[-1]
+        self.outputs, self.values = self.arrays[1].shape[-1], settings.get("values", 2)
         self.per_epoch = settings.get("updates") or self.arrays[0].shape[1] // self.batch
         self._prepare()
         self._reset(0)
@@ -43,7 +43,7 @@ class Contender:
     @property
     def sizes(self) -> tuple[int, ...]:
         """The units of an MLP's layers, from the input to the logits."""
-        return self.arrays[0].shape[-1], *self.settings["widths"], 2 * self.outputs
+        return self.arrays[0].shape[-1], *self.settings["widths"], self.values * self.outputs
 
     def _prepare(self) -> None:
         """Does the work that is needed only once; nothing by default."""
@@ -71,7 +71,8 @@ class Contender:
             self._reset(run)
             self.advance(epochs)
             found, labels = self._predictions(), self.arrays[3][members]
-            by_class = [np.mean((found == c) & (labels == c), axis=1) / np.mean(labels == c, axis=1) for c in (0, 1)]
+            classes = range(self.values)
+            by_class = [np.mean((found == c) & (labels == c), axis=1) / np.mean(labels == c, axis=1) for c in classes]
             accuracies += np.mean(by_class, axis=0).tolist()
         return accuracies
 
@@ -112,7 +113,7 @@ class TorchLoop(Contender):
 
     def loss(self, x: Any, y: Any) -> Any:
         """Returns the cross-entropy of a batch: the mean over examples, summed over outputs."""
-        return self.torch.nn.functional.cross_entropy(self.model(x).view(-1, 2), y.view(-1)) * self.outputs
+        return self.torch.nn.functional.cross_entropy(self.model(x).view(-1, self.values), y.view(-1)) * self.outputs
 
     def advance(self, epochs: int) -> int:
         """Continues training; returns the number of run-steps."""
@@ -125,7 +126,7 @@ class TorchLoop(Contender):
 
     def _predictions(self) -> np.ndarray:
         with self.torch.no_grad():
-            return self.model(self.test).view(1, -1, self.outputs, 2).argmax(-1).numpy()
+            return self.model(self.test).view(1, -1, self.outputs, self.values).argmax(-1).numpy()
 
 
 class TorchTuned(TorchLoop):
@@ -202,7 +203,7 @@ class TorchEnsemble(Contender):
 
     def loss(self, weights: list[Any], x: Any, y: Any) -> Any:
         """Returns the cross-entropy: the mean over examples, summed over models and outputs."""
-        logits = self.forward(weights, x).view(-1, 2).log_softmax(-1)
+        logits = self.forward(weights, x).view(-1, self.values).log_softmax(-1)
         return -logits.gather(1, y.reshape(-1, 1)).sum() / self.batch
 
     def whole_step(self, weights: list[Any], first: list[Any], second: list[Any], time: Any, x: Any, y: Any) -> None:
@@ -239,7 +240,7 @@ class TorchEnsemble(Contender):
     def _predictions(self) -> np.ndarray:
         with self.torch.no_grad():
             logits = self.forward(self.weights, self.test)
-        return logits.view(*logits.shape[:2], self.outputs, 2).argmax(-1).numpy()
+        return logits.view(*logits.shape[:2], self.outputs, self.values).argmax(-1).numpy()
 
 
 class ScikitLearn(Contender):

@@ -22,9 +22,10 @@ from flax.traverse_util import flatten_dict
 
 from experiments.benchmark import profiled
 from experiments.benchmark.baselines import serve
-from experiments.benchmark.networks import config_of, step_flops
+from experiments.benchmark.networks import config_of, part_of, step_flops
 from repbias_jax import layout, measure, population, store, training
 from repbias_jax.config import num_outputs
+from repbias_jax.models import convnet, convolution
 from repbias_jax.probes import PROBES
 from repbias_jax.probes.moments import Measured
 
@@ -34,8 +35,8 @@ NOISE = 0.1  # standard deviation of what is added to initial weights before los
 class Ours:
     """Chunks of runs, as `population` trains them.
 
-    Settings: devices, lanes (0: as many as planning chooses), smoke; optional: form of the Transformer (default: the MLP),
-    runs (default: one chunk) and cache (default: none).
+    Settings: devices, lanes (0: as many as planning chooses), smoke; optional: form (default: the MLP), runs (default: one
+    chunk), cache (default: none), updates, to make epochs shorter, and native, for XLA's own convolutions on a CPU.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -43,6 +44,8 @@ class Ours:
         if settings.get("cache"):
             jax.config.update("jax_compilation_cache_dir", settings["cache"])
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        if settings.get("native"):
+            convnet.convolve = native_convolution
         jax.config.update("jax_num_cpu_devices", rows)
         self.config = config_of(settings["smoke"], settings.get("form", ""))
         groups = layout.groups_of({"base": self.config}, "cpu", settings["lanes"])
@@ -70,7 +73,7 @@ class Ours:
         """Continues the training of a chunk; returns the number of run-steps."""
         if self.state.params is None:
             self.begin()
-        steps = epochs * self.config.steps_per_epoch
+        steps = epochs * (self.settings.get("updates") or self.config.steps_per_epoch)
         begin, end = np.int32(self.step), np.int32(self.step + steps)
         self.state = self.programs.segment(self.dials, self.seeds, self.data, self.state, begin, end)
         jax.block_until_ready(self.state)
@@ -112,7 +115,8 @@ class Ours:
         self.advance(1)
         arguments = (self.dials, self.seeds, self.data, self.state, np.int32(0), np.int32(1))
         program = self.programs.segment.program.lower(*arguments).compile().as_text() or ""
-        return profiled.shares(program, profiled.seconds_by_operation(lambda: self.advance(1)))
+        seconds = profiled.seconds_by_operation(lambda: self.advance(1))
+        return profiled.shares(program, seconds, part_of(self.settings["form"]))
 
     def dump(self, folder: str) -> None:
         """Writes the data of all runs as arrays `[K, N, ...]`."""
@@ -162,6 +166,11 @@ class Ours:
     def memory(self) -> float:
         """Returns the peak memory of this process, in MB."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def native_convolution(images: Any, kernel: Any, strides: Any, padding: Any, **more: Any) -> Any:
+    """Returns XLA's own convolution, which takes the place of `convolve` on a CPU. Args: as for `convolve`."""
+    return convolution.native(images, kernel, strides, padding, more.get("precision"))
 
 
 class Jitted:

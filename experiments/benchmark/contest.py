@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.benchmark.networks import config_of, rival_settings
+from experiments.benchmark.networks import config_of, part_of, rival_settings
 from experiments.benchmark.workers import Row, Sample, Team, installed, missing, paired, rounds_of, summary
 from repbias_jax.data import reported
 from repbias_jax.layout import LANES
@@ -45,7 +45,7 @@ SIZES = {
 class Form(NamedTuple):
     """One way of training an ensemble in PyTorch; see `baselines.TorchEnsemble`."""
 
-    form: str  # bmm or vmap
+    form: str  # bmm, vmap, or grouped (convolutions) with or without channels-last
     step: str  # whole or parts
     models: int  # per process
     processes: int  # two: pinned, one thread each; one: two threads
@@ -68,8 +68,13 @@ class Bench:
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None] * CORES
         self.idle: dict[str, float] = {}
 
+    @property
+    def part(self) -> str:
+        """The part that the form belongs to; empty for the MLP, which has several."""
+        return part_of(self.form) if self.form else ""
+
     def of(self, form: str) -> "Bench":
-        """Returns the state for a form of the Transformer, whose rows are in the part `transformer` of the same table."""
+        """Returns the state for a form, whose rows are in its part of the same table."""
         own = copy.copy(self)
         own.form, own.config, own.folder = form, config_of(self.smoke, form), self.folder / form
         own.size = self.size._replace(epochs=own.config.training.epochs, lanes=0, seeds=8 if self.smoke else 16)
@@ -91,7 +96,7 @@ class Bench:
         return shared | more
 
     def rival(self, *seeds: int, **more: Any) -> dict[str, Any]:
-        """Returns the settings of a worker of `baselines` or `torch_transformer`."""
+        """Returns the settings of a worker of `baselines`, `torch_transformer` or `torch_convnet`."""
         return rival_settings(self.config, self.folder, seeds) | more
 
     def pinned(self, core: int) -> dict[str, Any]:
@@ -103,8 +108,8 @@ class Bench:
         self.append(summary(*row))
 
     def append(self, row: Row) -> None:
-        """Adds a row; that of a form of the Transformer names the form and what would else be its part."""
-        own = row._replace(part="transformer", name=f"{self.form}, {row.part}: {row.name}") if self.form else row
+        """Adds a row; that of a form names the form and what would else be its part."""
+        own = row._replace(part=self.part, name=f"{self.form}, {row.part}: {row.name}") if self.form else row
         self.rows.append(own)
 
     def append_missing(self, module: str, library: str, names: Sequence[str]) -> None:

@@ -26,10 +26,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
 class Population:
-    """Runs of the base MLP, or of a form of the Transformer, as lanes of one device.
+    """Runs of the base MLP, or of a form of another network, as lanes of one device.
 
     Args: lanes; smoke: whether to use the small size; sgd: whether to use SGD at 0.1 in place of Adam; options: compiler
-    options that replace those of the package; None: the package's; form: of the Transformer; empty: the MLP.
+    options that replace those of the package; None: the package's; form: see `networks`; empty: the MLP.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Where the time of a training step goes: a profile by kind of operation, from JAX's profiler and the compiled program.
 
-The compiled program tells what an operation is: it, or what is fused into it, has a matrix product, which is of attention
-if it has an axis of examples and one of heads; else its name tells that it copies or transposes an array; else the layer
-that it stems from is a norm or attention. Source: ours.
+The compiled program tells what an operation is: it, or what is fused into it, has a matrix product, which is of a
+convolution by its layer, or of attention if it has an axis of examples and one of heads; else its name tells that it copies
+or transposes an array; else the layer that it stems from is a convolution, attention or a norm. Source: ours.
 """
 
 import collections
@@ -15,7 +15,11 @@ import jax
 
 DENSE, ATTENTION_PRODUCTS = "products of dense layers", "products of attention"
 NORMS, ATTENTION, COPIES, REST = "norms", "the rest of attention", "copies between layouts", "the rest"
-KINDS = (DENSE, ATTENTION_PRODUCTS, NORMS, ATTENTION, COPIES, REST)
+CONVOLUTIONS, WINDOWS = "products of convolutions", "windows of convolutions"
+KINDS = {  # by part of the benchmark
+    "transformer": (DENSE, ATTENTION_PRODUCTS, NORMS, ATTENTION, COPIES, REST),
+    "convnet": (CONVOLUTIONS, DENSE, WINDOWS, NORMS, COPIES, REST),
+}
 CALLS = ("while", "call", "conditional")  # their time is that of the operations inside
 
 
@@ -33,11 +37,17 @@ def seconds_by_operation(run: Callable[[], object]) -> dict[str, float]:
     return {name: value for name, value in found.items() if not name.startswith(CALLS)}
 
 
-def shares(program: str, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Returns the share of each of KINDS in the time. Args: program, compiled, as text; seconds, by operation."""
+def shares(program: str, seconds: Mapping[str, float], part: str) -> dict[str, float]:
+    """Returns the share of each kind of operation in the time.
+
+    Args:
+      program: compiled, as text.
+      seconds: by operation.
+      part: of the benchmark, whose KINDS are returned.
+    """
     bodies, own = _computations(program), re.findall(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE)
     lines: dict[str, str] = dict(reversed(own))
-    found: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+    found: dict[str, float] = dict.fromkeys(KINDS[part], 0.0)
     for name, value in seconds.items():
         line = lines.get(name, "")
         called = re.search(r"calls=%?([\w.\-]+)", line)
@@ -52,10 +62,15 @@ def _computations(program: str) -> dict[str, str]:
 
 def _kind(name: str, text: str) -> str:
     """Returns the kind of an operation. Args: text, its line and what is fused into it."""
+    is_convolution = "_conv/" in text
     if re.search(r"\bdot\(", text):
+        if is_convolution:
+            return CONVOLUTIONS
         return ATTENTION_PRODUCTS if re.search(r"lhs_batch_dims=\{\d+,", text) else DENSE
     if name.startswith(("copy", "transpose")):
         return COPIES
+    if is_convolution:
+        return WINDOWS
     if "_attend" in text:
         return ATTENTION
     return NORMS if re.search(r"norm[/\"]", text) else REST

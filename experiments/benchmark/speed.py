@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark import transformer
 from experiments.benchmark.contest import CORES, US, Bench, Contender, Form, compete, ensemble_settings, fastest
+from experiments.benchmark.forms import report as report_forms
+from experiments.benchmark.networks import part_of
 from experiments.benchmark.workers import ROOT, Sample, break_even, installed, machine, missing, paired, rounds_of, table
 from repbias_jax import store
 
@@ -194,7 +195,7 @@ def record(bench: Bench, load_before: Sequence[float], spent: Mapping[str, float
 
 
 def measure(rounds: int, smoke: bool, output: Path, cache: str | None, forms: Sequence[str] = ()) -> None:
-    """Measures the parts of the MLP, or some forms of the Transformer, writes table and manifest, and prints the table."""
+    """Measures the parts of the MLP, or some forms of one part, writes table and manifest, and prints the table."""
     load: Sequence[float] = os.getloadavg()
     spent: dict[str, float] = {}
     if hasattr(os, "sched_setaffinity"):  # only two cores are used on a larger machine
@@ -211,7 +212,7 @@ def measure(rounds: int, smoke: bool, output: Path, cache: str | None, forms: Se
             "probe": lambda: report_probe(bench),
         }
         if forms:
-            parts = {"transformer": lambda: transformer.report(bench, forms)}
+            parts = {part_of(forms[0]): lambda: report_forms(bench, forms)}
         for part in parts:
             print(f"benchmark: {part}", file=sys.stderr, flush=True)
             begun = time.perf_counter()
@@ -229,10 +230,11 @@ def measure(rounds: int, smoke: bool, output: Path, cache: str | None, forms: Se
 
 
 def write_forms(output: Path, forms: Sequence[str], text: Sequence[Sequence[Any]], made: Mapping[str, Any]) -> None:
-    """Writes `transformer.csv` and its manifest, which has an entry for each form; what is there of other forms stays."""
-    rows, manifest = output / "transformer.csv", output / "transformer_manifest.json"
+    """Writes the table of a part and its manifest, which has an entry for each form; what is there of other forms stays."""
+    part = part_of(forms[0])
+    rows, manifest = output / f"{part}.csv", output / f"{part}_manifest.json"
     before = list(store.read_table(rows)) if rows.exists() else []
-    entries = store.read_json(manifest, "transformer")["forms"] if manifest.exists() else {}
+    entries = store.read_json(manifest, part)["forms"] if manifest.exists() else {}
     kept = [row for row in before if row[1].split(",")[0] not in forms]
     store.write_table(rows, COLUMNS, [*text, *kept])
     store.write_json(manifest, {"format": store.FORMAT, "forms": {**entries, **dict.fromkeys(forms, made)}})

@@ -2,7 +2,8 @@
 
   python -m experiments.benchmark.targets        prints them; a test checks that the documents hold the same text
 
-It reads `benchmark.csv`, `transformer.csv`, `accelerator.csv`, its manifest and `faults.csv` in `experiments/results/`.
+It reads `benchmark.csv`, `transformer.csv`, `convnet.csv`, `accelerator.csv`, its manifest and `faults.csv` in
+`experiments/results/`.
 Source: ours.
 """
 
@@ -33,6 +34,8 @@ class Target(NamedTuple):
 
 
 TRANSFORMER = "time a run-step of the {} Transformer, ours / fastest PyTorch"
+CONVNET = "time a run-step of the {} network of convolutions, ours / fastest PyTorch"
+SPEEDS = ("benchmark.csv", "transformer.csv", "convnet.csv")  # the tables of TARGETS
 TARGETS = (
     Target("time a run-step, ours / plain PyTorch loop", "ratio", "ours / PyTorch loop", "wall", 0.25),
     Target("the same, tuned PyTorch (fused, pinned, two processes)", "ratio", "ours / PyTorch tuned", "wall", 0.60),
@@ -50,6 +53,9 @@ TARGETS = (
     Target("largest difference of the probe's r2", "probe", "r2", "largest difference", 1e-5),
     Target(TRANSFORMER.format("encoder-decoder"), "transformer", "encoder_decoder, ratio: ours / PyTorch", "wall", 0.7),
     Target(TRANSFORMER.format("decoder-only"), "transformer", "decoder, ratio: ours / PyTorch", "wall", 0.7),
+    Target(CONVNET.format("plain"), "convnet", "plain, ratio: ours / PyTorch", "wall", 0.9),
+    Target(CONVNET.format("residual"), "convnet", "residual, ratio: ours / PyTorch", "wall", 0.9),
+    Target("the same of the plain one, XLA's own convolutions / ours", "convnet", "plain, ratio: XLA's", "wall", 20, False),
 )  # fmt: skip
 
 
@@ -76,22 +82,26 @@ def find(rows: Sequence[Row], part: str, name: str, quantity: str, worst: Callab
 
 
 def targets(rows: Sequence[Row]) -> str:
-    """Returns a Markdown table: target, median with extremes, held or not.
+    """Returns a Markdown table: target, median with extremes, held or not. A part without any row is not measured yet.
 
     Args:
-      rows: of `benchmark.csv` and `transformer.csv`.
+      rows: of the tables in SPEEDS.
     """
     lines = ["| what | target | median [least, most] | held |", "|---|---|---|---|"]
+    parts = {row["part"] for row in rows}
     for t in TARGETS:
+        limit = f"{t.limit:,.0f}" if t.limit >= 1000 else f"{t.limit:g}"
+        target = f"{'at most' if t.at_most else 'at least'} {limit}{t.unit}"
+        if t.part not in parts:
+            lines.append(f"| {t.what} | {target} | not measured yet | |")
+            continue
         row = find(rows, t.part, t.name, t.quantity, max if t.at_most else min)
         value = float(row["median"])
         held = value <= t.limit if t.at_most else value >= t.limit
         numbers = f"{value:.3g} [{float(row['min']):.3g}, {float(row['max']):.3g}]"
         if t.limit >= 1000:
             numbers = f"{value:,.0f} [{float(row['min']):,.0f}, {float(row['max']):,.0f}]"
-        limit = f"{t.limit:,.0f}" if t.limit >= 1000 else f"{t.limit:g}"
-        sense = "at most" if t.at_most else "at least"
-        lines.append(f"| {t.what} | {sense} {limit}{t.unit} | {numbers} | {'yes' if held else '**no**'} |")
+        lines.append(f"| {t.what} | {target} | {numbers} | {'yes' if held else '**no**'} |")
     return "\n".join(lines) + "\n"
 
 
@@ -132,11 +142,12 @@ def card(rows: Sequence[Row], manifest: Mapping[str, Any]) -> str:
 
 def profile(rows: Sequence[Row]) -> str:
     """Returns a Markdown table: the share of each kind of operation in our steps. Args: rows of `transformer.csv`."""
-    lines = ["| time of our step spent in | " + " | ".join(FORMS) + " |", "|---|" + "---|" * len(FORMS)]
-    for kind in KINDS:
-        found = [find(rows, "transformer", f"{form}, profile: ours", kind) for form in FORMS]
+    forms = FORMS["transformer"]
+    lines = ["| time of our step spent in | " + " | ".join(forms) + " |", "|---|" + "---|" * len(forms)]
+    for kind in KINDS["transformer"]:
+        found = [find(rows, "transformer", f"{form}, profile: ours", kind) for form in forms]
         lines.append(f"| {kind} | " + " | ".join(f"{float(row['median']):.0%}" for row in found) + " |")
-    rates = [find(rows, "transformer", f"{form}, ratio: ours / matrix product", "rate") for form in FORMS]
+    rates = [find(rows, "transformer", f"{form}, ratio: ours / matrix product", "rate") for form in forms]
     lines.append("| rate, ours / matrix product | " + " | ".join(f"{float(row['median']):.2f}" for row in rates) + " |")
     return "\n".join(lines) + "\n"
 
@@ -151,7 +162,7 @@ def faults(rows: Sequence[Row]) -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "speed": lambda: sentence(read("benchmark.csv")),
     "card": lambda: card(read("accelerator.csv"), json.loads((RESULTS / "accelerator_manifest.json").read_text())),
-    "targets": lambda: targets([*read("benchmark.csv"), *read("transformer.csv")]),
+    "targets": lambda: targets([row for name in SPEEDS if (RESULTS / name).exists() for row in read(name)]),
     "profile": lambda: profile(read("transformer.csv")),
     "faults": lambda: faults(read("faults.csv")),
 }

@@ -15,19 +15,19 @@ This file imports neither JAX nor the package; it is run as a module and answers
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.benchmark.baselines import Contender, OnDevice, TorchEnsemble, TorchTuned, serve
+from experiments.benchmark.baselines import OnDevice, serve
+from experiments.benchmark.torch_networks import NetworkEnsemble, TrainedByName, TunedNetwork, Weights
 
 FIRST = 2  # the token of the answer 0; token 0: there is no answer before; token 1 stands for labels that are not seen
 VALUES = 2  # values of an output
 EPSILON = 1e-6  # of layer norms, as in Flax
 ALIGNED = 64  # the weights of a run take a multiple of this many numbers
-Weights = Mapping[str, Any]
 
 
 def shapes_of(options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -159,12 +159,9 @@ class Ensemble(Network):
         return weights[f"{name}.embedding"][:, None]
 
 
-class Strings(Contender):
-    """A mixin for contenders that train Transformers. Besides the usual settings, `options` describes the network."""
+class Strings(TrainedByName):
+    """A mixin for contenders that train Transformers."""
 
-    torch: Any
-    weights: list[Any]
-    network: Network
     test: Any  # [..., N, L + O]
 
     def _prepare(self) -> None:
@@ -174,38 +171,6 @@ class Strings(Contender):
         self.arrays[0] = np.concatenate([inputs, before], axis=-1)
         self.arrays[2] = np.concatenate([test, np.zeros_like(test_labels)], axis=-1)
         super()._prepare()
-
-    def _draw(self, *runs: int) -> list[Any]:
-        """Returns initial weights with these leading axes, in the order of `shapes`."""
-        torch = self.torch
-        scales = {"kernel": lambda shape: shape[0] ** -0.5, "embedding": lambda shape: 1.0}
-        found = []
-        for name, shape in self.shapes.items():
-            kind = name.rpartition(".")[2]
-            make = torch.randn if kind in scales else {"scale": torch.ones, "bias": torch.zeros}[kind]
-            found.append(make(*runs, *shape) * (scales[kind](shape) if kind in scales else 1.0))
-        return found
-
-    def named(self, weights: list[Any]) -> dict[str, Any]:
-        """Returns weights by name."""
-        return dict(zip(self.shapes, weights, strict=True))
-
-    def loss_of(self, path: str) -> float:
-        """Returns the loss on the first batch of each run, summed over runs, for the weights in a file, `[K, ...]` each."""
-        total, seeds = 0.0, np.asarray(self.settings["seeds"])
-        with np.load(path) as saved:
-            for run, members in enumerate(self.runs()):
-                self._reset(run)
-                for name, weight in self.named(self.weights).items():
-                    value = self.torch.as_tensor(saved[name][seeds[members]], device=weight.device)
-                    weight.data.copy_(value.reshape(weight.shape))
-                total += float(self._first_loss())
-        self._reset(0)
-        return total
-
-    def _first_loss(self) -> Any:
-        """Returns the loss on the first batch, summed over the runs that train together."""
-        raise NotImplementedError
 
     def train(self, epochs: int) -> list[list[float]]:
         """Trains all seeds from initial weights; returns the test accuracy of each run, by LISTED output as ours."""
@@ -222,34 +187,22 @@ class Strings(Contender):
         return found.reshape(-1, *found.shape[-2:]).cpu().numpy()
 
 
-class TransformerTuned(Strings, TorchTuned):
+class TransformerTuned(Strings, TunedNetwork):
     """One network after the other: fused Adam; `compile` says whether forward and backward pass are compiled."""
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        self.network = Network(self.torch, self.settings["options"])
-        compiled = self.settings["compile"]
-        self.forward: Callable = self.torch.compile(self.network, dynamic=False) if compiled else self.network
-
-    def _build(self) -> tuple[Callable[[Any], Any], list[Any]]:
-        self.weights = [weight.requires_grad_() for weight in self._draw()]
-        weights = self.named(self.weights)
-        return lambda x: self.forward(weights, x), self.weights
-
-    def _first_loss(self) -> Any:
-        return self.loss(*(t[: self.batch] for t in self.tensors))
+    def _network(self) -> Network:
+        return Network(self.torch, self.settings["options"])
 
 
-class TransformerEnsemble(Strings, TorchEnsemble):
+class TransformerEnsemble(Strings, NetworkEnsemble):
     """Many networks at once, batched by hand; `step` and `compile` as in `TorchEnsemble`.
 
     All weights are pieces of one tensor `[K, P]`, so that Adam is one operation and compilation stays short. Zeros at the
     end align the weights of every run.
     """
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        self.network = Ensemble(self.torch, self.settings["options"])
+    def _network(self) -> Network:
+        return Ensemble(self.torch, self.settings["options"])
 
     def _initial(self) -> list[Any]:
         count = len(self.inputs)
@@ -265,13 +218,6 @@ class TransformerEnsemble(Strings, TorchEnsemble):
         counts = self._counts()
         pieces = weights[0].split([*counts, weights[0].shape[1] - sum(counts)], dim=1)
         return {n: x.view(len(x), *shape) for (n, shape), x in zip(self.shapes.items(), pieces, strict=False)}
-
-    def forward_all(self, weights: list[Any], x: Any) -> Any:
-        """Returns the logits of all networks, `[K, B, O, C]`. Args: x, tokens `[K, B, L + O]`."""
-        return self.network(self.named(weights), x)
-
-    def _first_loss(self) -> Any:
-        return self.loss(self.weights, self.inputs[:, : self.batch], self.labels[:, : self.batch])
 
 
 class DeviceTransformers(OnDevice, TransformerEnsemble):

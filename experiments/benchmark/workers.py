@@ -17,12 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.benchmark import baselines, torch_transformer
+from experiments.benchmark import baselines, torch_convnet, torch_transformer
 from repbias_jax import store
 from repbias_jax.provenance import commit
 
 PACKAGES = ("jax", "jaxlib", "numpy", "torch", "scikit-learn")
 ROOT = Path(__file__).parent.parent.parent
+MODULES = {kind: m.__name__ for m in (torch_transformer, torch_convnet) for kind in m.KINDS}  # that workers are run as
 PATIENCE = 1800.0  # limit for one call, in seconds; the longest takes a few minutes
 
 
@@ -95,11 +96,11 @@ class Team:
     """Worker processes of one contender that work at the same time."""
 
     def __init__(self, folder: Path, kind: str, *each: Mapping[str, Any]):
-        """Starts the workers. Args: folder for temporary files; kind: key of KINDS in `baselines`, `torch_transformer` or
-        `contenders`; each: settings of one worker."""
+        """Starts the workers. Args: folder for temporary files; kind: key of KINDS in `baselines`, `contenders` or a module
+        of MODULES; each: settings of one worker."""
         self.settings, self.log = each, tempfile.TemporaryFile("w+", dir=folder)  # noqa: SIM115
-        own = "torch_transformer" if kind in torch_transformer.KINDS else "contenders"
-        place = [baselines.__file__] if kind in baselines.KINDS else ["-m", f"experiments.benchmark.{own}"]
+        module = MODULES.get(kind, "experiments.benchmark.contenders")
+        place = [baselines.__file__] if kind in baselines.KINDS else ["-m", module]
         more = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log, "text": True}
         self.workers = [

@@ -1,46 +1,91 @@
-"""The part `transformer` of the benchmark on the CPU: speed, ratios and accuracies for two forms of the Transformer.
+"""The parts `transformer` and `convnet` of the benchmark on the CPU: speed, ratios and accuracies for each of their forms.
 
-The forms are those of `output_position`. The rivals are PyTorch's: a tuned loop, and an ensemble that is batched by hand,
-each in the fastest of several ways that are measured first. Before anything is timed, each must have our loss on our
-weights. All accuracies are greedy: a prediction is the answer that the next output sees.
+The forms are settings of experiments, see `networks`. The rivals are PyTorch's: a tuned loop, and an ensemble that is
+batched by hand, each in the fastest of several ways that are measured first. Before anything is timed, each must have our
+loss on our weights. Accuracies of Transformers are greedy: a prediction is the answer that the next output sees.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 
-from experiments.benchmark.contest import CORES, Bench, Contender, Form, compete, ensemble_settings, fastest, is_product
-from experiments.benchmark.networks import FORMS
-from experiments.benchmark.profiled import KINDS
-from experiments.benchmark.workers import Team, installed
-
-# Ways to train an ensemble: step, models per process, processes, whether it is compiled.
-WAYS = (
-    ("parts", 2, 2, True),
-    ("parts", 4, 2, True),
-    ("parts", 8, 2, True),
-    ("parts", 8, 1, True),
-    ("parts", 4, 2, False),
-    ("whole", 4, 2, True),
+from experiments.benchmark.contest import (
+    CORES,
+    US,
+    Bench,
+    Contender,
+    Form,
+    compete,
+    ensemble_settings,
+    fastest,
+    is_product,
 )
-SMOKE_WAYS = (("parts", 2, 1, False),)
+from experiments.benchmark.profiled import KINDS
+from experiments.benchmark.workers import Team, installed, paired, rounds_of
+
+# Ways to train an ensemble, by part.
+WAYS = {
+    "transformer": (
+        Form("bmm", "parts", 2, 2, True),
+        Form("bmm", "parts", 4, 2, True),
+        Form("bmm", "parts", 8, 2, True),
+        Form("bmm", "parts", 8, 1, True),
+        Form("bmm", "parts", 4, 2, False),
+        Form("bmm", "whole", 4, 2, True),
+    ),
+    "convnet": (
+        Form("grouped", "parts", 2, 2, False),
+        Form("grouped", "parts", 2, 2, True),
+        Form("grouped", "parts", 4, 2, False),
+        Form("grouped", "parts", 4, 2, True),
+        Form("grouped channels-last", "parts", 2, 2, False),
+        Form("grouped channels-last", "parts", 2, 2, True),
+        Form("grouped channels-last", "parts", 4, 2, False),
+        Form("grouped channels-last", "parts", 4, 2, True),
+    ),
+}
+SMOKE_WAYS = {
+    "transformer": (Form("bmm", "parts", 2, 1, False),),
+    "convnet": (Form("grouped channels-last", "parts", 2, 1, False),),
+}
 UPDATES = 25  # of an epoch in the rounds that choose a way
 CHECKED_MODELS = 2  # per process, in the ensemble whose accuracies are reported
 LIMIT = 1e-4  # on the relative difference of losses
+CONVOLUTIONS = "plain"  # the form whose convolutions are compared
+TIMED = {"our convolutions": (False, 16), "XLA's own": (True, 2)}  # whether they are XLA's own; updates per call
 
 
-def report(bench: Bench, forms: Iterable[str] = tuple(FORMS)) -> None:
-    """Adds the rows of `transformer` for some forms."""
+def report(bench: Bench, forms: Iterable[str]) -> None:
+    """Adds the rows of some forms."""
     for form in forms:
         own = bench.of(form)
         compete(own, contenders, lambda teams, own=own: check_losses(own, teams))
         own.append_missing("torch", "PyTorch", ("tuned", "ensemble"))
         report_profile(own)
+        if form == CONVOLUTIONS:
+            report_convolutions(own)
+
+
+def report_convolutions(bench: Bench) -> None:
+    """Adds rows with the time of a run-step in our training loop, by our convolutions and by XLA's own."""
+    with contextlib.ExitStack() as stack:
+        jobs = {}
+        for name, (native, updates) in TIMED.items():
+            settings = bench.ours(native=native, updates=1 if bench.smoke else updates)
+            team = stack.enter_context(bench.team("ours", settings))
+            jobs[name] = (team, "advance", {"epochs": team.warm(bench.size.seconds)})
+        samples = rounds_of(jobs, bench.rounds)
+    walls = {name: [s.wall for s in found] for name, found in samples.items()}
+    for name, found in walls.items():
+        bench.add("speed", f"ours, by {name}", "wall", US, found)
+    ours, native = walls.values()
+    bench.add("ratio", "XLA's own convolutions / ours", "wall", "", paired(native, ours))
 
 
 def report_profile(bench: Bench) -> None:
     """Adds the rows of `profile`: the share of each kind of operation in the time of our training steps."""
     with bench.team("ours", bench.ours()) as team:
         rounds = [team.call("profile")[0] for _ in range(bench.rounds)]
-    for kind in KINDS:
+    for kind in KINDS[bench.part]:
         bench.add("profile", "ours", kind, "share", [found[kind] for found in rounds])
 
 
@@ -51,7 +96,7 @@ def contenders(bench: Bench) -> dict[str, Contender]:
         return product
     compiled = (False,) if bench.smoke else (False, True)
     loops = {f"PyTorch tuned ({'compiled' if way else 'eager'})": _tuned(bench, way) for way in compiled}
-    ways = [Form("bmm", *way) for way in (SMOKE_WAYS if bench.smoke else WAYS)]
+    ways = (SMOKE_WAYS if bench.smoke else WAYS)[bench.part]
     ensembles = {way.label: _ensemble(bench, way) for way in ways}
     return dict((_fastest(bench, loops), _fastest(bench, ensembles))) | product
 
@@ -59,15 +104,14 @@ def contenders(bench: Bench) -> dict[str, Contender]:
 def _tuned(bench: Bench, is_compiled: bool) -> Contender:
     """Returns the tuned loop: two pinned processes, each with one network at a time."""
     seeds = [(i, i + CORES) for i in range(CORES)]
-    return Contender(
-        "transformer tuned", [bench.rival(*s, **bench.pinned(i), compile=is_compiled) for i, s in enumerate(seeds)]
-    )
+    settings = [bench.rival(*s, **bench.pinned(i), compile=is_compiled) for i, s in enumerate(seeds)]
+    return Contender(f"{bench.part} tuned", settings)
 
 
 def _ensemble(bench: Bench, way: Form) -> Contender:
     """Returns an ensemble; accuracies are those of a smaller one, which is trained to the end in less time."""
     fewer = None if bench.smoke else ensemble_settings(bench, way._replace(models=CHECKED_MODELS, processes=CORES))
-    return Contender("transformer ensemble", ensemble_settings(bench, way), fewer)
+    return Contender(f"{bench.part} ensemble", ensemble_settings(bench, way), fewer)
 
 
 def _fastest(bench: Bench, tried: Mapping[str, Contender]) -> tuple[str, Contender]:
