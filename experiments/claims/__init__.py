@@ -10,6 +10,7 @@ from experiments.claims import (
     competition,
     complexity,
     components,
+    digits,
     downstream,
     encoder_residual,
     learning_order,
@@ -45,4 +46,5 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "vision_plain": vision_plain,
     "vision_residual": vision_residual,
     "vision_untrained": vision_untrained,
+    "digits": digits,
 }
