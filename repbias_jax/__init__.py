@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from repbias_jax.api import run
     from repbias_jax.config import Config, ConfigError, Experiment, Keep, Optimizer, Preset, Training
     from repbias_jax.data.binary import BinaryOptions
+    from repbias_jax.data.digits import DigitOptions
     from repbias_jax.data.images import ImageOptions
     from repbias_jax.data.sequences import SequenceOptions
     from repbias_jax.external import probe_activations, variance_explained
@@ -60,6 +61,7 @@ _HOMES = {
     "Preset": "config",
     "Training": "config",
     "BinaryOptions": "data.binary",
+    "DigitOptions": "data.digits",
     "ImageOptions": "data.images",
     "SequenceOptions": "data.sequences",
     "ConvNetOptions": "models.convnet",
@@ -72,6 +74,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "ConvNetOptions",
+    "DigitOptions",
     "Experiment",
     "ImageOptions",
     "Keep",

@@ -1,38 +1,41 @@
-"""The statistics of C17 and C18 on frames whose right answers are known, and where each network is read."""
+"""The statistics of C17, C18 and C41 on frames whose right answers are known, and where each network is read."""
 
 import numpy as np
 import pytest
 from looks import assert_readable
 from made import SEEDS, Made
 
-from experiments.claims import EXPERIMENTS, vision, vision_plain, vision_residual
+from experiments.claims import EXPERIMENTS, digits, vision, vision_plain, vision_residual
+from repbias_jax.data import DATA
 from repbias_jax.data.images import ImageOptions
 from repbias_jax.statistics import judge
 
 END, EVERY = 3072, 256
 POINTS = range(0, END + 1, EVERY)
-FAST = {k: 512 if k % 2 else 1024 for k in SEEDS}  # updates after which shape is mastered
+FAST = {k: 512 if k % 2 else 1024 for k in SEEDS}  # updates after which the harder feature is mastered
+TWINS = {"shape": {"shape": "texture", "color": "tint"}, "parity": {"parity": "large", "color": "tint"}}
 
 
 class Seen(Made):
-    """Networks that master shape at the step FAST, and color at once; r2 as a function of the feature, step and seed."""
+    """Networks that master `hard` at the step FAST, and color at once; r2 as a function of the feature, step and seed."""
 
-    def __init__(self, settings, slow=()):
-        super().__init__(dict.fromkeys(settings, "shape color"), END)
+    def __init__(self, settings, slow=(), hard="shape"):
+        super().__init__(dict.fromkeys(settings, f"{hard} color"), END)
+        self.hard = hard
         self.settings["places"] = "layers=hidden_0 hidden_1;last_hidden=hidden_1"
-        self.settings["twins"] = "shape=texture;color=tint"
+        self.settings["twins"] = ";".join(f"{name}={twin}" for name, twin in TWINS[hard].items())
         self.settings["column"] = "sgd"
         for name in settings:
             for step in POINTS:
                 self.learn(name, "color", [step])
                 for k in SEEDS:
                     is_learned = step >= FAST[k] and k not in slow
-                    self.learn(name, "shape", [step], 1.0 if is_learned else 0.5, seeds=[k])
+                    self.learn(name, hard, [step], 1.0 if is_learned else 0.5, seeds=[k])
 
     def put_r2(self, setting, value):
         """Args: value(feature, step, seed)."""
         for step in POINTS:
-            for name in ("shape", "color", "texture", "tint"):
+            for name in (*TWINS[self.hard], *TWINS[self.hard].values()):
                 for site in ("hidden_0", "hidden_1"):
                     self.put(setting, "r2", name, {k: value(name, step, k) for k in SEEDS}, step, site=site)
                     self.put(setting, "null_high", name, dict.fromkeys(SEEDS, 0.01), step, site=site)
@@ -51,14 +54,14 @@ def parts_of(results, module):
     return {part.label: part for part in claim.parts}
 
 
-def r2_of(shape, color, end=0.0, before=0.0):
+def r2_of(hard, color, end=0.0, before=0.0):
     """r2 that is as asked where a seed is read; at the end and at the beginning color leads by so much; else nonsense."""
 
     def value(name, step, seed):
-        if name in ("texture", "tint"):
+        if name in ("texture", "tint", "large"):
             return 0.0
         if at_own(step, seed):
-            return (shape if name == "shape" else color) + 1e-4 * (seed % 3)
+            return (color if name == "color" else hard) + 1e-4 * (seed % 3)
         lead = {END: end, 0: before}.get(step, 9.0)
         return 0.3 + (lead if name == "color" else 0.0)
 
@@ -111,10 +114,29 @@ def test_skips_are_compared_within_a_seed():
     assert verdicts["C18"] == "reproduced"
 
 
-@pytest.mark.parametrize("module", [vision_plain, vision_residual])
+def test_digits_are_read_after_the_mastery_of_parity_and_no_part_decides():
+    made = Seen(["plain", "residual"], slow=(5,), hard="parity").put_r2("plain", r2_of(0.2, 0.5, end=0.05, before=0.1))
+    made.put_r2("residual", r2_of(0.4, 0.1, end=-0.2, before=0.3))
+    parts = parts_of(made, digits)
+    expected = {"a": 0.3, "b": -0.3, "c": 0.2, "d": -0.6, "e": 0.05, "f": -0.2}
+    assert list(parts) == list(expected)
+    for label, effect in expected.items():
+        passed = parts[label].passed.all(axis=1)
+        assert list(passed.index[~passed]) == [5], label
+        assert parts[label].values[passed].to_numpy() == pytest.approx(np.full(len(SEEDS) - 1, effect)), label
+    assert parts["a"].secondary.dropna().to_numpy() == pytest.approx(np.log(0.5 / 0.2), abs=1e-3)
+    assert "after parity's mastery" in parts["a"].statistic
+    rows = judge(digits.claims(made, "sgd"), "sgd", False)
+    assert [row["id"] for row in rows] == [f"C41{label}" for label in expected]
+    assert [row["kind"] for row in rows] == ["ours"] * 4 + ["shown"] * 2
+    assert [row["verdict"] for row in rows] == ["reproduced", "opposite"] * 2 + ["reproduced, size not shown", "opposite"]
+    assert np.isnan([row["p_holm"] for row in rows]).all()  # none of them is a claim of the card
+
+
+@pytest.mark.parametrize("module", [vision_plain, vision_residual, digits])
 def test_every_figure_is_drawn_and_has_a_caption(module):
     names = list(dict(module.EXPERIMENT.settings))
-    made = Seen(names)
+    made = Seen(names, hard="parity" if module is digits else "shape")
     for name in names:
         made.put_r2(name, r2_of(0.2, 0.5))
     drawn = module.figures(made.done())
@@ -125,8 +147,8 @@ def test_every_figure_is_drawn_and_has_a_caption(module):
 
 
 def test_nothing_is_drawn_or_judged_of_settings_that_were_not_run():
-    for module in (vision_plain, vision_residual):
-        made = Seen(["c030" if module is vision_plain else "plain"])
+    for module, setting in ((vision_plain, "c030"), (vision_residual, "plain"), (digits, "other")):
+        made = Seen([setting])
         (claim,) = module.claims(made.done(), "sgd")
         assert [part.kind for part in claim.parts if part.kind == "deciding"] == []
 
@@ -146,3 +168,10 @@ def test_the_compared_networks_of_a_seed_have_the_same_data_and_differ_in_the_sk
     assert on.task == off.task
     assert (on.model.skips, off.model.skips) == ((1.0,) * 3, (0.0,) * 3)
     assert on.training == off.training
+
+
+@pytest.mark.parametrize("name", ["vision_plain", "vision_residual", "digits"])
+def test_the_compared_features_have_unused_twins(name):
+    for config in EXPERIMENTS[name].EXPERIMENT.configs().values():
+        known = DATA[config.task.name].factors(config.task)
+        assert {own.of for own in known.values() if own.role == "twin"} == set(config.task.features)

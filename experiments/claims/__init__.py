@@ -10,6 +10,7 @@ from experiments.claims import (
     competition,
     complexity,
     components,
+    digits,
     downstream,
     encoder_residual,
     learning_order,
@@ -47,4 +48,5 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "vision_residual": vision_residual,
     "vision_untrained": vision_untrained,
     "vision_redundancy": vision_redundancy,
+    "digits": digits,
 }

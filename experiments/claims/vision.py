@@ -22,7 +22,7 @@ from repbias_jax.statistics import Part, gate
 SHAPE, TEXTURE, COLOR = "shape", "texture", "color"
 FIRST_SEED = 21_000  # of the runs that give the verdicts on images
 MARGIN = 0.05
-AFTER = 1000  # updates after shape's mastery, at which representations are compared
+AFTER = 1000  # updates after the harder feature's mastery, at which representations are compared
 # Smoke runs have one size, so that experiments share compiled programs.
 SMOKE: Overrides = (
     ("task.size", 24), ("task.num_train", 128), ("task.num_test", 64), ("task.num_probe", 512), ("model.widths", (8, 16)),
@@ -30,10 +30,10 @@ SMOKE: Overrides = (
 )  # fmt: skip
 
 
-def read_at(results: Results, setting: str) -> pd.Series:
-    """Returns, by seed, the first snapshot at least AFTER updates after shape is mastered; NaN where there is none."""
-    snapshots = contrasts.curve(results, setting, "r2", SHAPE).index
-    return contrasts.next_snapshot(snapshots, results.mastery(setting, SHAPE) + AFTER)
+def read_at(results: Results, setting: str, hard: str = SHAPE) -> pd.Series:
+    """Returns, by seed, the first snapshot at least AFTER updates after `hard` is mastered; NaN where there is none."""
+    snapshots = contrasts.curve(results, setting, "r2", hard).index
+    return contrasts.next_snapshot(snapshots, results.mastery(setting, hard) + AFTER)
 
 
 def learned(results: Results, setting: str, step: pd.Series | int) -> pd.DataFrame:
@@ -49,9 +49,9 @@ def apart(results: Results, setting: str, first: str, second: str, **more: Any) 
 
 def difference(
     results: Results, setting: str, label: str, name: str, features: tuple[str, str], at_end: bool = False,
-    kind: str = "deciding",
+    kind: str = "deciding", hard: str = SHAPE,
 ) -> Part:  # fmt: skip
-    """Returns a part: r2 of one feature minus r2 of another after shape's mastery, or at the end; second: the log ratio.
+    """Returns a part: r2 of one feature minus r2 of another after mastery, or at the end; second: the log ratio.
 
     Args:
       results: of the experiment.
@@ -61,10 +61,11 @@ def difference(
       features: the one that should lead, and the other.
       at_end: whether all networks are read after equally many updates.
       kind: as in `Part`.
+      hard: the feature after whose mastery networks are read.
     """
-    steps = results.last_step(setting) if at_end else read_at(results, setting)
+    steps = results.last_step(setting) if at_end else read_at(results, setting, hard)
     ratio, floored = contrasts.log_ratio(results, setting, *features, step=steps)
-    when = "at the end" if at_end else f"{AFTER:,} updates after shape's mastery"
+    when = "at the end" if at_end else f"{AFTER:,} updates after {hard}'s mastery"
     return Part(
         label, f"r2({features[0]}) - r2({features[1]}), {name}, {when}",
         apart(results, setting, *features, step=steps), learned(results, setting, steps), +1, MARGIN, secondary=ratio,
@@ -74,17 +75,38 @@ def difference(
     )  # fmt: skip
 
 
-def draw_levels(axes: Axes, results: Results, settings: Mapping[str, str], title: str) -> None:
-    """Draws r2 of color and shape over settings, each network read AFTER updates after shape's mastery, with all floors.
+def change(
+    results: Results, setting: str, label: str, name: str, features: tuple[str, str], kind: str = "deciding",
+    hard: str = SHAPE,
+) -> Part:  # fmt: skip
+    """Returns a part: how much training adds to r2 of one feature minus r2 of another; second: to their log ratio.
+
+    Args: as for `difference`.
+    """
+    steps = read_at(results, setting, hard)
+    (after, low), (before, also) = (contrasts.log_ratio(results, setting, *features, step=s) for s in (steps, 0))
+    gained = apart(results, setting, *features, step=steps) - apart(results, setting, *features, step=0)
+    return Part(
+        label, f"r2({features[0]}) - r2({features[1]}), {name}, trained minus untrained", gained,
+        learned(results, setting, steps), +1, MARGIN, secondary=after - before,
+        secondary_statistic=f"the same of {contrasts.LOG_RATIO}", floored=low + also,
+        accuracy=contrasts.accuracy_gap(results, setting, *features, step=steps),
+        absent=contrasts.absent(results, setting, features, step=steps), kind=kind,
+    )  # fmt: skip
+
+
+def draw_levels(axes: Axes, results: Results, settings: Mapping[str, str], title: str, hard: str = SHAPE) -> None:
+    """Draws r2 of color and a harder feature, each network read AFTER updates after that one's mastery, with all floors.
 
     Args:
       axes: to draw on.
       results: of the experiment.
       settings: full names, by level.
       title: of the panel.
+      hard: the harder feature.
     """
-    steps = {setting: read_at(results, setting) for setting in settings.values()}
-    contrasts.levels(axes, results, settings, COLOR, SHAPE, steps=steps)
+    steps = {setting: read_at(results, setting, hard) for setting in settings.values()}
+    contrasts.levels(axes, results, settings, COLOR, hard, steps=steps)
     passed = [learned(results, setting, own).all(axis=1) for setting, own in steps.items()]
     counts = f"{sum(own.sum() for own in passed)} of {sum(map(len, passed))} networks learned all"
     draw.label(axes, f"{title}\n({counts})", "", draw.VARIANCE)
@@ -101,14 +123,14 @@ def sheet() -> Figure:
         )  # fmt: skip
         for i, (name, values) in enumerate(zip((SHAPE, TEXTURE, COLOR), known, strict=True)):
             axes = panels[i][j]
-            axes.imshow(_tiled(task, name), interpolation="nearest")
+            axes.imshow(_of_values(task, name), interpolation="nearest")
             axes.set_xticks([(k + 0.5) * (size + 1) for k in range(len(values))], list(values), rotation=60, ha="right")
             axes.set_yticks([])
             draw.label(axes, f"{name}, {size} x {size} pixels", "", "")
     return draw.finish(figure)
 
 
-def _tiled(task: images.ImageOptions, name: str, rows: int = 3) -> np.ndarray:
+def _of_values(task: images.ImageOptions, name: str, rows: int = 3) -> np.ndarray:
     """Returns images of every value of a factor side by side, in several rows. Textures are those of squares."""
     known, count = images.values_of(task), len(images.values_of(task)[name])
     key_values, key_pose = jax.random.split(jax.random.key(0))
@@ -118,7 +140,11 @@ def _tiled(task: images.ImageOptions, name: str, rows: int = 3) -> np.ndarray:
     values[other] = jnp.full_like(values[other], known[other].index("solid" if other == TEXTURE else "square"))
     values[name] = jnp.tile(jnp.arange(count), rows)
     one = jax.jit(jax.vmap(lambda own, key: images.render(task, own, images.draw_pose(key), 1.0)))
-    made = np.asarray(one(values, jax.random.split(key_pose, rows * count)))
+    return tiled(np.asarray(one(values, jax.random.split(key_pose, rows * count))), rows)
+
+
+def tiled(made: np.ndarray, rows: int) -> np.ndarray:
+    """Returns images `[rows * columns, H, W, 3]` side by side in rows, with a white line after each."""
     made = np.pad(made, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=1)
-    side = task.size + 1
-    return made.reshape(rows, count, side, side, 3).transpose(0, 2, 1, 3, 4).reshape(rows * side, count * side, 3)
+    count, (high, wide) = len(made) // rows, made.shape[1:3]
+    return made.reshape(rows, count, high, wide, 3).transpose(0, 2, 1, 3, 4).reshape(rows * high, count * wide, 3)

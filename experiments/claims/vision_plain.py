@@ -32,11 +32,10 @@ Expected from the paper: color above shape.
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
 from experiments.claims import orders, vision
-from experiments.claims.vision import COLOR, MARGIN, SHAPE
+from experiments.claims.vision import COLOR, SHAPE
 from repbias_jax.config import Config, Experiment, Keep, Optimizer, Preset, Training
 from repbias_jax.data.images import ImageOptions
 from repbias_jax.models.convnet import ConvNetOptions
-from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import Drawn, Figure
 from repbias_jax.results import Results
@@ -80,24 +79,11 @@ def claims(results: Results, condition: str) -> list[Claim]:
     if results.has(low):
         parts += [vision.difference(results, low, "b", f"contrast {TITRATED:g}", two)]
     if results.has(plain):
-        parts += [_change(results, plain), vision.difference(results, plain, "d", "contrast 1", two, True, "shown")]
+        parts += [vision.change(results, plain, "c", "contrast 1", two)]
+        parts += [vision.difference(results, plain, "d", "contrast 1", two, True, "shown")]
     if results.has(low):
         parts += [vision.difference(results, low, "e", f"contrast {TITRATED:g}", two, True, "shown")]
     return [Claim("C17", text, paper, tuple(parts), source)]
-
-
-def _change(results: Results, setting: str) -> Part:
-    """Returns how much training adds to the difference of color and shape; second: to their log ratio."""
-    steps = vision.read_at(results, setting)
-    (after, low), (before, also) = (contrasts.log_ratio(results, setting, COLOR, SHAPE, step=s) for s in (steps, 0))
-    gained = vision.apart(results, setting, COLOR, SHAPE, step=steps) - vision.apart(results, setting, COLOR, SHAPE, step=0)
-    return Part(
-        "c", "r2(color) - r2(shape), contrast 1, trained minus untrained", gained,
-        vision.learned(results, setting, steps), +1, MARGIN, secondary=after - before,
-        secondary_statistic=f"the same of {contrasts.LOG_RATIO}", floored=low + also,
-        accuracy=contrasts.accuracy_gap(results, setting, COLOR, SHAPE, step=steps),
-        absent=contrasts.absent(results, setting, (COLOR, SHAPE), step=steps),
-    )  # fmt: skip
 
 
 # For each claim: its text, what the paper says, the settings that it reads, its source.

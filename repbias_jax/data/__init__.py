@@ -24,9 +24,9 @@ To add a generator, add a file, and a line here.
 from types import ModuleType
 
 from repbias_jax.config import Factor, Task
-from repbias_jax.data import binary, images, sequences
+from repbias_jax.data import binary, digits, images, sequences
 
-DATA: dict[str, ModuleType] = {"binary": binary, "sequences": sequences, "images": images}
+DATA: dict[str, ModuleType] = {"binary": binary, "sequences": sequences, "images": images, "digits": digits}
 
 
 def reported(task: Task) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ Source: names and colors of Trifeature, Hermann and Lampinen 2020; shapes, textu
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -156,11 +156,21 @@ def factors(task: ImageOptions) -> dict[str, Factor]:
     """Returns the latent target, the features in order, and the factors that no output needs: twins where they have a
     feature of the same kind (texture of shape, tint of color), else nuisances. A factor of one value is none."""
     known = {name: len(names) for name, names in values_of(task).items() if len(names) > 1}
-    found = {"target": Factor(len(values_of(task)[task.features[0]]), "latent")}
-    found |= {name: Factor(known[name], "feature") for name in task.features}
-    for name in [name for name in known if name not in task.features]:
-        is_twin = TWINS[name] in task.features
-        found[name] = Factor(known[name], "twin", TWINS[name]) if is_twin else Factor(known[name], "nuisance")
+    return {"target": Factor(len(values_of(task)[task.features[0]]), "latent")} | with_roles(known, task.features, TWINS)
+
+
+def with_roles(known: Mapping[str, int], features: Sequence[str], twins: Mapping[str, str]) -> dict[str, Factor]:
+    """Returns the features in order, then the factors that no output needs, as twins where their twin is a feature.
+
+    Args:
+      known: number of values of each factor.
+      features: names of those that are features.
+      twins: for each factor that has one, the factor of the same kind.
+    """
+    found = {name: Factor(known[name], "feature") for name in features}
+    for name in [name for name in known if name not in features]:
+        is_twin = twins.get(name) in features
+        found[name] = Factor(known[name], "twin", twins[name]) if is_twin else Factor(known[name], "nuisance")
     return found
 
 
@@ -174,18 +184,9 @@ def probe_factors(task: ImageOptions, name: str) -> dict[str, Factor]:
 
 def check(task: ImageOptions) -> None:
     """Raises ConfigError, naming the option, if the task cannot be generated."""
-    if not task.features:
-        raise ConfigError("config.task.features is empty: expected at least one feature")
-    for name in ("features", "shapes", "textures", "colors", "tints"):
-        values = getattr(task, name)
-        if again := [value for value in values if values.count(value) > 1]:
-            raise ConfigError(f"config.task.{name}: {again[0]} is there {values.count(again[0])} times; expected once")
-        if not values:
-            raise ConfigError(f"config.task.{name} is empty: expected at least one value")
+    check_values(task, ("shapes", "textures", "colors", "tints"))
     counts = {name: len(values_of(task)[name]) for name in task.features}
-    for name, count in counts.items():
-        if count < 2:
-            raise ConfigError(f"config.task.{name}s: the feature {name} has one value; expected at least two")
+    check_counts(counts)
     check_length(task, "match", len(task.features), "features")
     if (task.match or "target" in task.outputs) and len(set(counts.values())) > 1:
         numbers = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -194,11 +195,34 @@ def check(task: ImageOptions) -> None:
         if match < least - 1e-6:
             raise ConfigError(f"config.task.match={match:g}: expected at least {least:g} for {name}, which is chance")
     check_outputs(task, factors(task))
-    combinations = math.prod(counts.values())
+    check_crossed(task, math.prod(counts.values()), "the features' values")
+
+
+def check_values(task: Task, names: Sequence[str]) -> None:
+    """Raises ConfigError unless the features, and the values that these options name, are there and each of them once."""
+    if not task.features:
+        raise ConfigError("config.task.features is empty: expected at least one feature")
+    for name in ("features", *names):
+        values = getattr(task, name)
+        if again := [value for value in values if values.count(value) > 1]:
+            raise ConfigError(f"config.task.{name}: {again[0]} is there {values.count(again[0])} times; expected once")
+        if not values:
+            raise ConfigError(f"config.task.{name} is empty: expected at least one value")
+
+
+def check_counts(counts: Mapping[str, int]) -> None:
+    """Raises ConfigError, naming its option, if a feature has one value. Args: counts, of the features' values."""
+    for name, count in counts.items():
+        if count < 2:
+            raise ConfigError(f"config.task.{name}s: the feature {name} has one value; expected at least two")
+
+
+def check_crossed(task: Task, combinations: int, of: str) -> None:
+    """Raises ConfigError unless all combinations `of` something can be equally frequent in each half of a probe set."""
     if task.num_probe % 2 or (task.num_probe // 2) % combinations:
         raise ConfigError(
             f"config.task.num_probe={task.num_probe}: expected a multiple of {2 * combinations}, so that all combinations "
-            f"of the features' values are equally frequent in each half"
+            f"of {of} are equally frequent in each half"
         )
 
 
@@ -258,9 +282,13 @@ def draw_pose(key: Array) -> Pose:
 def image(task: ImageOptions, dials: Dials, values: dict[str, Array], key: Array) -> Array:
     """Returns an image with the given values in a random pose, with noise, uint8 `[size, size, 3]`."""
     key_pose, key_noise = jax.random.split(key)
-    clean = render(task, values, draw_pose(key_pose), dials.task["contrast"])
-    noisy = clean + dials.task["noise"] * jax.random.normal(key_noise, clean.shape)
-    return jnp.round(255 * jnp.clip(noisy, 0, 1)).astype(jnp.uint8)
+    return noisy(render(task, values, draw_pose(key_pose), dials.task["contrast"]), dials.task["noise"], key_noise)
+
+
+def noisy(clean: Array, noise: Array, key: Array) -> Array:
+    """Returns an image in 0..1 with noise as bytes, uint8. Args: noise, the standard deviation of a pixel's noise."""
+    found = clean + noise * jax.random.normal(key, clean.shape)
+    return jnp.round(255 * jnp.clip(found, 0, 1)).astype(jnp.uint8)
 
 
 def render(task: ImageOptions, values: dict[str, Array], pose: Pose, contrast: Array | float) -> Array:
@@ -273,9 +301,7 @@ def render(task: ImageOptions, values: dict[str, Array], pose: Pose, contrast: A
       contrast: difference of the colors.
     """
     shape, texture, color, tint = (values[name] if name in values else jnp.int32(0) for name in values_of(task))
-    tinted = TINT if len(task.tints) > 1 else 0.0
-    background = GREY + tinted * jnp.asarray(directions(task.tints), jnp.float32)[tint]
-    foreground = GREY + DISTANCE * mixed(jnp.asarray(directions(task.colors), jnp.float32)[color], contrast)
+    background, foreground = grounds(task.tints, tint, task.colors, color, contrast)
     cos, sin = jnp.cos(pose.angle), jnp.sin(pose.angle)
     unit = math.sqrt(AREA) * pose.size
 
@@ -289,6 +315,24 @@ def render(task: ImageOptions, values: dict[str, Array], pose: Pose, contrast: A
 
     ahead = (jnp.arange(task.size, dtype=jnp.float32) + 0.5) / task.size
     return jax.vmap(jax.vmap(pixel, (0, None)), (None, 0))(ahead, ahead)
+
+
+def grounds(
+    tints: Sequence[str], tint: Array, colors: Sequence[str], color: Array, contrast: Array | float
+) -> tuple[Array, Array]:  # fmt: skip
+    """Returns the colors of background and foreground, `[3]` in 0..1.
+
+    Args:
+      tints: names of the tints; a single one leaves the background grey.
+      tint: index among them, int32 `[]`.
+      colors: names of the colors.
+      color: index among them, int32 `[]`.
+      contrast: difference of the colors.
+    """
+    tinted = TINT if len(tints) > 1 else 0.0
+    background = GREY + tinted * jnp.asarray(directions(tints), jnp.float32)[tint]
+    foreground = GREY + DISTANCE * mixed(jnp.asarray(directions(colors), jnp.float32)[color], contrast)
+    return background, foreground
 
 
 def directions(names: Sequence[str]) -> np.ndarray:
@@ -400,19 +444,29 @@ def probe_set(
         examples = jax.vmap(lambda k: sample(task, own, drawn, k))(jax.random.split(key, task.num_probe))
         return examples.inputs, examples.factors, order
     key_factors, key_images = jax.random.split(key)
-    halves = [_crossed_half(task, k, task.num_probe // 2) for k in jax.random.split(key_factors)]
-    found = {name: jnp.concatenate([half[name] for half in halves]) for name in halves[0]}
+    found = crossed(probe_factors(task, name), task.features, key_factors, task.num_probe // 2)
     keys = jax.random.split(key_images, task.num_probe)
     inputs = jax.vmap(lambda values, k: image(task, dials, values, k))(found, keys)
     return inputs, found, order
 
 
-def _crossed_half(task: ImageOptions, key: Array, half: int) -> dict[str, Array]:
-    """Returns the factors of one half of the balanced set, int32 `[half]` by name."""
-    known = probe_factors(task, "balanced")
-    table = np.array(list(itertools.product(*(range(known[name].values) for name in task.features))), np.int32)
-    crossed = jnp.tile(jnp.asarray(table), (half // len(table), 1))
-    found = {name: crossed[:, i] for i, name in enumerate(task.features)}
+def crossed(known: Mapping[str, Factor], names: Sequence[str], key: Array, half: int) -> dict[str, Array]:
+    """Returns the factors of a crossed probe set, int32 `[2 half]` by name.
+
+    Args:
+      known: all factors.
+      names: those of which all combinations are equally frequent in each half; each other one is balanced by itself.
+      key: a PRNG key.
+      half: number of examples in a half, a multiple of the number of combinations.
+    """
+    halves = [_crossed_half(known, names, k, half) for k in jax.random.split(key)]
+    return {name: jnp.concatenate([own[name] for own in halves]) for name in known}
+
+
+def _crossed_half(known: Mapping[str, Factor], names: Sequence[str], key: Array, half: int) -> dict[str, Array]:
+    table = np.array(list(itertools.product(*(range(known[name].values) for name in names))), np.int32)
+    tiled = jnp.tile(jnp.asarray(table), (half // len(table), 1))
+    found = {name: tiled[:, i] for i, name in enumerate(names)}
     for i, name in enumerate(known):
         if name not in found:
             found[name] = (
