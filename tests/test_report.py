@@ -14,7 +14,7 @@ from PIL import Image
 import repbias_jax
 from experiments.claims import complexity
 from repbias_jax.config import Experiment
-from repbias_jax.report import figures, page, tables
+from repbias_jax.report import figures, page, tables, verdicts
 
 matplotlib.use("agg")
 
@@ -167,3 +167,29 @@ def test_every_table_wraps_and_sits_in_a_scroll_container():
         assert len(re.findall(r"<table", text)) == len(re.findall(r'<div class="wide[^"]*"><table', text)) > 0, name
     for name in ("page", "card"):
         assert '<td class="note">{{ row.note }}</td>' in (folder / f"{name}.html").read_text()
+
+
+def row_of(id_, side, effect, **more):
+    ends = {"effect": effect, "ci_low": effect - 0.01, "ci_high": effect + 0.02} if effect is not None else {}
+    own = {"id": id_, "column": "base", "exploratory": "False", "side": side, "margin": 0.05, "verdict": "reproduced"}
+    return dict.fromkeys(tables.CLAIM_COLUMNS, "") | {name: str(value) for name, value in (own | ends | more).items()}
+
+
+def test_verdicts_are_drawn_in_units_of_their_margin():
+    """Negative sides are turned around; parts without an effect, of other conditions or of earlier rules are left out."""
+    rows = [
+        row_of("C91", "", None), row_of("C91a", 1, 0.1), row_of("C91b", -1, -0.2, margin=0.1), row_of("C92", 0, 0.01),
+        row_of("C93", 1, None), row_of("C94", 1, 0.1, exploratory="True"), row_of("C95", "", 0.1),
+    ]  # fmt: skip
+    every = [(id_, value, seed) for id_, value in (("C91a", 0.15), ("C91b", 0.3), ("C92", -0.05)) for seed in range(4)]
+    values = pd.DataFrame(every, columns=["id", "value", "seed"]).assign(column="base", passed=lambda own: own["seed"] < 3)
+    found = verdicts.drawn(rows, values)
+    assert_readable(found.figure)
+    (axes,) = found.figure.axes[:1]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["C91a", "C91b", "C92 ="]
+    seeds = [line.get_xdata() for line in axes.lines if line.get_marker() == "."]
+    assert [list(x) for x in seeds] == [pytest.approx([x] * 3) for x in (3.0, -3.0, -1.0)]  # the last seed did not pass
+    means, ends = zip(*((c[0].get_xdata()[0], c[2][0].get_segments()[0][:, 0]) for c in axes.containers), strict=True)
+    assert means == pytest.approx((2.0, 2.0, 0.2))
+    assert [sorted(x) for x in ends] == [pytest.approx(x) for x in ([1.8, 2.4], [1.8, 2.1], [0.0, 0.6])]
+    assert verdicts.drawn([rows[0], *rows[4:]], values) is None

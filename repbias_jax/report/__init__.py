@@ -4,9 +4,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
+
 from repbias_jax import confirmation, statistics
 from repbias_jax.config import Experiment
-from repbias_jax.report import figures, page, tables
+from repbias_jax.report import figures, page, tables, verdicts
 from repbias_jax.report.tables import read_claims
 from repbias_jax.results import Restoring, Results
 
@@ -35,6 +37,7 @@ def write(folder: Path, experiment: Experiment, module: ModuleType, restoring: R
         values += statistics.values_of(claims, condition)
     tables.write_claims(folder, rows)
     tables.write_values(folder, values)
-    drawn = figures.save(folder / "figures", module.figures(results))
+    judged = verdicts.drawn(read_claims(folder), pd.read_csv(folder / "claim_values.csv"))
+    drawn = figures.save(folder / "figures", [*module.figures(results), *([judged] if judged else [])])
     page.write(folder, experiment, rows, drawn, results)
     return ["claims.csv", "claim_values.csv", "report.html", *(f"figures/{figure.name}.png" for figure in drawn)]

@@ -4,6 +4,7 @@ By convention every panel of variance explained shows three floors: the null ban
 twins. Lines differ in dash and marker as well as in color, so they can be told apart in grey.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,13 +179,15 @@ def finish(figure: Figure) -> Figure:
 
 def save(folder: Path, drawn: Sequence[Drawn]) -> list[Drawn]:
     """Writes every figure as PNG and PDF; returns them."""
-    folder.mkdir(parents=True, exist_ok=True)
     for item in drawn:
         for ending in ("png", "pdf"):
-            # No date in the files: the same numbers give the same bytes.
-            metadata = {"Software": None} if ending == "png" else {"CreationDate": None, "Producer": None, "Creator": None}
-            temporary = folder / f".{item.name}.{ending}.tmp"
-            item.figure.savefig(temporary, format=ending, metadata=metadata)
-            store.write_bytes(folder / f"{item.name}.{ending}", temporary.read_bytes())
-            temporary.unlink()
+            store.write_bytes(folder / f"{item.name}.{ending}", as_bytes(item.figure, ending))
     return list(drawn)
+
+
+def as_bytes(figure: Figure, ending: str) -> bytes:
+    """Returns a figure as a file without a date: the same numbers give the same bytes. Args: ending, `png` or `pdf`."""
+    metadata = {"Software": None} if ending == "png" else {"CreationDate": None, "Producer": None, "Creator": None}
+    file = io.BytesIO()
+    figure.savefig(file, format=ending, metadata=metadata)
+    return file.getvalue()
