@@ -92,8 +92,8 @@ def twin(phi, code, rows, score):
         for train, held in zip(*logistic.folds(len(rows)), strict=True):
             z = scaled(phi, rows[train])
             fitted = sklearn_fit(z[rows[train]], code[rows[train]], l2)
-            signs = 2 * code[rows[held]] - 1
-            total += np.logaddexp(0, -signs * fitted.decision_function(z[rows[held]])).sum()
+            said = fitted.predict_log_proba(z[rows[held]])
+            total -= said[np.arange(len(held)), np.searchsorted(fitted.classes_, code[rows[held]])].sum()
         losses.append(total)
     best = logistic.GRID[int(np.argmin(losses))]
     z = scaled(phi, rows)
@@ -123,22 +123,38 @@ def test_folds_are_disjoint_and_leave_nothing_out():
         assert sorted([*a, *b]) == list(range(1026))
 
 
-def test_several_values_one_against_the_rest():
-    """Three values, and a largest number of four: the fourth is never said."""
+@pytest.mark.parametrize("l2", [1.0, 100.0])
+def test_several_values_are_read_by_one_multinomial_readout(l2):
+    """Three values, and a largest number of four: the fourth is never said, and its weights stay zero."""
     phi, factors = planted(values=3, strengths=(2.0, 1.0), seed=1)
-    half = len(phi) // 2
+    half, code = len(phi) // 2, factors["a"]
     x, z = jnp.asarray(phi[:half], jnp.float32), scaled(phi, slice(half))
-    codes = jnp.asarray(factors["a"][:half])[None]
-    found = run_readouts(x, logistic.columns(codes, 4), jnp.full(1, 10.0))
+    found = run_readouts(x, logistic.columns(jnp.asarray(code[:half])[None], 4), jnp.full(1, l2))
+    theirs = sklearn_fit(z[:half], code[:half], l2)
+    assert found.converged.tolist() == [1.0]
+    np.testing.assert_allclose(found.weights[0, :3], theirs.coef_, atol=1e-3)
+    centred = found.intercept[0, :3] - found.intercept[0, :3].mean()
+    np.testing.assert_allclose(centred, theirs.intercept_ - theirs.intercept_.mean(), atol=1e-3)
+    assert not found.weights[0, 3].any()
     present = jnp.asarray([[True, True, True, False]])
     said = np.asarray(logistic.predict(found, jnp.asarray(phi[half:], jnp.float32), present))[0]
-    each = [sklearn_fit(z[:half], factors["a"][:half] == c, 10.0).decision_function(z[half:]) for c in range(3)]
-    assert np.sum(said != np.argmax(each, 0)) <= 1
+    assert np.sum(said != theirs.predict(z[half:])) <= 1
+
+
+def test_several_values_are_decoded():
+    phi, factors = planted(values=3, strengths=(2.0, 1.0), seed=1)
+    half, order = len(phi) // 2, orders(len(phi) // 2, 0)[1]
     found = run_decode(*sides(phi, factors), 4)
     assert 0.5 < found[Measured("decode", "a")] < 1
     for name in "abc":
         assert found[Measured("decode_shuffled", name)] == pytest.approx(1 / 3, abs=0.06)
+        assert found[Measured("decode_converged", name)] == 1
     assert found[Measured("decode", "c")] == pytest.approx(1 / 3, abs=0.06)
+    best, said = twin(np.asarray(phi, np.float64), factors["a"], order, np.arange(half, 2 * half))
+    targets = logistic.columns(jnp.asarray(factors["a"][order])[None], 4)
+    assert run_choice(jnp.asarray(phi[order], jnp.float32), targets)[0].tolist() == [best]
+    right = balanced_accuracy_score(factors["a"][half:], said)
+    assert found[Measured("decode", "a")] == pytest.approx(right, abs=0.005)
 
 
 @pytest.mark.parametrize("run", [run_decode, run_nonlinear])

@@ -24,7 +24,7 @@ Settings:
     j to o   of each other feature, after training minus chance > 0
   C39   log ratio of similarities: of a trained and an untrained network, to that of networks of different features
 
-A readout is a linear one for each value against the rest. The representation is the mean of the last stage over places,
+A readout is a linear, multinomial one. The representation is the mean of the last stage over places,
 unless it is said to be whole.
 
 For cost and outcome of the run see `manifest.json` and `claims.csv` in `experiments/results/vision_untrained/`.

@@ -48,8 +48,8 @@ class Answers(NamedTuple):
 def decode(fit: Side, score: Side, roles: Roles) -> dict[Measured, Array]:
     """Returns the accuracy of a linear readout of each factor: L2-regularised logistic regression.
 
-    Units are standardised. A factor of two values has one readout, a factor of more values one per value against the rest.
-    Regularisation is chosen by the log loss on held-out quarters of the fit set.
+    Units are standardised. The readout of a factor of more than two values is multinomial. Regularisation is chosen by the
+    log loss on held-out quarters of the fit set.
 
     - `decode` is the balanced accuracy, the mean over classes of the share of score examples predicted correctly. Range: 0
       to 1; direction: higher is more decodable; perfect (linearly separable): 1; random: 1 / C.

@@ -1,12 +1,14 @@
 """L2-regularised logistic readouts: many small fits at once, by Newton's method.
 
-For activations x `[N, D]`, targets y in {0, 1} and their signs s = 2 y - 1, one readout minimises
+For activations x `[N, D]` and codes y in 0..C-1, one readout is multinomial and minimises
 
-  sum_n log(1 + exp(-s_n (w x_n + b))) + l2 / 2 |w|^2          (l2 = 1 / C of scikit-learn; b is not penalised)
+  sum_n [log sum_j exp(z_nj) - z_n(y_n)] + l2 / 2 |w|^2,  z_nj = w_j x_n + b_j    (l2 = 1 / C of scikit-learn; b is free)
 
-A Newton step solves H d = -g with H = X' diag(p (1 - p)) X + l2, by conjugate gradients. H is never formed, so a step costs
-N D instead of N D^2, and the fits of one set of examples share their matrix products. The preconditioner is the inverse of
-X' X / 4 + l2, which bounds H from above and is the same for all targets. Everything is divided by N.
+It has a column j for each value. For two values it has one column, and the logit of the other value is 0. A Newton step
+solves H d = -g by conjugate gradients. With the probabilities p of the columns, H v has the rows
+X' [p_j (X v_j - sum_k p_k X v_k)] + l2 v_j. H is never formed, so a step costs N D C instead of N (D C)^2, and the fits of
+one set of examples share their matrix products. The preconditioner of every column is the inverse of X' X / 4 + l2, which
+for one column bounds H from above and is the same for all targets. Everything is divided by N.
 
 Source: the algorithm is textbook (Newton with conjugate gradients); limits and grid are ours.
 """
@@ -36,7 +38,7 @@ class Readout(NamedTuple):
     scale: Array  # [D], their standard deviation; infinite for units that are constant
     weights: Array  # [F, J, D], for standardised units
     intercept: Array  # [F, J]
-    converged: Array  # [F], 1 where every column's fit converged, else 0
+    converged: Array  # [F], 1 where the fit converged, else 0
 
 
 def columns(codes: Array, num_values: int) -> Array:
@@ -53,12 +55,12 @@ def cross_validated(x: Array, targets: Array) -> tuple[Array, Array]:
 
     Args:
       x: activations `[N, D]`, in random order, since folds are contiguous.
-      targets: `[F, J, N]` in {0, 1}; the columns of a factor share their regularisation.
+      targets: `[F, J, N]` in {0, 1}, as from `columns`.
 
     Returns:
       l2 `[F]`; whether all fits to folds converged, 1 or 0, `[F]`.
     """
-    train, held = folds(len(x))
+    (train, held), present = folds(len(x)), occurring(targets)
 
     def one_fold(train: Array, held: Array) -> tuple[Array, Array]:
         mean, scale = standard(x[train])
@@ -68,9 +70,10 @@ def cross_validated(x: Array, targets: Array) -> tuple[Array, Array]:
 
         def one_l2(weights: Array, l2: Array) -> tuple[Array, tuple[Array, Array]]:
             near = _inverse(z, l2)
-            weights, done = jax.vmap(jax.vmap(lambda y, w: fit(z, y, l2, near, w, ROUGH)))(targets[..., train], weights)
-            loss = _log_loss((2 * targets[..., held] - 1) * dot(weights, ahead.T))
-            return weights, (loss.sum((1, 2)), done.min(1))
+            one = jax.vmap(lambda y, own, w: fit(z, y, own, l2, near, w, ROUGH))
+            weights, done = one(targets[..., train], present, weights)
+            loss = jax.vmap(_log_loss)(dot(weights, ahead.T), targets[..., held], present)
+            return weights, (loss.sum(1), done)
 
         # The fits go from strong to weak, each starting from the minimum of the one before.
         return jax.lax.scan(one_l2, jnp.zeros((*targets.shape[:2], z.shape[1])), jnp.asarray(GRID))[1]
@@ -86,13 +89,12 @@ def readouts(x: Array, targets: Array, l2: Array) -> Readout:
     basis = _basis(_standardised(after(x, l2) if _is_wide(*x.shape) else x, mean, scale))
     z = _within(_standardised(x, mean, scale), basis)
 
-    def one(y: Array, own: Array) -> tuple[Array, Array]:
-        near = _inverse(z, own)
-        return jax.vmap(lambda y: fit(z, y, own, near, jnp.zeros(z.shape[1]), TOLERANCE))(y)
+    def one(y: Array, own: Array, l2: Array) -> tuple[Array, Array]:
+        return fit(z, y, own, l2, _inverse(z, l2), jnp.zeros((len(y), z.shape[1])), TOLERANCE)
 
-    weights, done = jax.vmap(one)(targets, l2)
+    weights, done = jax.vmap(one)(targets, occurring(targets), l2)
     by_unit = weights[..., :-1] if basis is None else dot(weights[..., :-1], basis.T)
-    return Readout(mean, scale, by_unit, weights[..., -1], done.min(-1))
+    return Readout(mean, scale, by_unit, weights[..., -1], done)
 
 
 def predict(readout: Readout, x: Array, present: Array | None = None) -> Array:
@@ -123,6 +125,15 @@ def decided(logits: Array, present: Array | None = None) -> Array:
     return jnp.where(jnp.isnan(logits).any(1), -1, codes.astype(jnp.int32))
 
 
+def occurring(targets: Array) -> Array:
+    """Returns which columns have an example, boolean `[..., J]`; the one column of two values always counts.
+
+    Args:
+      targets: `[..., J, N]` in {0, 1}.
+    """
+    return jnp.any(targets > 0, axis=-1) | (targets.shape[-2] == 1)
+
+
 def folds(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns rows to fit on and held-out rows, `[FOLDS, ...]` each; rows left over from equal folds are never held out."""
     size = count // FOLDS
@@ -139,37 +150,43 @@ def standard(x: Array) -> tuple[Array, Array]:
     return mean, jnp.where(living, deviation, jnp.inf)
 
 
-def fit(x: Array, y: Array, l2: Array, near: Array, start: Array, tolerance: float) -> tuple[Array, Array]:
+def fit(x: Array, y: Array, present: Array, l2: Array, near: Array, start: Array, tolerance: float) -> tuple[Array, Array]:
     """Fits one readout.
 
     Args:
       x: standardised activations with a last column of ones `[N, D + 1]`.
-      y: targets in {0, 1} `[N]`.
+      y: targets in {0, 1} `[J, N]`.
+      present: which columns count, boolean `[J]`; the weights of others stay as they are.
       l2: `[]`.
       near: `[D + 1, D + 1]`, symmetric: the preconditioner, `_inverse(x, l2)`.
-      start: initial weights, with the intercept last `[D + 1]`.
+      start: initial weights, with the intercept last `[J, D + 1]`.
       tolerance: for the largest entry of the gradient.
 
     Returns:
-      Weights with the intercept last `[D + 1]`; 1 if every entry of the gradient is within the tolerance, else 0.
+      Weights with the intercept last `[J, D + 1]`; 1 if every entry of the gradient is within the tolerance, else 0.
     """
-    signs, penalty = 2 * y - 1, _penalty(x, l2)
+    penalty = _penalty(x, l2)[None]
 
     def look(w: Array) -> tuple[Array, Array]:
-        at = dot(x, w)
-        return at, dot(x.T, jax.nn.sigmoid(at) - y) / len(x) + penalty * w
+        at = dot(w, x.T)
+        return at, dot(_probabilities(at, present) - y, x) / len(x) + penalty * w
 
     def go_on(state: tuple[Array, ...]) -> Array:
         return (state[0] < STEPS) & (jnp.max(jnp.abs(state[-1])) > tolerance)
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         i, w, at, g = state
-        bend = jax.nn.sigmoid(at) * jax.nn.sigmoid(-at) / len(x)
-        d = _solve(lambda v: dot(x.T, bend * dot(x, v)) + penalty * v, near, -g)
-        along, lengths = dot(x, d), jnp.asarray([1.0, 0.5, 0.25, 0.0625])[:, None]
+        p = _probabilities(at, present)
+
+        def product(v: Array) -> Array:
+            along = dot(v, x.T)
+            return dot(p * (along - jnp.sum(p * along, axis=0, keepdims=True)), x) / len(x) + penalty * v
+
+        d = _solve(product, near, -g)
+        along, lengths = dot(d, x.T), jnp.asarray([1.0, 0.5, 0.25, 0.0625])[:, None, None]
         # Far from the minimum a full step can be too long. Losses at several lengths cost no matrix product.
-        reached = jnp.mean(_log_loss(signs[None] * (at[None] + lengths * along[None])), axis=1)
-        loss = reached + jnp.sum(penalty[None] * jnp.square(w[None] + lengths * d[None]), axis=1) / 2
+        reached = jax.vmap(lambda z: jnp.mean(_log_loss(z, y, present)))(at[None] + lengths * along[None])
+        loss = reached + jnp.sum(penalty[None] * jnp.square(w[None] + lengths * d[None]), axis=(1, 2)) / 2
         w = w + lengths[jnp.argmin(loss)] * d
         return i + 1, w, *look(w)
 
@@ -177,8 +194,25 @@ def fit(x: Array, y: Array, l2: Array, near: Array, start: Array, tolerance: flo
     return w, (jnp.max(jnp.abs(g)) <= tolerance).astype(jnp.float32)
 
 
+def _logits(at: Array, present: Array) -> Array:
+    """Returns the logits of all values `[C, N]`. Args: at, of the columns `[J, N]`; present `[J]`."""
+    if len(at) == 1:
+        return jnp.concatenate([jnp.zeros_like(at), at])
+    return jnp.where(present[:, None], at, -jnp.inf)
+
+
+def _probabilities(at: Array, present: Array) -> Array:
+    """Returns the probabilities of the columns `[J, N]`. Args: as for `_logits`."""
+    return jax.nn.softmax(_logits(at, present), axis=0)[-len(at) :]
+
+
+def _log_loss(at: Array, y: Array, present: Array) -> Array:
+    """Returns minus the log probability of the targets `[N]`. Args: as for `_logits`; y `[J, N]` in {0, 1}."""
+    return jax.nn.logsumexp(_logits(at, present), axis=0) - jnp.sum(y * at, axis=0)
+
+
 def _solve(product, near: Array, target: Array) -> Array:
-    """Solves `product(d) = target` for a symmetric positive definite `product`, by conjugate gradients.
+    """Solves `product(d) = target` `[J, D + 1]` for a symmetric positive definite `product`, by conjugate gradients.
 
     It stops when the residual, in the norm of `near`, is at most LEFT times its initial size, or after INNER_STEPS steps.
     """
@@ -192,11 +226,11 @@ def _solve(product, near: Array, target: Array) -> Array:
         image = product(direction)
         length = left / jnp.sum(direction * image)
         d, residual = d + length * direction, residual - length * image
-        ahead = dot(near, residual)
+        ahead = dot(residual, near)
         now = jnp.sum(residual * ahead)
         return i + 1, d, residual, ahead + now / left * direction, now
 
-    ahead = dot(near, target)
+    ahead = dot(target, near)
     first = jnp.sum(target * ahead)
     return jax.lax.while_loop(go_on, step, (jnp.int32(0), jnp.zeros_like(target), target, ahead, first))[1]
 
@@ -213,11 +247,6 @@ def after(value: Array, *earlier: Array) -> Array:
         return value
     total = jnp.asarray(sum(jnp.sum(e.astype(jnp.float32)) for e in earlier))
     return value + 0.0 * jnp.where(jnp.isfinite(total), total, 0.0)
-
-
-def _log_loss(margins: Array) -> Array:
-    """Returns log(1 + exp(-margin)); faster than `softplus`, which also handles infinite margins."""
-    return jnp.maximum(-margins, 0) + jnp.log1p(jnp.exp(-jnp.abs(margins)))
 
 
 def _standardised(x: Array, mean: Array, scale: Array) -> Array:
