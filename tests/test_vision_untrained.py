@@ -75,6 +75,17 @@ def test_the_whole_last_stage_is_read_in_settings_of_its_own():
     assert all("whole last stage" in parts[label].statistic for label in "ef")
 
 
+def test_a_feature_that_a_trained_network_cannot_read_is_not_compared():
+    every = ("plain", "residual", "ceiling")
+    made = Made(dict.fromkeys(every, "shape texture color"), 1)
+    for name in every[:2]:
+        decoded(name, made, lambda feature, step: {"color": 0.9, "shape": 0.6, "texture": 0.4}[feature], (0,))
+    for feature in FEATURES:
+        made.learn("ceiling", feature, [1], 0.9 if feature == "texture" else 0.97)
+    effects = {label: part.values.mean() for label, part in parts_of(made.done(), "C37").items()}
+    assert effects == pytest.approx({"a": 0.3, "b": np.nan, "c": 0.3, "d": np.nan}, abs=1e-6, nan_ok=True)
+
+
 def test_a_readout_that_did_not_converge_leaves_its_network_out():
     made = Made({"plain": "shape texture color", "residual": "shape texture color"}, 1)
     for name in ("plain", "residual"):
