@@ -318,7 +318,7 @@ def _draw_changes(results: Results, condition: str, run: Sequence[str]) -> Figur
         return pd.DataFrame(found).T
 
     for i, feature in enumerate((COLOR, SHAPE, TEXTURE)):
-        draw.dots(axes, x, read("decode", feature), feature, STYLES[i], shift=0.14 * (i - 1))
+        draw.dots(axes, x, read("decode", feature), feature, STYLES[i] | {"linestyle": "none"}, shift=0.14 * (i - 1))
         draw.floor(axes, x, read("decode_shuffled", feature).mean(axis=1), "permuted labels", "x")
     draw.floor(axes, x + 0.28, read("decode", "tint").mean(axis=1), "tint, the unused twin of color", "d")
     contrasts.at_levels(axes, [name if name == UNTRAINED else f"trained\non {name}" for name, *_ in levels])
