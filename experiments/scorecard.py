@@ -23,7 +23,7 @@ BLOCK = re.compile(r"(?<=<!-- claims -->\n).*?(?=<!-- /claims -->)", re.S)
 
 # README shows the first claim about each factor in each family of networks, and that on the analysis most used on brains,
 # whatever their verdicts; the full card has all claims.
-HEADLINES = ("C01", "C05", "C08", "C09", "C10", "C12", "C13", "C14", "C15", "C16", "C26")
+HEADLINES = ("C01", "C05", "C08", "C09", "C10", "C12", "C13", "C14", "C15", "C16", "C17", "C26")
 
 
 def sources() -> list[card.Source]:
