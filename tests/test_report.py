@@ -180,6 +180,7 @@ def test_verdicts_are_drawn_in_units_of_their_margin():
     rows = [
         row_of("C91", "", None), row_of("C91a", 1, 0.1), row_of("C91b", -1, -0.2, margin=0.1), row_of("C92", 0, 0.01),
         row_of("C93", 1, None), row_of("C94", 1, 0.1, exploratory="True"), row_of("C95", "", 0.1),
+        row_of("C96", 1, 0.1, ci_low="", ci_high=""),
     ]  # fmt: skip
     every = [(id_, value, seed) for id_, value in (("C91a", 0.15), ("C91b", 0.3), ("C92", -0.05)) for seed in range(4)]
     values = pd.DataFrame(every, columns=["id", "value", "seed"]).assign(column="base", passed=lambda own: own["seed"] < 3)

@@ -41,9 +41,14 @@ def test_preference_is_the_difference_of_conflicts_and_its_crossing_the_mean_of_
     assert effects == pytest.approx(expected, abs=1e-3, nan_ok=True)
     assert {part.side for part in parts.values()} == {1}
     verdicts = {row["id"]: row["verdict"] for row in judge(vision_redundancy.claims(made(), "sgd"), "sgd", False)}
-    assert verdicts == {"C40a": "reproduced", "C40b": "not measured", "C40c": "reproduced", "C40d": "reproduced"} | {
-        "C40": verdicts["C40"]
+    expected = {
+        "C40": "reproduced",
+        "C40a": "reproduced",
+        "C40b": "not measured",
+        "C40c": "reproduced",
+        "C40d": "reproduced",
     }
+    assert verdicts == expected
 
 
 def test_a_network_that_has_not_learned_its_label_is_left_out_of_the_first_part_alone():

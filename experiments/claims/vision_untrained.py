@@ -106,6 +106,7 @@ EXPERIMENT = Experiment(
     seed_caps=(
         *((name, SEEDS) for name in (*FEATURES, "all", "chance")),
         *((f"{name}_flat", SEEDS_FLAT) for name in FAMILIES),
+        ("ceiling", SEEDS_CEILING),
     ),
     probes=("decode",),
     num_seeds=SEEDS_UNTRAINED,

@@ -32,7 +32,8 @@ def drawn(rows: Sequence[Mapping[str, Any]], values: pd.DataFrame) -> Drawn | No
       rows: of `claims.csv`, as text; those of runs that were judged by earlier rules have no side, and are left out.
       values: `claim_values.csv`.
     """
-    parts = [row for row in rows if row["exploratory"] == "False" and row["side"] and row["margin"] and row["effect"]]
+    needed = ("side", "margin", "effect", "ci_low")  # of one seed there is no interval
+    parts = [row for row in rows if row["exploratory"] == "False" and all(row[name] for name in needed)]
     if not parts:
         return None
     figure, panels = draw.grid(1, 1, 8.0, 1.1 + 0.34 * len(parts))
