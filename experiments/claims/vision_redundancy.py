@@ -1,6 +1,6 @@
 """Which of two features of an image a network relies on when both predict its label (claim C40).
 
-Claim: of two redundant features the easier one, color, is relied on, even where the other one predicts the label better.
+Claim: of two redundant features that predict a label equally well, the easier one, color, is relied on.
 Paper: Hermann and Lampinen 2020 (Trifeature): their claim C30 in images. Tasks, statistics, sizes and controls are ours.
 
   python -m experiments.run --experiment=vision_redundancy --workdir=DIR                 full: 32 and 16 seeds
@@ -12,15 +12,15 @@ many updates. What a network relies on is read from its own answers to images wh
 they differ, how often the answer is the value of each.
 
   C40   share of conflicts that follow color minus share that follow shape
-    a   where both always equal the label (`both`) > 0
-    b   trained on 1,024 images: mean of color .8, shape .9 and of the reverse > 0
-    c   the same on 8,192 images
-    d   the same where every image is new
+    a        where both always equal the label (`both`) > 0
+    b, c, d  where they predict it equally well, of 1,024 images, of 8,192, and where every image is new, > 0
+    e, f, g  where color predicts it in .8 and shape in .9 of the images, of as many images, > 0; shown
 
-In a line through the two settings, the preference at equal probabilities is the mean of the two. That it is above zero is
-the same as that the line crosses zero where color predicts the label less well than shape does. With too few images a
-network cannot learn shape, and relies on color for want of anything else: b to d are measured only where the answers of
-networks with color .5 and shape .9 are the shape in .90 of all images, on average.
+The preference at equal probabilities is found by linear interpolation: it is the mean of those of color .8, shape .9, and
+of the reverse. A network that follows the better feature wherever it can, but does not read every shape, would have a mean
+above zero. So what the control lacks is subtracted: in the control (color .5, shape .9) such a network follows shape in all
+conflicts but those whose shape it does not read. With too few images no network reads shape: b to g are measured only
+where the control's answers are the shape in .90 of all images, on average.
 
 Settings: both; n1k_, n8k_ and fresh_ (numbers of images) with c50, c80 and c90 (P(color = label); shape .9, .9 and .8).
 
@@ -50,9 +50,10 @@ VALUES = 4  # of the label and of every factor
 BATCH, UPDATES = 64, 3072
 SIZES = {"n1k": 1024, "n8k": 8192, "fresh": BATCH * UPDATES}  # numbers of training images
 MATCHES = {"c50": (0.5, 0.9), "c80": (0.8, 0.9), "c90": (0.9, 0.8)}  # P(feature = label), of color and of shape
-READABLE = 0.90  # of all answers are the shape where color predicts little, or shape is not learned from so few images
+READABLE = 0.90  # of all answers are the shape in the control, or shape is not learned from so few images
 LADDER = {f"{size}_{name}": (SIZES[size], match) for size in SIZES for name, match in MATCHES.items()}
 SEEDS, SEEDS_LADDER = 32, 16
+PREFERENCE = "share of conflicts that follow color minus share that follow shape"
 
 
 def _of(images: int, match: tuple[float, float]) -> Overrides:
@@ -103,11 +104,10 @@ EXPERIMENT = Experiment(
 def claims(results: Results, condition: str) -> list[Claim]:
     """Returns C40."""
     text, paper, (both, *_), source = CLAIMS["C40"]
-    parts = [_always(results, f"{condition}.{both}")] if results.has(f"{condition}.{both}") else []
-    for label, size in zip("bcd", SIZES, strict=True):
-        settings = [f"{condition}.{size}_{name}" for name in MATCHES]
-        parts += [_crossing(results, label, SIZES[size], *settings)] if results.has(*settings) else []
-    return [Claim("C40", text, paper, tuple(parts), source)]
+    parts = [_always(results, f"{condition}.{both}")]
+    for label, shown, size in zip("bcd", "efg", SIZES, strict=True):
+        parts += _compared(results, (label, shown), size, *(f"{condition}.{size}_{name}" for name in MATCHES))
+    return [Claim("C40", text, paper, tuple(sorted(parts, key=lambda part: part.label)), source)]
 
 
 def conflicts(results: Results, setting: str, feature: str) -> pd.Series:
@@ -123,22 +123,44 @@ def preference(results: Results, setting: str) -> pd.Series:
 
 def _always(results: Results, setting: str) -> Part:
     """Returns part a, over the networks that answer right where color and shape agree."""
+    text = f"{PREFERENCE}, both always equal the label"
+    if not results.has(setting):
+        return contrasts.not_run("a", text, +1, MARGIN)
     right = results.values(setting, "agreement_where", COLOR, at=f"equals {SHAPE}")
     passed = pd.DataFrame({f"{setting} (right where color and shape agree)": right > MASTERY})
-    text = "share of conflicts that follow color minus share that follow shape, both always equal the label"
     return Part("a", text, preference(results, setting), passed, +1, MARGIN)
 
 
-def _crossing(results: Results, label: str, images: int, little: str, less: str, more: str) -> Part:
-    """Returns a part of the claim for one number of images, without values where shape is not learned from so few."""
-    readable = results.values(little, "agreement", SHAPE).mean() >= READABLE
-    values = (preference(results, less) + preference(results, more)) / 2
-    many = f"{images:,} images" if images < max(SIZES.values()) else "new images throughout"
-    text = f"share of conflicts that follow color minus share that follow shape, mean of .8 / .9 and .9 / .8, {many}"
-    return Part(
-        label, text, values if readable else values * np.nan,
-        pd.DataFrame({f"{less}, {more} (no gate)": values.notna()}), +1, MARGIN,
-    )  # fmt: skip
+def _compared(
+    results: Results, labels: tuple[str, str], size: str, control: str, worse: str, better: str
+) -> list[Part]:  # fmt: skip
+    """Returns the two parts of a number of images, without values where shape is not learned from so few.
+
+    Args:
+      results: of the experiment.
+      labels: of the part at equal probabilities, and of that where shape predicts better.
+      size: key of SIZES.
+      control: full name of the setting in which color predicts little.
+      worse: of that in which color predicts less well than shape.
+      better: of that in which it predicts better.
+    """
+    equal, less = (f"{PREFERENCE}, {what}, {_images(size)}" for what in ("equal probabilities", ".8 / .9"))
+    if not results.has(control, worse, better):
+        return [contrasts.not_run(labels[0], equal, +1, MARGIN)]
+    is_read = results.values(control, "agreement", SHAPE).mean() >= READABLE
+    mean = (preference(results, worse) + preference(results, better)) / 2
+    lacking = (1 + preference(results, control)) / 2  # 0 where the control follows shape in all conflicts
+    values = [own if is_read else own * np.nan for own in (mean - lacking, preference(results, worse))]
+    passed = [pd.DataFrame({f"{worse} (no gate)": own.notna()}) for own in values]
+    return [
+        Part(label, text, own, gate, +1, MARGIN, kind=kind)
+        for label, text, own, gate, kind in zip(labels, (equal, less), values, passed, ("deciding", "shown"), strict=True)
+    ]
+
+
+def _images(size: str) -> str:
+    """Returns the number of training images in words. Args: size, key of SIZES."""
+    return "new images throughout" if size == "fresh" else f"{SIZES[size]:,} images"
 
 
 def accuracy_of(
@@ -180,9 +202,8 @@ def figures(results: Results) -> list[Drawn]:
     """Returns all figures, for the settings that were run."""
     condition = str(results.settings["column"].iloc[0])
     panels = {"both always equal the label": {"1 / 1": (f"{condition}.both", (1.0, 1.0))}}
-    for size, images in SIZES.items():
-        many = f"{images:,} images" if size != "fresh" else "new images throughout"
-        panels[many] = {
+    for size in SIZES:
+        panels[_images(size)] = {
             f"{color:g} / {shape:g}".replace("0.", "."): (f"{condition}.{size}_{name}", (color, shape))
             for name, (color, shape) in MATCHES.items()
         }
@@ -199,8 +220,8 @@ CAPTIONS = {
     "reliance": "Networks trained on a label that color and shape predict, by the two probabilities. Top: on images whose "
     "color and shape differ, how often the answer is the value of each. Bottom: accuracy on the training distribution, as "
     "it follows from the answers where color and shape agree and where they differ, and the best accuracy that the labels "
-    "allow. A dot is a seed; marks are means over seeds with 95 % intervals. Grey marks are floors: how "
-    "often the answer is the value of the unused twins.",
+    "allow (dashes) and chance (dotted). A dot is a seed; marks are means over seeds with 95 % intervals. Grey marks at "
+    "the top are floors: how often the answer is the value of the unused twins.",
 }
 
 

@@ -11,7 +11,7 @@ controls are ours.
 Settings:
   plain, residual   untrained networks of 64 x 64 pixels, ten shapes x ten textures x ten colors; trained for one update,
                     after which nothing is read
-  plain_flat, residual_flat   the same, of which the last stage is read whole, too
+  plain_flat, residual_flat   the same, of which the last stage is also read without the mean over places (flat)
   ceiling           the plain network trained on all three features of these images; a feature whose test accuracy is under
                     .95 there is not compared in C37
   shape, texture, color   the plain network of `vision_plain`, trained on one feature of four values alone
@@ -19,15 +19,15 @@ Settings:
   chance                  the same trained on labels that do not depend on the image; shown
 
   C37   held-out accuracy of a readout, color - shape and shape - texture, in untrained networks
-    a, b   plain network; c, d   residual network; e to h   the same, where the readout is from the whole last stage
+    a, b   plain network; c, d   residual network; e to h   the same, read from the flat last stage
   C38   accuracy of a readout after minus before training on one feature
     a to c   of the feature trained on (shape, texture, color) > 0
     d to i   of each other feature < 0; not measured where its untrained accuracy is less than .10 above chance
     j to o   of each other feature, after training minus chance > 0
   C39   log ratio of similarities: of a trained and an untrained network, to that of networks of different features
 
-A readout is a linear, multinomial one. The representation is the mean of the last stage over places,
-unless it is said to be whole.
+A readout is a linear, multinomial one. The representation is the mean of the last stage over places, unless it is said to
+be flat.
 
 For cost and outcome of the run see `manifest.json` and `claims.csv` in `experiments/results/vision_untrained/`.
 Expected from the paper: color above shape above texture; target up, others down but above chance; above zero.
@@ -61,12 +61,13 @@ FEATURES = (SHAPE, TEXTURE, COLOR)
 FAMILIES = ("plain", "residual")
 PAIRS = tuple((target, other) for target, other in itertools.permutations(FEATURES, 2))
 UNTRAINED = "untrained"
-SEEDS, SEEDS_UNTRAINED, SEEDS_FLAT, SEEDS_CEILING = 16, 32, 12, 4
+SEEDS, SEEDS_UNTRAINED, SEEDS_FLAT, SEEDS_CEILING = 16, 32, 16, 4
 CHANCE = 0.25  # of four values
 READABLE = 0.10  # above chance, at which an untrained network's accuracy can fall
 CEILING = 0.95  # of a trained network, below which a feature of ten values is not compared
 SESOI_SIMILARITY = float(np.log(1.1))
-WHOLE = (("keep.views", ("layers", "flat")), ("keep.probes", ("decode_flat",)))
+FLAT = {name: f"{name}_flat" for name in FAMILIES}  # the setting in which the last stage is read flat, too
+FLAT_TOO = (("keep.views", ("layers", "flat")), ("keep.probes", ("decode_flat",)))
 ALIKE = (("keep.shared", True), ("keep.probes", ("similarity",)))
 MODELS = {"plain": ConvNetOptions(), "residual": ConvNetOptions(form="residual", widths=(16, 32, 64))}
 
@@ -97,7 +98,7 @@ EXPERIMENT = Experiment(
     ),
     settings=(
         *((name, _untrained(name)) for name in FAMILIES),
-        *((f"{name}_flat", (*_untrained(name), *WHOLE)) for name in FAMILIES),
+        *((FLAT[name], (*_untrained(name), *FLAT_TOO)) for name in FAMILIES),
         ("ceiling", (*TEN, ("task.outputs", FEATURES), ("task.num_probe", 2000), ("training.epochs", 8))),
         *((name, (("task.outputs", (name,)), *ALIKE)) for name in FEATURES),
         ("all", (("task.outputs", FEATURES),)),
@@ -105,7 +106,7 @@ EXPERIMENT = Experiment(
     ),
     seed_caps=(
         *((name, SEEDS) for name in (*FEATURES, "all", "chance")),
-        *((f"{name}_flat", SEEDS_FLAT) for name in FAMILIES),
+        *((name, SEEDS_FLAT) for name in FLAT.values()),
         ("ceiling", SEEDS_CEILING),
     ),
     probes=("decode",),
@@ -138,37 +139,31 @@ def claims(results: Results, condition: str) -> list[Claim]:
 
 
 def _decoded(results: Results, *settings: str) -> tuple[Part, ...]:
-    parts, told = [], _told_apart(results, f"{settings[0].split('.')[0]}.ceiling")
-    compared = itertools.product((*settings, *map(_whole, settings)), ((COLOR, SHAPE), (SHAPE, TEXTURE)))
-    for label, (setting, (first, second)) in zip(string.ascii_lowercase, compared, strict=False):
+    condition = settings[0].split(".")[0]
+    readable, ceiling = _readable(results, f"{condition}.ceiling")
+    read = [(family, f"{condition}.{family}", "last_hidden", "") for family in FAMILIES]
+    read += [(family, f"{condition}.{own}", "flat", ", flat last stage") for family, own in FLAT.items()]
+    compared = itertools.product(read, ((COLOR, SHAPE), (SHAPE, TEXTURE)))
+    parts = []
+    for label, ((family, setting, site, what), (first, second)) in zip(string.ascii_lowercase, compared, strict=False):
+        text = f"held-out accuracy of decoding {first} minus {second}, untrained {family} network{what}{ceiling}"
         if not results.has(setting):
+            parts.append(contrasts.not_run(label, text, +1, MARGIN))
             continue
-        whole, family = setting not in settings, setting.split(".")[1].removesuffix("_flat")
-        site = _flat(results, setting) if whole else "last_hidden"
         one, other = contrasts.pair(results, setting, "decode", first, second, step=0, site=site)
-        gap = one - other if first in told and second in told else (one - other) * np.nan
+        gap = one - other if {first, second} <= readable else (one - other) * np.nan
         passed = pd.concat([contrasts.converged(results, setting, f, 0, site=site) for f in (first, second)], axis=1)
-        text = f"held-out accuracy of decoding {first} minus {second}, untrained {family} network"
-        parts.append(Part(label, f"{text}, whole last stage" if whole else text, gap, passed, +1, MARGIN))
+        parts.append(Part(label, text, gap, passed, +1, MARGIN))
     return tuple(parts)
 
 
-def _told_apart(results: Results, setting: str) -> list[str]:
-    """Returns the features that a trained network reads from these images; all if none was trained."""
+def _readable(results: Results, setting: str) -> tuple[set[str], str]:
+    """Returns the features that every trained network reads from these images, and a remark; all if none was trained."""
     if not results.has(setting):
-        return list(FEATURES)
+        return set(FEATURES), ", no ceiling"
     end = results.last_step(setting)
-    return [f for f in FEATURES if results.accuracy(setting, f, "accuracy").loc[end].mean() >= CEILING]
-
-
-def _whole(setting: str) -> str:
-    """Returns the setting of the same untrained network in which the last stage is read whole, too."""
-    return f"{setting}_flat"
-
-
-def _flat(results: Results, setting: str) -> str:
-    """Returns the view that is the whole last stage."""
-    return contrasts.hidden(results, setting)[-1].removesuffix(".mean") + ".flat"
+    accuracy = {f: results.accuracy(setting, f, "accuracy").loc[end].mean(skipna=False) for f in FEATURES}
+    return {f for f in FEATURES if accuracy[f] >= CEILING}, ""
 
 
 def _changed(results: Results, *settings: str) -> tuple[Part, ...]:
@@ -181,7 +176,7 @@ def _changed(results: Results, *settings: str) -> tuple[Part, ...]:
     for target, other in PAIRS:
         gain, passed = _change(results, trained[target], other, target)
         before = results.values(trained[target], "decode", other, step=0) - CHANCE
-        readable = before.mean() >= READABLE
+        readable = before.mean(skipna=False) >= READABLE
         text = f"accuracy of decoding {other} after minus before training on {target}"
         parts.append((text, gain if readable else gain * np.nan, passed, -1))
     for target, other in PAIRS:
@@ -268,7 +263,7 @@ def figures(results: Results) -> list[Drawn]:
 FIGURES = {"C37": "decoded", "C38": "changes", "C39": "similar"}  # the figure that shows a claim
 CAPTIONS = {
     "decoded": "Held-out accuracy of linear readouts of ten colors, shapes and textures in untrained networks, from the "
-    "mean of every stage over places, and from the whole last stage. A dot is a seed; marks are means over seeds with "
+    "mean of every stage over places, and from the flat last stage. A dot is a seed; marks are means over seeds with "
     "95 % intervals. Grey crosses are readouts of permuted labels.",
     "changes": "Accuracy of linear readouts of color, shape and texture from the mean of the last stage, before training "
     "and after training on one of them, on all of them, and on labels that do not depend on the image (`chance`). "
@@ -288,8 +283,8 @@ def _draw_decoded(results: Results, condition: str, families: Sequence[str]) -> 
     for axes, family in zip(panels[0], families, strict=True):
         setting = f"{condition}.{family}"
         read = {stage.removesuffix(".mean"): (setting, stage) for stage in contrasts.hidden(results, setting)}
-        if results.has(whole := _whole(setting)):
-            read["last stage, whole"] = (whole, _flat(results, whole))
+        if results.has(flat := f"{condition}.{FLAT[family]}"):
+            read["last stage, flat"] = (flat, "flat")
         x = range(len(read))
         for i, feature in enumerate((COLOR, SHAPE, TEXTURE)):
             found = {

@@ -40,6 +40,11 @@ def claims_of(table: Mapping[str, tuple], results: Results, condition: str) -> l
     return made
 
 
+def not_run(label: str, statistic: str, side: int, margin: float) -> Part:
+    """Returns a deciding part whose settings were not run: it has no seeds, and its claim is partial."""
+    return Part(label, statistic, pd.Series(dtype=float), pd.DataFrame(), side, margin)
+
+
 def at_end(results: Results, setting: str, outputs: Sequence[str]) -> pd.DataFrame:
     """Returns the gate (seeds by outputs, True where learned) for these outputs at the end of training."""
     return gate(results, [(setting, outputs, [results.last_step(setting)])])
