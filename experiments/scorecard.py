@@ -87,7 +87,7 @@ def _changes(rows: list[dict[str, Any]]) -> str:
 
 
 def write() -> None:
-    """Writes `scorecard.csv` and the text between the markers."""
+    """Writes `scorecard.csv`, figures of verdicts that are missing, and the text between the markers."""
     draw_missing()
     card.write_table(ROOT / RESULTS, sources())
     for path, section in sections().items():

@@ -293,7 +293,7 @@ class Experiment:
       probes: names in PROBES; a setting may have further ones, `keep.probes`.
       presets: sizes by name; `full` is the default.
       num_seeds: seeds of each setting.
-      seed_caps: maximum number of seeds of a setting, in every condition, for settings that no claim reads.
+      seed_caps: maximum number of seeds of a setting, in every condition.
       seed_blocks: settings with seeds of their own, in every condition: name, first seed and number of seeds.
       seed: the first seed of all other settings.
       verdict_seed: the first seed of the preset `full` as it stands, where one run of it gives the verdicts, as

@@ -1,4 +1,4 @@
-"""Networks of convolutions: a slow twin in float64, skips, views, that one image does not depend on others, refusals."""
+"""Convolutional networks: a slow twin in float64, skips, views, that one image does not depend on others, refusals."""
 
 import dataclasses
 import functools

@@ -131,6 +131,10 @@ def test_digits_are_read_after_the_mastery_of_parity_and_no_part_decides():
     assert [row["kind"] for row in rows] == ["ours"] * 4 + ["shown"] * 2
     assert [row["verdict"] for row in rows] == ["reproduced", "opposite"] * 2 + ["reproduced, size not shown", "opposite"]
     assert np.isnan([row["p_holm"] for row in rows]).all()  # none of them is a claim of the card
+    two = Seen(["two_colors"], hard="parity").put_r2("two_colors", r2_of(0.2, 0.3))
+    assert list(parts_of(two, digits)) == list("ghi")
+    counts = digits.EXPERIMENT.configs()["base.two_colors"].task
+    assert {own.values for name, own in DATA["digits"].factors(counts).items() if name != "digit"} == {2}
 
 
 @pytest.mark.parametrize("module", [vision_plain, vision_residual, digits])

@@ -6,6 +6,7 @@ loss on our weights. Accuracies of Transformers are greedy: a prediction is the 
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Mapping
 
 from experiments.benchmark.contest import (
@@ -32,15 +33,9 @@ WAYS = {
         Form("bmm", "parts", 4, 2, False),
         Form("bmm", "whole", 4, 2, True),
     ),
-    "convnet": (
-        Form("grouped", "parts", 2, 2, False),
-        Form("grouped", "parts", 2, 2, True),
-        Form("grouped", "parts", 4, 2, False),
-        Form("grouped", "parts", 4, 2, True),
-        Form("grouped channels-last", "parts", 2, 2, False),
-        Form("grouped channels-last", "parts", 2, 2, True),
-        Form("grouped channels-last", "parts", 4, 2, False),
-        Form("grouped channels-last", "parts", 4, 2, True),
+    "convnet": tuple(
+        Form(batched, "parts", models, 2, is_compiled)
+        for batched, models, is_compiled in itertools.product(("grouped", "grouped channels-last"), (2, 4), (False, True))
     ),
 }
 SMOKE_WAYS = {

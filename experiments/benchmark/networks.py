@@ -1,4 +1,4 @@
-"""The networks that the benchmark trains: the base MLP, two forms of the Transformer, and two networks of convolutions.
+"""The networks that the benchmark trains: the base MLP, two forms of the Transformer, and two convolutional networks.
 
 Every form is a setting of an experiment; the empty form stands for the MLP. Source: ours.
 """

@@ -1,4 +1,4 @@
-"""Networks of convolutions in PyTorch for the benchmark: one at a time, or an ensemble by grouped convolutions.
+"""Convolutional networks in PyTorch for the benchmark: one at a time, or an ensemble by grouped convolutions.
 
 They compute what `repbias_jax.models.convnet` computes in both of its forms, without dropout. Images stay uint8 in memory.
 In an ensemble the channels of K networks are side by side in one image `[B, K C, H, W]`: a convolution has K groups, and a
@@ -111,7 +111,7 @@ class Network:
 
 
 class Images(TrainedByName):
-    """A mixin for contenders that train networks of convolutions."""
+    """A mixin for contenders that train convolutional networks."""
 
     test: Any  # [..., N, H, W, 3]
 

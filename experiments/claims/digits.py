@@ -2,7 +2,7 @@
 
 Claim: a network that is trained to report the color of a handwritten digit and whether it is odd represents color more
 strongly.
-Paper: none, ours: what C17 and C18 ask of rendered shapes, asked of pictures that nobody here made. Exploratory: each part
+Paper: none, ours: what C17 and C18 ask of rendered shapes, asked of public data. Exploratory: each part
 has a verdict of its own, and none enters the claims of the paper.
 
   python -m experiments.run --experiment=digits --workdir=DIR                 full: 16 seeds
@@ -22,9 +22,13 @@ is mastered.
     d   b, trained minus untrained
     e   a after equally many updates, at the end of training; shown
     f   b after equally many updates; shown
+    g, h, i   a, c and e where color, too, has two values
   Second measure of each: the log ratio.
 
-Settings: plain and residual.
+Color has four values and parity two. Means of four classes can differ in three directions and those of two in one, so that
+color may explain more variance for this alone: g to i have two colors and two tints.
+
+Settings: plain, residual and two_colors (plain).
 
 For cost and outcome of the run see `manifest.json` and `claims.csv` in `experiments/results/digits/`.
 Expected: color above parity in both networks.
@@ -51,8 +55,9 @@ from repbias_jax.statistics import Claim, Part
 
 PARITY = "parity"
 TWO = (COLOR, PARITY)
-NETWORKS = {"plain": "plain network", "residual": "residual network"}
-LABELS = {"plain": "ace", "residual": "bdf"}  # of the parts: after mastery, trained minus untrained, at the end
+NETWORKS = {"plain": "plain network", "residual": "residual network", "two_colors": "plain network, two colors"}
+LABELS = {"plain": "ace", "residual": "bdf", "two_colors": "ghi"}  # after mastery, trained minus untrained, at the end
+TWO_COLORS = ("red", "green")
 SEEDS = 16
 
 EXPERIMENT = Experiment(
@@ -65,14 +70,18 @@ EXPERIMENT = Experiment(
         Training(batch_size=64, epochs=16, observe_every=128),
         Keep(views=("layers",), every=128),
     ),
-    settings=(("plain", ()), ("residual", (("model", ConvNetOptions(form="residual", widths=(16, 32, 64))),))),
+    settings=(
+        ("plain", ()),
+        ("residual", (("model", ConvNetOptions(form="residual", widths=(16, 32, 64))),)),
+        ("two_colors", (("task.colors", TWO_COLORS), ("task.tints", TWO_COLORS))),
+    ),
     probes=("variance",),
     num_seeds=SEEDS,
     variant="settings that are not frozen yet",
     presets=(
         ("full", Preset(SEEDS)),
         ("quick", Preset(12, overrides=(("training.epochs", 8),))),
-        ("smoke", Preset(2, overrides=vision.SMOKE)),
+        ("smoke", Preset(2, settings=("plain", "residual"), overrides=vision.SMOKE)),
     ),
 )
 
@@ -117,8 +126,9 @@ def figures(results: Results) -> list[Drawn]:
 FIGURES = {"C41": "levels"}  # the figure that shows a claim
 CAPTIONS = {
     "levels": "Variance of the mean of the last stage that is explained by the color and by the parity of a handwritten "
-    "digit, at least 1,000 updates after parity is mastered, in a plain and in a residual network. A dot is a seed; marks "
-    "are means over seeds with 95 % intervals. Grey marks are floors.",
+    "digit, at least 1,000 updates after parity is mastered, in a plain and in a residual network, and in a plain one that "
+    "sees two colors instead of four. A dot is a seed; marks are means over seeds with 95 % intervals. Grey marks are "
+    "floors.",
     "along": "Test accuracy of the worst class of color and parity along training, and the variance that they explain; "
     "means over seeds with 95 % bands. All of it is on pictures that training does not show.",
     "stages": "The same at every stage, averaged over places, at the end of training.",
@@ -131,7 +141,8 @@ def _draw_levels(results: Results, run: dict[str, str]) -> Figure | None:
     if not run:
         return None
     figure, panels = draw.grid(1, 1, 7.0, 4.2)
-    vision.draw_levels(panels[0][0], results, run, "handwritten digits", PARITY)
+    levels = {name.replace(", ", ",\n"): setting for name, setting in run.items()}
+    vision.draw_levels(panels[0][0], results, levels, "handwritten digits", PARITY)
     return draw.finish(figure)
 
 

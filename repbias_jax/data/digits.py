@@ -1,4 +1,4 @@
-"""Handwritten digits in color on a tinted background: images of pictures that nobody here made.
+"""Handwritten digits in color on a tinted background: images of public data.
 
 The pictures are the 1,797 digits of 8 x 8 pixels that come with scikit-learn. Each is enlarged, shifted by a few pixels and
 colored. Factors are drawn first, then a picture that has them:

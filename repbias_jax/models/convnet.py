@@ -33,7 +33,7 @@ from repbias_jax.models.sites import site
 
 @dataclass(frozen=True)
 class ConvNetOptions(Model):
-    """Options of networks of convolutions; dropout follows every stage."""
+    """Options of convolutional networks; dropout follows every stage."""
 
     name: str = option("convnet", "architecture", choices=("convnet",))
     form: str = option("plain", "stages", choices=("plain", "residual"))

@@ -170,7 +170,8 @@ def reliance(fit: Side, score: Side, outputs: Outputs) -> dict[Measured, Array]:
     feature's values. Range: 0 to 1; direction: higher agrees with the feature more; perfect: 1; random: 1 / C. On a set
     with independent features, an output that equals one of them agrees with the others at 1 / C. The value is the same at
     every site, since the rest of the network is run from there. `agreement_where` is the same on the examples on which the
-    feature equals another one (at = "equals NAME"), or on which it does not (at = "differs from NAME").
+    feature equals another one (at = "equals NAME"), or on which it does not (at = "differs from NAME"). Where they differ,
+    an output that equals the other one has 0, a random one 1 / C.
 
     Args:
       fit: activations `[N, D]` and factors int `[N]`.

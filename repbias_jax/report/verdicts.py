@@ -18,10 +18,10 @@ from repbias_jax.report.figures import FLOOR, STYLES, Axes, Drawn
 
 NAME = "verdicts"
 CAPTION = (
-    "The statistic of every part of the claims, in units of its margin: the smallest effect that matters is 1 (dashed). "
-    "What lies to the right of 0 supports the claim; parts that claim little or no effect, marked =, support it between -1 "
-    "and 1. A dot is a seed that passed; marks are means with 95 % intervals. The scale is linear up to 1 and logarithmic "
-    "beyond."
+    "The statistic of every part of the claims that has an interval, in units of its margin: the smallest effect that "
+    "matters is 1 (dashed). What lies to the right of 0 supports the claim; parts that claim little or no effect, marked "
+    "=, support it between -1 and 1. A dot is a seed that passed, or a seed's pseudo-value where a statistic is one of "
+    "pairs of networks; marks are means with 95 % intervals. The scale is linear up to 1 and logarithmic beyond."
 )
 
 

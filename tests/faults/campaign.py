@@ -5,7 +5,7 @@
 
 Every trial ends in one of: `same` (the same command, run again, ends with the same bytes: weights' fingerprints, curves,
 activations, results and claims), `named` (refused, with a message that names a file of the workdir and the stage to
-rerun) or `other`, which must not be. The tiny experiments, with MLPs, Transformers and networks of convolutions, are eight
+rerun) or `other`, which must not be. The tiny experiments, with MLPs, Transformers and convolutional networks, are eight
 runs with two checkpoints; all but the last are one chunk.
 
 What a process did before it was killed stays in the page cache here: loss of power is another matter, against which every

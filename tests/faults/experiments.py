@@ -1,4 +1,4 @@
-"""The tiny experiments that faults disturb, by key: with MLPs, Transformers and networks of convolutions."""
+"""The tiny experiments that faults disturb, by key: with MLPs, Transformers and convolutional networks."""
 
 from types import ModuleType
 

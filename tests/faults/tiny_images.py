@@ -1,4 +1,4 @@
-"""The smallest experiment with a network of convolutions: the settings, claim and figure of `tiny` on images.
+"""The smallest experiment with a convolutional network: the settings, claim and figure of `tiny` on images.
 
 It is called `tiny` too, and so is its folder; its key in EXPERIMENTS is `tiny_images`.
 """
