@@ -106,10 +106,10 @@ def test_skips_are_compared_within_a_seed():
     made = Seen(["skip_1", "skip_0", "vit"]).put_r2("skip_1", r2_of(0.5, 0.2, end=-0.1))
     made.put_r2("skip_0", r2_of(0.25, 0.2)).put_r2("vit", r2_of(0.1, 0.2))
     parts = parts_of(made, vision_residual)
-    for label, effect in {"a": 0.3, "b": 0.25, "d": 0.1, "f": -0.1}.items():
+    for label, effect in {"a": 0.3, "b": 0.25, "d": 0.1, "e": -0.1}.items():
         assert parts[label].values.to_numpy() == pytest.approx(np.full(len(SEEDS), effect)), label
     assert parts["b"].secondary.to_numpy() == pytest.approx(np.log(0.5 / 0.25), abs=1e-3)
-    assert set(parts) == {"a", "b", "d", "f"}
+    assert set(parts) == {"a", "b", "d", "e"}
     verdicts = {row["id"]: row["verdict"] for row in judge(vision_residual.claims(made, "sgd"), "sgd", False)}
     assert verdicts["C18"] == "reproduced"
 
@@ -151,7 +151,7 @@ def test_every_figure_is_drawn_and_has_a_caption(module):
 
 
 def test_nothing_is_drawn_or_judged_of_settings_that_were_not_run():
-    for module, setting in ((vision_plain, "c030"), (vision_residual, "plain"), (digits, "other")):
+    for module, setting in ((vision_plain, "c030"), (vision_residual, "vit"), (digits, "other")):
         made = Seen([setting])
         (claim,) = module.claims(made.done(), "sgd")
         assert [part.kind for part in claim.parts if part.kind == "deciding"] == []
