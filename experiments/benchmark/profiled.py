@@ -1,8 +1,9 @@
 """Where the time of a training step goes: a profile by kind of operation, from JAX's profiler and the compiled program.
 
-The compiled program tells what an operation is: it, or what is fused into it, has a matrix product, which is of a
-convolution by its layer, or of attention if it has an axis of examples and one of heads; else its name tells that it copies
-or transposes an array; else the layer that it stems from is a convolution, attention or a norm. Source: ours.
+The compiled program tells what an operation is: it, or what is fused into it, has a matrix product, which is of attention
+if it has an axis of examples and one of heads; else its name tells that it copies or transposes an array; else the layer
+that it stems from is a convolution, attention or a norm. Products of convolutional networks are one kind, since XLA keeps
+no names of layers on those of a single run. Source: ours.
 """
 
 import collections
@@ -15,10 +16,10 @@ import jax
 
 DENSE, ATTENTION_PRODUCTS = "products of dense layers", "products of attention"
 NORMS, ATTENTION, COPIES, REST = "norms", "the rest of attention", "copies between layouts", "the rest"
-CONVOLUTIONS, WINDOWS = "products of convolutions", "windows of convolutions"
+PRODUCTS, WINDOWS = "matrix products", "windows of convolutions"
 KINDS = {  # by part of the benchmark
     "transformer": (DENSE, ATTENTION_PRODUCTS, NORMS, ATTENTION, COPIES, REST),
-    "convnet": (CONVOLUTIONS, DENSE, WINDOWS, NORMS, COPIES, REST),
+    "convnet": (PRODUCTS, WINDOWS, NORMS, COPIES, REST),
 }
 CALLS = ("while", "call", "conditional")  # their time is that of the operations inside
 
@@ -51,7 +52,8 @@ def shares(program: str, seconds: Mapping[str, float], part: str) -> dict[str, f
     for name, value in seconds.items():
         line = lines.get(name, "")
         called = re.search(r"calls=%?([\w.\-]+)", line)
-        found[_kind(name, line + bodies.get(called[1], "") if called else line)] += value
+        kind = _kind(name, line + bodies.get(called[1], "") if called else line)
+        found[PRODUCTS if kind in (DENSE, ATTENTION_PRODUCTS) and PRODUCTS in found else kind] += value
     return {kind: value / sum(seconds.values()) for kind, value in found.items()}
 
 
@@ -62,14 +64,11 @@ def _computations(program: str) -> dict[str, str]:
 
 def _kind(name: str, text: str) -> str:
     """Returns the kind of an operation. Args: text, its line and what is fused into it."""
-    is_convolution = "_conv/" in text
     if re.search(r"\bdot\(", text):
-        if is_convolution:
-            return CONVOLUTIONS
         return ATTENTION_PRODUCTS if re.search(r"lhs_batch_dims=\{\d+,", text) else DENSE
     if name.startswith(("copy", "transpose")):
         return COPIES
-    if is_convolution:
+    if "_conv/" in text:
         return WINDOWS
     if "_attend" in text:
         return ATTENTION
