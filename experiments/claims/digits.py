@@ -6,7 +6,7 @@ Paper: none, ours: what C17 and C18 ask of rendered shapes, asked of public data
 has a verdict of its own, and none enters the claims of the paper.
 
   python -m experiments.run --experiment=digits --workdir=DIR                 full: 16 seeds
-  python -m experiments.run --experiment=digits --workdir=DIR --preset=quick  12 seeds, half as long
+  python -m experiments.run --experiment=digits --workdir=DIR --preset=quick  12 seeds, shorter
 
 The images are scikit-learn's 1,797 digits, enlarged to 32 x 32 pixels, in four colors on a background of four tints. The
 networks are those of `vision_plain` and `vision_residual`, without the dial on skip connections. They report color, which
@@ -67,7 +67,7 @@ EXPERIMENT = Experiment(
         DigitOptions(features=TWO, num_train=16384, num_test=1024, num_probe=1024),
         ConvNetOptions(),
         Optimizer("adam", 1e-3),
-        Training(batch_size=64, epochs=16, observe_every=128),
+        Training(batch_size=64, epochs=12, observe_every=128),
         Keep(views=("layers",), every=128),
     ),
     settings=(
