@@ -77,7 +77,6 @@ EXPERIMENT = Experiment(
     ),
     probes=("variance",),
     num_seeds=SEEDS,
-    variant="settings that are not frozen yet",
     presets=(
         ("full", Preset(SEEDS)),
         ("quick", Preset(12, overrides=(("training.epochs", 8),))),
