@@ -267,7 +267,7 @@ def test_convolutions_in_pytorch_have_our_loss(tmp_path, form, kind):
         np.save(tmp_path / f"{split}_inputs.npy", images)
         np.save(tmp_path / f"{split}_labels.npy", answers)
     np.savez(tmp_path / "weights.npz", **flatten_dict(params["params"], sep="."))
-    more = {"compile": False, "step": "parts", "form": "grouped" if kind == "grouped" else torch_convnet.CHANNELS_LAST}
+    more = {"compile": False, "step": "parts", "batching": "grouped" if kind == "grouped" else torch_convnet.CHANNELS_LAST}
     made = torch_convnet.KINDS[kind if kind in torch_convnet.KINDS else "convnet ensemble"]
     rival = made(networks.rival_settings(config, tmp_path, [0, 1]) | more)
     assert rival.loss_of(str(tmp_path / "weights.npz")) == pytest.approx(float(sum(loss)), rel=1e-5)

@@ -13,8 +13,8 @@ epoch, whose cost is included. The benchmark reports wall and CPU time in micros
   JAX, a jitted step per run    one run, a step called from Python, all threads
   PyTorch loop                  typical notebook code: DataLoader, nn.Sequential, Adam, one run, all threads
   PyTorch tuned                 arrays in memory, fused Adam, one thread; two runs, each in a process pinned to a core
-  PyTorch ensemble bmm, vmap    many models at once by batched products or torch.func, in the fastest of several forms
-                                (`FORMS`; part `calibration` lists all of them, and the name tells which one was used)
+  PyTorch ensemble bmm, vmap    many models at once by batched products or torch.func, in the fastest of several ways
+                                (`WAYS`; part `calibration` lists all of them, and the name tells which one was used)
   scikit-learn MLPClassifier    its own loop, all threads; its own initial weights
   matrix product                the speed limit of the cores, in JAX and in PyTorch, 4096 x 4096
 

@@ -52,8 +52,8 @@ OPTIONS = {  # compiler options under which training is interrupted and resumed
     "no autotuning": {"xla_gpu_autotune_level": 0},
     "XLA's defaults": {},
 }
-COMPILED = {"form": "bmm", "step": "whole", "compile": True}  # the fastest PyTorch ensemble
-GROUPED = {**COMPILED, "form": "grouped channels-last"}
+COMPILED = {"batching": "bmm", "step": "whole", "compile": True}  # the fastest PyTorch ensemble
+GROUPED = {**COMPILED, "batching": "grouped channels-last"}
 STORED = "deterministic, stored autotuning"
 WHILE = "--xla_gpu_enable_command_buffer=+WHILE"
 VARIANTS: dict[str, tuple[str, Mapping[str, Any] | None]] = {  # XLA_FLAGS and compiler options compared for speed
@@ -228,7 +228,7 @@ def rivals(session: Session) -> None:
     session.run("dump", lanes=count, smoke=session.smoke, folder=str(session.folder))
     forms = {
         "bmm ensemble, compiled, CUDA graphs": ("device ensemble", COMPILED, count),
-        "torch.func ensemble": ("device ensemble", {"form": "vmap", "step": "parts", "compile": False}, count),
+        "torch.func ensemble": ("device ensemble", {"batching": "vmap", "step": "parts", "compile": False}, count),
         "one network after the other": ("device tuned", {}, 1),
     }
     for name, (kind, more, models) in forms.items():

@@ -145,7 +145,7 @@ class TorchTuned(TorchLoop):
 
 
 class TorchEnsemble(Contender):
-    """Many models at once by batched products (`form` bmm) or `torch.func` (`form` vmap).
+    """Many models at once by batched products (`batching` bmm) or `torch.func` (`batching` vmap).
 
     If `step` is whole, forward, backward and Adam are one compiled graph; if it is parts, forward and backward are
     compiled and Adam is PyTorch's fused one. If `compile` is false, the same steps are run eagerly.
@@ -156,7 +156,7 @@ class TorchEnsemble(Contender):
         inputs, labels, test, _ = self.arrays
         self.inputs, self.labels = torch.tensor(inputs), torch.tensor(labels, dtype=torch.int64)
         self.test, whole = torch.tensor(test), self.settings["step"] == "whole"
-        vmap = self.settings["form"] == "vmap"
+        vmap = self.settings["batching"] == "vmap"
         self.forward = torch.func.vmap(self.forward_one) if vmap else self.forward_all
         function = self.whole_step if whole else self.loss
         self.compiled: Any = (

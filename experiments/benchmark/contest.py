@@ -42,10 +42,10 @@ SIZES = {
 }
 
 
-class Form(NamedTuple):
+class Way(NamedTuple):
     """One way of training an ensemble in PyTorch; see `baselines.TorchEnsemble`."""
 
-    form: str  # bmm, vmap, or grouped (convolutions) with or without channels-last
+    batching: str  # bmm, vmap, or grouped (convolutions) with or without channels-last
     step: str  # whole or parts
     models: int  # per process
     processes: int  # two: pinned, one thread each; one: two threads
@@ -56,7 +56,7 @@ class Form(NamedTuple):
         """The name in the table."""
         made = f"compiled {self.step} step" if self.compile else "eager"
         threads = "2 processes" if self.processes == 2 else "2 threads"
-        return f"PyTorch ensemble {self.form} ({made}, {self.models} models, {threads})"
+        return f"PyTorch ensemble {self.batching} ({made}, {self.models} models, {threads})"
 
 
 class Bench:
@@ -118,11 +118,11 @@ class Bench:
             self.append(missing("speed", f"{library} {name}", library))
 
 
-def ensemble_settings(bench: Bench, form: Form) -> list[dict[str, Any]]:
+def ensemble_settings(bench: Bench, way: Way) -> list[dict[str, Any]]:
     """Returns the settings of the workers of an ensemble."""
-    shared = {"form": form.form, "step": form.step, "compile": form.compile}
-    count = form.models
-    if form.processes == 1:
+    shared = {"batching": way.batching, "step": way.step, "compile": way.compile}
+    count = way.models
+    if way.processes == 1:
         return [bench.rival(*range(count), threads=CORES, **shared)]
     return [bench.rival(*range(i * count, (i + 1) * count), **bench.pinned(i), **shared) for i in range(CORES)]
 

@@ -14,7 +14,7 @@ from experiments.benchmark.contest import (
     US,
     Bench,
     Contender,
-    Form,
+    Way,
     compete,
     ensemble_settings,
     fastest,
@@ -26,21 +26,21 @@ from experiments.benchmark.workers import Team, installed, paired, rounds_of
 # Ways to train an ensemble, by part.
 WAYS = {
     "transformer": (
-        Form("bmm", "parts", 2, 2, True),
-        Form("bmm", "parts", 4, 2, True),
-        Form("bmm", "parts", 8, 2, True),
-        Form("bmm", "parts", 8, 1, True),
-        Form("bmm", "parts", 4, 2, False),
-        Form("bmm", "whole", 4, 2, True),
+        Way("bmm", "parts", 2, 2, True),
+        Way("bmm", "parts", 4, 2, True),
+        Way("bmm", "parts", 8, 2, True),
+        Way("bmm", "parts", 8, 1, True),
+        Way("bmm", "parts", 4, 2, False),
+        Way("bmm", "whole", 4, 2, True),
     ),
     "convnet": tuple(
-        Form(batched, "parts", models, 2, is_compiled)
-        for batched, models, is_compiled in itertools.product(("grouped", "grouped channels-last"), (2, 4), (False, True))
+        Way(batching, "parts", models, 2, is_compiled)
+        for batching, models, is_compiled in itertools.product(("grouped", "grouped channels-last"), (2, 4), (False, True))
     ),
 }
 SMOKE_WAYS = {
-    "transformer": (Form("bmm", "parts", 2, 1, False),),
-    "convnet": (Form("grouped channels-last", "parts", 2, 1, False),),
+    "transformer": (Way("bmm", "parts", 2, 1, False),),
+    "convnet": (Way("grouped channels-last", "parts", 2, 1, False),),
 }
 UPDATES = 25  # of an epoch in the rounds that choose a way
 CHECKED_MODELS = 2  # per process, in the ensemble whose accuracies are reported
@@ -103,7 +103,7 @@ def _tuned(bench: Bench, is_compiled: bool) -> Contender:
     return Contender(f"{bench.part} tuned", settings)
 
 
-def _ensemble(bench: Bench, way: Form) -> Contender:
+def _ensemble(bench: Bench, way: Way) -> Contender:
     """Returns an ensemble; accuracies are those of a smaller one, which is trained to the end in less time."""
     fewer = None if bench.smoke else ensemble_settings(bench, way._replace(models=CHECKED_MODELS, processes=CORES))
     return Contender(f"{bench.part} ensemble", ensemble_settings(bench, way), fewer)

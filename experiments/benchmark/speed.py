@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark.contest import CORES, US, Bench, Contender, Form, compete, ensemble_settings, fastest
+from experiments.benchmark.contest import CORES, US, Bench, Contender, Way, compete, ensemble_settings, fastest
 from experiments.benchmark.forms import report as report_forms
 from experiments.benchmark.networks import part_of
 from experiments.benchmark.workers import ROOT, Sample, break_even, installed, machine, missing, paired, rounds_of, table
@@ -20,7 +20,7 @@ from repbias_jax import store
 COLUMNS = ("part", "name", "quantity", "unit", "rounds", "min", "median", "max")
 CHECKPOINT_SECONDS = 10.0  # the default of --checkpoint_seconds
 STEPS = {"bmm": "whole", "vmap": "parts"}  # `step` in the smoke size
-FORMS = (
+WAYS = (
     ("whole", 16, 1, True),
     ("whole", 16, 2, True),
     ("whole", 8, 2, True),
@@ -31,11 +31,11 @@ FORMS = (
 )
 
 
-def choose(bench: Bench, kind: str) -> Form:
-    """Returns the fastest form of an ensemble over a few rounds; forms that do not compile are skipped."""
-    forms = [Form(kind, *rest) for rest in (((STEPS[kind], 2, 1, False),) if bench.smoke else FORMS)]
-    by_label = {form.label: form for form in forms}
-    tried = {label: Contender("ensemble", ensemble_settings(bench, form)) for label, form in by_label.items()}
+def choose(bench: Bench, kind: str) -> Way:
+    """Returns the fastest way to train an ensemble over a few rounds; what does not compile is skipped."""
+    ways = [Way(kind, *rest) for rest in (((STEPS[kind], 2, 1, False),) if bench.smoke else WAYS)]
+    by_label = {way.label: way for way in ways}
+    tried = {label: Contender("ensemble", ensemble_settings(bench, way)) for label, way in by_label.items()}
     return by_label[fastest(bench, tried)]
 
 
@@ -47,10 +47,10 @@ def contenders(bench: Bench) -> dict[str, Contender]:
         pinned = [bench.rival(i, i + CORES, **bench.pinned(i)) for i in range(CORES)]
         found["PyTorch tuned"] = Contender("tuned", pinned)
         for kind in ("bmm", "vmap"):
-            form = choose(bench, kind)
-            fewer = form._replace(models=bench.size.lanes, processes=CORES)
+            way = choose(bench, kind)
+            fewer = way._replace(models=bench.size.lanes, processes=CORES)
             anew = None if bench.smoke else ensemble_settings(bench, fewer)
-            found[form.label] = Contender("ensemble", ensemble_settings(bench, form), anew)
+            found[way.label] = Contender("ensemble", ensemble_settings(bench, way), anew)
     if installed("sklearn"):
         found["scikit-learn MLPClassifier"] = Contender("scikit-learn", [bench.rival(0, 1)])
     size = {"size": bench.size.product, "threads": CORES}

@@ -120,7 +120,7 @@ class Images(TrainedByName):
         super()._prepare()
 
     def _network(self) -> Network:
-        channels_last = self.settings.get("form", CHANNELS_LAST) == CHANNELS_LAST
+        channels_last = self.settings.get("batching", CHANNELS_LAST) == CHANNELS_LAST
         return Network(self.torch, self.settings["options"], self._side_by_side(), channels_last)
 
     def _side_by_side(self) -> int:
