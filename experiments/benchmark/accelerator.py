@@ -226,12 +226,12 @@ def rivals(session: Session) -> None:
         return
     count = session.size.models
     session.run("dump", lanes=count, smoke=session.smoke, folder=str(session.folder))
-    forms = {
+    ways = {
         "bmm ensemble, compiled, CUDA graphs": ("device ensemble", COMPILED, count),
         "torch.func ensemble": ("device ensemble", {"batching": "vmap", "step": "parts", "compile": False}, count),
         "one network after the other": ("device tuned", {}, 1),
     }
-    for name, (kind, more, models) in forms.items():
+    for name, (kind, more, models) in ways.items():
         _rival(session, name, kind, more, models)
 
 
