@@ -60,6 +60,15 @@ class Probe(NamedTuple):
     order: Array  # [O] or [N, O]
 
 
+class Examples(NamedTuple):
+    """The examples of one batch, or of a block of it."""
+
+    inputs: Array  # [B, ...]
+    labels: Array  # [B, O], by output position
+    orders: Array  # [O] or [B, O], the listed output at each position
+    keys: Array | None  # [B], for dropout
+
+
 class State(NamedTuple):
     """The state of one run, which training changes: its weights and the optimizer state."""
 
@@ -177,13 +186,14 @@ def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State,
 
         def one_step(step: Array, state: State) -> State:
             chosen = jax.lax.dynamic_slice_in_dim(order, (step - epoch * per_epoch) * batch, batch)
-            key = jax.random.fold_in(keys.dropout, step) if "model.dropout" in static.switches else None
+            noise = jax.random.fold_in(keys.dropout, step) if "model.dropout" in static.switches else None
             phase = jnp.searchsorted(dials.training["phase_ends"][:-1], step, side="right")
             orders = data.train_order if data.train_order.ndim == 1 else data.train_order[chosen]
-            gradient = jax.grad(_total_loss)(
-                state.params, model, static, dials, data.train_inputs[chosen], data.train_labels[chosen], orders,
-                weights[phase], key,
+            examples = Examples(
+                data.train_inputs[chosen], data.train_labels[chosen], orders,
+                None if noise is None else jax.random.split(noise, batch),
             )  # fmt: skip
+            gradient = gradient_of(static, model, dials, state.params, examples, weights[phase])
             opt_state = state.opt_state
             if "optimizer.reset_phase" in static.switches:
                 fresh, now = optimizer.init(state.params), step == dials.optimizer["reset_phase"]
@@ -211,14 +221,44 @@ def shuffled(key: Array, count: int) -> Array:
         return jnp.sort(both).astype(jnp.uint32).astype(jnp.int32)
 
 
-def _total_loss(params, model, static, dials, inputs, labels, orders, weights, key) -> Array:
+def gradient_of(static: Static, model: nn.Module, dials: Dials, params: Any, examples: Examples, weights: Array) -> Any:
+    """Returns the gradient of the loss of a batch, by parameter.
+
+    It is the mean over blocks of examples. On a CPU a block of some families is small, so that what its gradient needs
+    stays in the cache; else the whole batch is one block. Args: as in `_total_loss`.
+    """
+
+    inputs, labels, orders, keys = examples
+    size = _block_size(static, len(inputs))
+    count = len(inputs) // size
+    if count == 1:
+        return jax.grad(_total_loss)(params, model, static, dials, examples, weights)
+
+    def add(total: Any, own: tuple[Array, Array | None]) -> tuple[Any, None]:
+        def cut(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, own[0], size)
+
+        block = Examples(cut(inputs), cut(labels), orders if orders.ndim == 1 else cut(orders), own[1])
+        return jax.tree.map(jnp.add, total, jax.grad(_total_loss)(params, model, static, dials, block, weights)), None
+
+    starts = jnp.arange(0, len(inputs), size)
+    each = (starts, None if keys is None else keys.reshape(count, size))
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), each)
+    return jax.tree.map(lambda x: x / count, total)
+
+
+def _block_size(static: Static, batch: int) -> int:
+    block = MODELS[static.config.model.name].block
+    return block if block and static.runtime.backend == "cpu" and batch % block == 0 else batch
+
+
+def _total_loss(params: Any, model: nn.Module, static: Static, dials: Dials, examples: Examples, weights: Array) -> Array:
     """Returns the teacher-forced loss of a batch: the weighted SUM over outputs of the mean over examples.
 
-    Args: labels `[B, O]` by position, orders `[O]` or `[B, O]`; weights `[O]`, by position if all examples have the same
-    order, else by listed output.
+    Args: weights `[O]`, by position if all examples have the same order, else by listed output.
     """
+    inputs, labels, orders, keys = examples
     values = values_at(static, orders)
-    keys = None if key is None else jax.random.split(key, len(inputs))
     axes = (0, 0, None if keys is None else 0, _axis(values))
     run = jax.vmap(lambda x, y, k, v: model.apply(params, x, dials, y, k, values=v), in_axes=axes)
     logits = possible(run(inputs, labels, keys, values)[0], values)
@@ -229,9 +269,9 @@ def _total_loss(params, model, static, dials, inputs, labels, orders, weights, k
 
 
 def loss_of_batch(static: Static, dials: Dials, params: Any, inputs: Array, labels: Array, orders: Array) -> Array:
-    """Returns the loss of a batch without dropout, weighted as in the first phase. Args: as in `_total_loss`."""
-    weights = weights_at(dials, orders)[0]
-    return _total_loss(params, build_model(static), static, dials, inputs, labels, orders, weights, None)
+    """Returns the loss of a batch without dropout, weighted as in the first phase. Args: as in `Examples`."""
+    examples, weights = Examples(inputs, labels, orders, None), weights_at(dials, orders)[0]
+    return _total_loss(params, build_model(static), static, dials, examples, weights)
 
 
 def shapes_of_batch(static: Static, dials: Dials) -> tuple[Any, ...]:

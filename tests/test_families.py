@@ -235,10 +235,39 @@ def test_loss_weights_belong_to_features(task, model, order):
         kept = logits[:, position, : output_values(static.config.task)[1]]
         return optax.softmax_cross_entropy_with_integer_labels(kept, y[:, position]).mean()
 
-    found = jax.grad(training._total_loss)(state.params, module, static, dials, x, y, data.train_order, weights, None)
+    examples = training.Examples(x, y, data.train_order, None)
+    found = training.gradient_of(static, module, dials, state.params, examples, weights)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, jax.grad(by_hand)(state.params)
     )
+
+
+@each_case
+def test_the_gradient_by_blocks_is_that_of_the_batch(task, model, monkeypatch):
+    """Also of what differs by example: its noise and the order of its outputs."""
+    static, dials, data, state = made_of(config_of(task, model, model__dropout=0.3), seed=4)
+    module, weights = training.build_model(static), training.weights_at(dials, data.train_order)[0]
+    orders = data.train_order if data.train_order.ndim == 1 else data.train_order[:16]
+
+    def gradient(block, backend="cpu"):
+        """In blocks, and whether it is computed in a loop over them."""
+        name = static.config.model.name
+        monkeypatch.setitem(MODELS, name, MODELS[name]._replace(block=block))
+        own = dataclasses.replace(static, runtime=Runtime(backend=backend))
+
+        def of(params):
+            keys = jax.random.split(jax.random.key(2), 16)
+            examples = training.Examples(data.train_inputs[:16], data.train_labels[:16], orders, keys)
+            return training.gradient_of(own, module, dials, params, examples, weights)
+
+        return of(state.params), "scan" in str(jax.make_jaxpr(of)(state.params))
+
+    whole, looped = gradient(0)
+    assert not looped
+    for block, backend, expected in ((4, "cpu", True), (5, "cpu", False), (16, "cpu", False), (4, "gpu", False)):
+        found, looped = gradient(block, backend)
+        assert looped == expected, (block, backend)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, whole)
 
 
 def test_every_run_draws_an_order_of_its_own():

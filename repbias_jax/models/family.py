@@ -39,6 +39,7 @@ class Family(NamedTuple):
       views: `(options, task) -> {name: View}`, in layer order.
       places: `(options, task) -> {place: (view, ...)}`. Every family has `all`; `layers`, whose measures are compared; and
         `last_hidden` and `before_last`, one view each (or none). None of these views is label-fed. A family may have more.
+      block: of how many examples a gradient is taken at once on a CPU, so that it stays in the cache; 0: the whole batch.
     """
 
     options: type[Model]
@@ -46,6 +47,7 @@ class Family(NamedTuple):
     check: Callable[[Any, Task], None]
     views: Callable[[Any, Task], dict[str, View]]
     places: Callable[[Any, Task], dict[str, tuple[str, ...]]]
+    block: int = 0
 
 
 def resolve(
