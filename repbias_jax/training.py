@@ -224,14 +224,13 @@ def shuffled(key: Array, count: int) -> Array:
 def gradient_of(static: Static, model: nn.Module, dials: Dials, params: Any, examples: Examples, weights: Array) -> Any:
     """Returns the gradient of the loss of a batch, by parameter.
 
-    It is the mean over blocks of examples. On a CPU a block of some families is small, so that what its gradient needs
-    stays in the cache; else the whole batch is one block. Args: as in `_total_loss`.
+    It is the mean over the blocks of examples that a family asks for, if they have equal sizes. Args: as in `_total_loss`.
     """
 
     inputs, labels, orders, keys = examples
-    size = _block_size(static, len(inputs))
-    count = len(inputs) // size
-    if count == 1:
+    size = _block(static) or len(inputs)
+    count, rest = divmod(len(inputs), size)
+    if count <= 1 or rest:
         return jax.grad(_total_loss)(params, model, static, dials, examples, weights)
 
     def add(total: Any, own: tuple[Array, Array | None]) -> tuple[Any, None]:
@@ -247,9 +246,9 @@ def gradient_of(static: Static, model: nn.Module, dials: Dials, params: Any, exa
     return jax.tree.map(lambda x: x / count, total)
 
 
-def _block_size(static: Static, batch: int) -> int:
-    block = MODELS[static.config.model.name].block
-    return block if block and static.runtime.backend == "cpu" and batch % block == 0 else batch
+def _block(static: Static) -> int:
+    """Returns how many examples a model reads at once; 0: all."""
+    return MODELS[static.config.model.name].block if static.runtime.backend == "cpu" else 0
 
 
 def _total_loss(params: Any, model: nn.Module, static: Static, dials: Dials, examples: Examples, weights: Array) -> Array:
@@ -349,9 +348,14 @@ def forward(
       logits `[N, O, C]`, and sites `[N, ...]` by name.
     """
     model, values = build_model(static), values_at(static, order)
+    own_values = {"values": values} if _axis(values) == 0 else {}
+    each, block = {"inputs": inputs, "edits": edits or {}} | own_values, _block(static)
+
+    def one(own: dict[str, Any]) -> Any:
+        return model.apply(params, own["inputs"], dials, edits=own["edits"], values=own.get("values", values))
+
     with jax.default_matmul_precision(static.runtime.precision):
-        run = jax.vmap(lambda x, e, v: model.apply(params, x, dials, edits=e, values=v), in_axes=(0, 0, _axis(values)))
-        found: Any = run(inputs, edits or {}, values)
+        found = jax.lax.map(one, each, batch_size=block) if 0 < block < len(inputs) else jax.vmap(one)(each)
     return by_listed(possible(found[0], values), order), found[1]
 
 
@@ -398,7 +402,8 @@ def _scores(static: Static, dials: Dials, state: State, inputs: Array, labels: A
 def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[str, Array]:
     """Returns the activations of one run on its probe set, without labels: float32 `[N, D]` for each stored view.
 
-    A probe set of many or large images is read in blocks, since its sites would need far more memory than its views.
+    A probe set of many or large images is read in blocks, since its sites would need far more memory than its views; so is
+    that of a family that asks for them.
     """
     views, (inputs, order) = views_of(static), (data.probe.inputs, data.probe.order)
 
@@ -407,7 +412,8 @@ def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[st
         found = {name: jax.vmap(views[name].read)(sites[views[name].site]) for name in stored_views(static)}
         return {name: value.astype(jnp.float32) for name, value in found.items()}  # an input may be tokens
 
-    if inputs.size <= MOST_INPUTS:
+    block = _block(static) or max(1, MOST_INPUTS * len(inputs) // inputs.size)
+    if block >= len(inputs):
         return read(inputs, order)
 
     def one(own: tuple[Array, ...]) -> dict[str, Array]:
@@ -415,7 +421,7 @@ def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[st
         return {name: value[0] for name, value in found.items()}
 
     each = (inputs,) if order.ndim == 1 else (inputs, order)
-    return jax.lax.map(one, each, batch_size=max(1, MOST_INPUTS * len(inputs) // inputs.size))
+    return jax.lax.map(one, each, batch_size=block)
 
 
 def stored_views(static: Static) -> tuple[str, ...]:

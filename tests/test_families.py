@@ -270,6 +270,28 @@ def test_the_gradient_by_blocks_is_that_of_the_batch(task, model, monkeypatch):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, whole)
 
 
+@each_case
+@pytest.mark.parametrize("block", [5, 16])
+def test_reading_by_blocks_is_reading_all(task, model, block, monkeypatch):
+    """Also where blocks do not divide the number of examples, and with edits and orders that differ by example."""
+    static, dials, data, state = made_of(config_of(task, model), seed=5)
+    order = data.probe.order
+    _, sites = training.forward(static, dials, state.params, data.probe.inputs, order)
+    view = next(view for view in training.views_of(static).values() if view.spread is not None)
+    edits = {view.site: jax.random.normal(jax.random.key(1), sites[view.site].shape)}
+
+    def readings():
+        found = training.forward(static, dials, state.params, data.probe.inputs, order, edits)
+        return found, training.represent(static, dials, data, state), training.observe(static, dials, data, state)
+
+    whole, name = readings(), static.config.model.name
+    monkeypatch.setitem(MODELS, name, MODELS[name]._replace(block=block))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), readings(), whole)
+    assert "scan" in str(
+        jax.make_jaxpr(lambda x: training.forward(static, dials, state.params, x, order))(data.probe.inputs)
+    )
+
+
 def test_every_run_draws_an_order_of_its_own():
     config = config_of("run", "decoder")
     draws = jax.jit(jax.vmap(lambda s: training.make_data(config.task, "balanced", dials_of(config), s)))

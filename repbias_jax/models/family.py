@@ -39,7 +39,7 @@ class Family(NamedTuple):
       views: `(options, task) -> {name: View}`, in layer order.
       places: `(options, task) -> {place: (view, ...)}`. Every family has `all`; `layers`, whose measures are compared; and
         `last_hidden` and `before_last`, one view each (or none). None of these views is label-fed. A family may have more.
-      block: of how many examples a gradient is taken at once on a CPU, so that it stays in the cache; 0: the whole batch.
+      block: how many examples are read at once on a CPU, so that what their gradient needs stays in the cache; 0: all.
     """
 
     options: type[Model]
