@@ -135,6 +135,10 @@ class Optimizer:
         switch=True,
         low=0,
     )
+    final_rate: float = option(
+        1.0, "step size after the last update, to which it falls linearly", "share of learning_rate", True, switch=True,
+        low=0.0, high=1.0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -241,8 +245,8 @@ class Dials(NamedTuple):
     """The half of a setting that is mapped over runs: every option marked as a dial, by its name, float32 or int32.
 
     Those of this module: task `exposure` [O], `output_order` [O]; model `dropout`, `init_scale` []; optimizer
-    `learning_rate`, `momentum`, `weight_decay` [], `reset_phase` [] (the step before which the state is re-initialised,
-    -1: never); training `loss_weights` [P, O], `phase_ends` [P] (steps).
+    `learning_rate`, `momentum`, `weight_decay`, `final_rate` [], `reset_phase` [] (the step before which the state is
+    re-initialised, -1: never); training `loss_weights` [P, O], `phase_ends` [P] (steps).
     """
 
     task: dict[str, Array]

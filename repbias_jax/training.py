@@ -199,6 +199,9 @@ def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State,
                 fresh, now = optimizer.init(state.params), step == dials.optimizer["reset_phase"]
                 opt_state = jax.tree.map(lambda new, old: jnp.where(now, new, old), fresh, opt_state)
             updates, opt_state = optimizer.update(gradient, opt_state, state.params)
+            if "optimizer.final_rate" in static.switches:
+                left = 1 - (1 - dials.optimizer["final_rate"]) * step / static.config.num_steps
+                updates = jax.tree.map(lambda x: left * x, updates)  # every rule is linear in the rate
             return State(optax.apply_updates(state.params, updates), opt_state)
 
         first = jnp.maximum(start, epoch * per_epoch)

@@ -175,6 +175,38 @@ def test_the_rules_memory_is_made_anew_where_a_phase_begins():
     assert apart(found, carried) > 1e-2
 
 
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
+def test_the_rate_falls_linearly(name):
+    """Against optax's own schedule, also where training is cut."""
+    config = small(optimizer__name=name, optimizer__learning_rate=3e-3, optimizer__final_rate=0.1)
+    (data, found), (_, cut) = one_run(config), one_run(config, cuts=(0, 3, 32))
+    jax.tree.map(np.testing.assert_array_equal, found.params, cut.params)
+    static, dials = halves(config)
+    falling = optax.linear_schedule(3e-3, 3e-4, config.num_steps)
+    rules = {
+        "sgd": optax.sgd(falling), "momentum": optax.sgd(falling, momentum=0.9), "adam": optax.adam(falling),
+        "adamw": optax.adamw(falling, weight_decay=0.0), "rmsprop": optax.rmsprop(falling),
+    }  # fmt: skip
+    model, weights = training.build_model(static), training.weights_at(dials, data.train_order)[0]
+    keys, batch = training.keys_of(jnp.int32(0)), config.training.batch_size
+    state = training.init(static, dials, jnp.int32(0))
+    params, memory = state.params, rules[name].init(state.params)
+
+    @jax.jit
+    def step(params, memory, examples):
+        gradient = training.gradient_of(static, model, dials, params, examples, weights)
+        updates, memory = rules[name].update(gradient, memory, params)
+        return optax.apply_updates(params, updates), memory
+
+    for i in range(config.num_steps):
+        epoch, place = divmod(i, config.steps_per_epoch)
+        order = training.shuffled(jax.random.fold_in(keys.batches, epoch), len(data.train_labels))
+        chosen = order[place * batch : (place + 1) * batch]
+        examples = training.Examples(data.train_inputs[chosen], data.train_labels[chosen], data.train_order, None)
+        params, memory = step(params, memory, examples)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found.params, params)
+
+
 def dropping(dials, rate):
     return dials._replace(model={**dials.model, "dropout": jnp.float32(rate)})
 

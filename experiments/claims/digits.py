@@ -6,7 +6,7 @@ Paper: none, ours: what C17 and C18 ask of rendered shapes, asked of public data
 has a verdict of its own, and none enters the claims of the paper.
 
   python -m experiments.run --experiment=digits --workdir=DIR                 full: 16 seeds
-  python -m experiments.run --experiment=digits --workdir=DIR --preset=quick  12 seeds, shorter
+  python -m experiments.run --experiment=digits --workdir=DIR --preset=quick  2 seeds
 
 The images are scikit-learn's 1,797 digits, enlarged to 32 x 32 pixels, in four colors on a background of four tints. The
 networks are those of `vision_plain` and `vision_residual`, without the dial on skip connections. They report color, which
@@ -79,7 +79,7 @@ EXPERIMENT = Experiment(
     num_seeds=SEEDS,
     presets=(
         ("full", Preset(SEEDS)),
-        ("quick", Preset(12, overrides=(("training.epochs", 8),))),
+        ("quick", Preset(2, settings=("plain", "residual"))),
         ("smoke", Preset(2, settings=("plain", "residual"), overrides=vision.SMOKE)),
     ),
 )

@@ -4,7 +4,7 @@ Claim: a convolutional network that is trained to report color and shape represe
 Paper: Lampinen, Chan and Hermann 2024 (images); tasks, statistics, sizes and controls are ours.
 
   python -m experiments.run --experiment=vision_plain --workdir=DIR                 full: 32 seeds
-  python -m experiments.run --experiment=vision_plain --workdir=DIR --preset=quick  12 seeds, shorter
+  python -m experiments.run --experiment=vision_plain --workdir=DIR --preset=quick  3 seeds, shorter
 
 A network of four convolutions reads images of 32 x 32 pixels, each with one of four shapes, textures and colors, on a
 background of one of four tints. It reports shape and color; texture and tint are unused twins. The representation is the
@@ -62,7 +62,7 @@ EXPERIMENT = Experiment(
     verdict_seed=vision.FIRST_SEED,
     presets=(
         ("full", Preset(SEEDS)),
-        ("quick", Preset(12, settings=("c100", "titrated"), overrides=(("training.epochs", 2),))),
+        ("quick", Preset(3, settings=("c100", "titrated"), overrides=(("training.epochs", 3),))),
         ("smoke", Preset(2, overrides=vision.SMOKE)),
     ),
 )

@@ -4,7 +4,7 @@ Claim: of two redundant features that predict a label equally well, the easier o
 Paper: Hermann and Lampinen 2020 (Trifeature): their claim C30 in images. Tasks, statistics, sizes and controls are ours.
 
   python -m experiments.run --experiment=vision_redundancy --workdir=DIR                 full: 32 and 16 seeds
-  python -m experiments.run --experiment=vision_redundancy --workdir=DIR --preset=quick  12 seeds, two settings
+  python -m experiments.run --experiment=vision_redundancy --workdir=DIR --preset=quick  3 seeds, two settings
 
 The plain network of `vision_plain` reports one label of four values. Given the label, color equals it with one probability,
 shape with another, each independently of the other; texture and tint tell nothing. All networks are trained for equally
@@ -84,7 +84,7 @@ EXPERIMENT = Experiment(
         (
             "quick",
             Preset(
-                12,
+                3,
                 settings=("both", "n8k_c80"),
                 overrides=(("task.num_train", 8192), ("training.epochs", BATCH * UPDATES // 8192)),
             ),

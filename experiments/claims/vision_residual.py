@@ -4,7 +4,7 @@ Claim: a residual network that is trained to report color and shape represents s
 Paper: Lampinen, Chan and Hermann 2024 (images); tasks, statistics, sizes and controls are ours.
 
   python -m experiments.run --experiment=vision_residual --workdir=DIR                 full: 32 seeds
-  python -m experiments.run --experiment=vision_residual --workdir=DIR --preset=quick  12 seeds, shorter
+  python -m experiments.run --experiment=vision_residual --workdir=DIR --preset=quick  2 seeds, shorter
 
 The task is that of `vision_plain`. The network has a stem and three stages of one block each. All skip connections are
 multiplied by a dial s, and each sum is divided by sqrt(1 + s^2). Each seed trains one network with s = 1 and one with
@@ -75,7 +75,7 @@ EXPERIMENT = Experiment(
     variant="settings that are not frozen yet",
     presets=(
         ("full", Preset(SEEDS)),
-        ("quick", Preset(12, settings=("skip_1", "skip_0"), overrides=(("training.epochs", 2),))),
+        ("quick", Preset(2, settings=("skip_1", "skip_0"), overrides=(("training.epochs", 3),))),
         (
             "smoke",
             Preset(2, settings=("skip_1", "skip_0", "titrated"), overrides=(*vision.SMOKE, ("model.widths", (8, 8, 16)))),
