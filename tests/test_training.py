@@ -484,6 +484,8 @@ def test_many_inputs_are_represented_in_blocks(name, monkeypatch):
         program = jax.jit(lambda own, now: training.represent(static, dials, own, now)).lower(data, state).compile()
         return program(data, state), program.memory_analysis().temp_size_in_bytes
 
+    own = static.config.model.name
+    monkeypatch.setitem(MODELS, own, MODELS[own]._replace(block=0))
     whole, much = represented()
     monkeypatch.setattr(training, "MOST_INPUTS", data.probe.inputs.size // 128 * 12)
     blocks, little = represented()

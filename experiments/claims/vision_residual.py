@@ -59,15 +59,15 @@ EXPERIMENT = Experiment(
     config=Config(
         ImageOptions(num_train=65536, num_test=1024, num_probe=1024),
         ConvNetOptions(form="residual", widths=(16, 32, 64)),
-        Optimizer("adam", 1e-3),
-        Training(batch_size=64, epochs=4, observe_every=256),
+        Optimizer("adam", 1e-3, final_rate=0.1),
+        Training(batch_size=64, epochs=5, observe_every=256),
         Keep(views=("layers",), every=256),
     ),
     settings=(
         ("skip_1", (("model.skips", ON),)),
         ("skip_0", (("model.skips", OFF),)),
         ("titrated", (("model.skips", ON), ("task.contrast", TITRATED))),
-        ("vit", (("model", ViTOptions(patch=8)), ("training.epochs", 5))),
+        ("vit", (("model", ViTOptions(patch=8)), ("training.epochs", 12))),
     ),
     seed_caps=tuple(CAPS.items()),
     probes=("variance",),
