@@ -229,7 +229,6 @@ def gradient_of(static: Static, model: nn.Module, dials: Dials, params: Any, exa
 
     It is the mean over the blocks of examples that a family asks for, if they have equal sizes. Args: as in `_total_loss`.
     """
-
     inputs, labels, orders, keys = examples
     size = _block(static) or len(inputs)
     count, rest = divmod(len(inputs), size)
