@@ -16,6 +16,7 @@ from jax import Array
 
 from repbias_jax.config import Dials, Static, Task, num_outputs
 from repbias_jax.data import DATA, output_values
+from repbias_jax.data.binary import draw_each
 from repbias_jax.models import MODELS
 from repbias_jax.models.family import View, possible, resolve
 
@@ -114,7 +115,7 @@ def make_data(task: Task, probe_set: str, dials: Dials, seed: Array, shared: boo
 
     # Both sets are drawn in one call, because the drawing takes long to compile.
     each = jnp.concatenate([jax.random.split(keys.train, train), jax.random.split(keys.test, task.num_test)])
-    found = jax.vmap(one)(each, jnp.arange(len(each)) < train)
+    found = draw_each(source.input_spec(task), one, each, jnp.arange(len(each)) < train)
     common = source.order_of(task, dials, drawn)
     orders = (found.order[:train], found.order[train:]) if common is None else (common, common)
     return Data(

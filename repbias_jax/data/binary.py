@@ -15,9 +15,9 @@ Source: 32 bits after Hermann and Lampinen 2020; the rest is ours.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from repbias_jax.config import Config, ConfigError, Dials, Factor, Task, num_out
 from repbias_jax.features import FEATURES, Feature, look_up, to_bits
 
 UNSEEN = -1  # a label that does not enter the loss
+MOST_DRAWN = 2**21  # numbers of the inputs that are drawn at once; an image of 32 pixels has 3,072
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,22 @@ class Example(NamedTuple):
     factors: dict[str, Array]  # [] each, int32: target, features, their parts, their twins
     labels: Array  # [O], int32 in 0..C-1, or UNSEEN, by output position
     order: Array  # [O], int32: the listed output at each position
+
+
+def draw_each(spec: jax.ShapeDtypeStruct, one: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns the values of a function that draws one input, for each of N arguments, `[N, ...]`.
+
+    Many large inputs are drawn in blocks: while an image is drawn it needs some fifty times the memory of its bytes.
+
+    Args:
+      spec: shape and dtype of an input.
+      one: function of the arguments of one input.
+      *arguments: with a leading axis N.
+    """
+    block = max(1, MOST_DRAWN // math.prod(spec.shape))
+    if len(jax.tree.leaves(arguments)[0]) <= block:
+        return jax.vmap(one)(*arguments)
+    return jax.lax.map(lambda own: one(*own), arguments, batch_size=block)
 
 
 class Block(NamedTuple):

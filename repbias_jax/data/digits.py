@@ -31,7 +31,7 @@ import numpy as np
 from jax import Array
 
 from repbias_jax.config import Dials, Factor, Task, option
-from repbias_jax.data.binary import UNSEEN, Example, check_outputs, draw, order_of  # noqa: F401 draw: contract
+from repbias_jax.data.binary import UNSEEN, Example, check_outputs, draw, draw_each, order_of  # noqa: F401 draw: contract
 from repbias_jax.data.images import (
     ImageOptions,
     check_counts,
@@ -251,11 +251,13 @@ def probe_set(
     """
     order, own = order_of(task, dials, drawn), fair(task, dials)
     if name != "balanced":
-        examples = jax.vmap(lambda k: sample(task, own, drawn, k))(jax.random.split(key, task.num_probe))
+        keys = jax.random.split(key, task.num_probe)
+        examples = draw_each(input_spec(task), lambda k: sample(task, own, drawn, k), keys)
         return examples.inputs, examples.factors, order
     key_factors, key_digits, key_images = jax.random.split(key, 3)
     known = {f: factor for f, factor in factors(task).items() if f != "digit"}
     found = crossed(known, list(known), key_factors, task.num_probe // 2)
     found = jax.vmap(lambda values, k: with_digit(task, values, k))(found, jax.random.split(key_digits, task.num_probe))
-    inputs = jax.vmap(lambda values, k: image(task, own, values, k))(found, jax.random.split(key_images, task.num_probe))
+    keys = jax.random.split(key_images, task.num_probe)
+    inputs = draw_each(input_spec(task), lambda values, k: image(task, own, values, k), found, keys)
     return inputs, found, order

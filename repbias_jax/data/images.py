@@ -30,7 +30,15 @@ import numpy as np
 from jax import Array
 
 from repbias_jax.config import Config, ConfigError, Dials, Factor, Task, option
-from repbias_jax.data.binary import UNSEEN, Example, check_length, check_outputs, draw, order_of  # noqa: F401 draw: contract
+from repbias_jax.data.binary import (  # noqa: F401 draw: contract
+    UNSEEN,
+    Example,
+    check_length,
+    check_outputs,
+    draw,
+    draw_each,
+    order_of,
+)
 
 COLORS = {
     "red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0), "yellow": (1.0, 1.0, 0.0),
@@ -441,12 +449,13 @@ def probe_set(
     order = order_of(task, dials, drawn)
     if name != "balanced":
         own = dials if name == "natural" else fair(task, dials)
-        examples = jax.vmap(lambda k: sample(task, own, drawn, k))(jax.random.split(key, task.num_probe))
+        keys = jax.random.split(key, task.num_probe)
+        examples = draw_each(input_spec(task), lambda k: sample(task, own, drawn, k), keys)
         return examples.inputs, examples.factors, order
     key_factors, key_images = jax.random.split(key)
     found = crossed(probe_factors(task, name), task.features, key_factors, task.num_probe // 2)
     keys = jax.random.split(key_images, task.num_probe)
-    inputs = jax.vmap(lambda values, k: image(task, dials, values, k))(found, keys)
+    inputs = draw_each(input_spec(task), lambda values, k: image(task, dials, values, k), found, keys)
     return inputs, found, order
 
 
