@@ -12,8 +12,10 @@ import pytest
 from matplotlib.path import Path
 from sklearn.linear_model import LogisticRegression
 
+from repbias_jax import training
 from repbias_jax.config import Config, ConfigError, dials_of
-from repbias_jax.data import images
+from repbias_jax.data import binary, images
+from repbias_jax.data.digits import DigitOptions
 from repbias_jax.data.images import ImageOptions
 from repbias_jax.models.mlp import MLPOptions
 
@@ -205,6 +207,33 @@ def test_the_balanced_set_is_crossed(features):
         assert set(counts) == {128 // 4 ** len(features)}
         for values in found.values():
             assert set(np.bincount(values[half])) == {32}
+
+
+@pytest.mark.parametrize("task", [ImageOptions(size=24), DigitOptions(size=24)])
+def test_images_drawn_in_blocks_are_those_drawn_at_once(task, monkeypatch):
+    """Blocks of 7 images do not divide the numbers of images."""
+    small = dataclasses.replace(task, num_train=24, num_test=16, num_probe=256)
+
+    def made():
+        draw = jax.jit(lambda d, s: training.make_data(small, "balanced", d, s))
+        return draw(dials(small), jnp.int32(3)), "scan" in str(draw.trace(dials(small), jnp.int32(3)).jaxpr)
+
+    whole, looped = made()
+    assert not looped
+    monkeypatch.setattr(binary, "MOST_DRAWN", 7 * 24 * 24 * 3)
+    found, looped = made()
+    assert looped
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(np.asarray(a, int), np.asarray(b, int), atol=1 if a.dtype == np.uint8 else 0)
+
+
+@pytest.mark.parametrize("task", [ImageOptions(size=24), DigitOptions(size=24)])
+def test_drawing_many_images_needs_little_more_memory_than_they_have(task):
+    many = dataclasses.replace(task, num_train=2**17, num_test=1024, num_probe=2**13)
+    draw = jax.jit(lambda d, s: training.make_data(many, "natural", d, s))
+    memory = draw.lower(dials(many), jnp.int32(0)).compile().memory_analysis()
+    assert memory.output_size_in_bytes > 2**17 * 24 * 24 * 3
+    assert memory.temp_size_in_bytes < 1.5 * memory.output_size_in_bytes
 
 
 def test_roles_follow_the_features():

@@ -104,9 +104,9 @@ def test_the_last_stage_does_not_hold_what_lies_inside_the_null_band():
 
 def test_skips_are_compared_within_a_seed():
     made = Seen(["skip_1", "skip_0", "vit"]).put_r2("skip_1", r2_of(0.5, 0.2, end=-0.1))
-    made.put_r2("skip_0", r2_of(0.25, 0.2)).put_r2("vit", r2_of(0.1, 0.2))
+    made.put_r2("skip_0", r2_of(0.25, 0.2)).put_r2("vit", r2_of(0.1, 0.2, end=0.3))  # read at the end
     parts = parts_of(made, vision_residual)
-    for label, effect in {"a": 0.3, "b": 0.25, "d": 0.1, "e": -0.1}.items():
+    for label, effect in {"a": 0.3, "b": 0.25, "d": 0.1, "e": -0.3}.items():
         assert parts[label].values.to_numpy() == pytest.approx(np.full(len(SEEDS), effect)), label
     assert parts["b"].secondary.to_numpy() == pytest.approx(np.log(0.5 / 0.25), abs=1e-3)
     assert set(parts) == {"a", "b", "d", "e"}

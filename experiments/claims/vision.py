@@ -3,7 +3,7 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportReturnType=false, reportCallIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,7 +95,9 @@ def change(
     )  # fmt: skip
 
 
-def draw_levels(axes: Axes, results: Results, settings: Mapping[str, str], title: str, hard: str = SHAPE) -> None:
+def draw_levels(
+    axes: Axes, results: Results, settings: Mapping[str, str], title: str, hard: str = SHAPE, at_end: Sequence[str] = ()
+) -> None:  # fmt: skip
     """Draws r2 of color and a harder feature, each network read AFTER updates after that one's mastery, with all floors.
 
     Args:
@@ -104,8 +106,9 @@ def draw_levels(axes: Axes, results: Results, settings: Mapping[str, str], title
       settings: full names, by level.
       title: of the panel.
       hard: the harder feature.
+      at_end: full names of settings whose networks are read at the end instead.
     """
-    steps = {setting: read_at(results, setting, hard) for setting in settings.values()}
+    steps = {s: results.last_step(s) if s in at_end else read_at(results, s, hard) for s in settings.values()}
     contrasts.levels(axes, results, settings, COLOR, hard, steps=steps)
     passed = [learned(results, setting, own).all(axis=1) for setting, own in steps.items()]
     counts = f"{sum(own.sum() for own in passed)} of {sum(map(len, passed))} networks learned all"
