@@ -91,13 +91,19 @@ def lanes_of(static: Static, dials: Dials) -> int:
     """Returns the lanes of a group, a power of two: LANES, halved until states and batches fit into their bounds."""
     backend = static.runtime.backend
     most = LANES.get(backend, 8)
-    loss = functools.partial(training.loss_of_batch, static)
-    params, *batch = training.shapes_of_batch(static, dials)
-    kept = jax.eval_shape(lambda d, p, *b: jax.vjp(lambda q: loss(d, q, *b), p)[1], dials, params, *batch)
-    sizes = (16 * _count(params), LANE_BYTES), (4 * (_count(kept) - _count(params)), KEPT_BYTES)
+    params = training.shapes_of_batch(static, dials)[0]
+    sizes = (16 * _count(params), LANE_BYTES), (kept_bytes(static, dials), KEPT_BYTES)
     while most > 1 and any(most * size > room.get(backend, 1e9) for size, room in sizes):
         most //= 2
     return most
+
+
+def kept_bytes(static: Static, dials: Dials) -> int:
+    """Returns the bytes that the gradient of a batch keeps of its forward pass, if the batch is read at once."""
+    loss = functools.partial(training.loss_of_batch, static)
+    params, *batch = training.shapes_of_batch(static, dials)
+    kept = jax.eval_shape(lambda d, p, *b: jax.vjp(lambda q: loss(d, q, *b), p)[1], dials, params, *batch)
+    return 4 * (_count(kept) - _count(params))
 
 
 def _count(tree: Any) -> int:

@@ -438,6 +438,7 @@ def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:
         always = pairs.views_read(own, training.places_of(static), training.views_of(static))
         state_bytes, data_bytes = _bytes_of_run(static, dials)
         looking = sum(4 * examples * units for examples, units in sizes.values())
+        at_once = 4 * state_bytes + 2 * data_bytes + looking + layout.kept_bytes(static, dials)
         total["compilations"] += 5 * len(rows[group.name])
         total["runs"] += runs
         total["run_steps"] += runs * config.num_steps
@@ -445,7 +446,7 @@ def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:
         total["disk_bytes"] += runs * (2 * state_bytes + stays)
         largest = max(largest, max(rows[group.name]) * group.lanes * activations)
         per_device = max(rows[group.name]) / min(max(rows[group.name]), jax.device_count()) * group.lanes
-        total["device_bytes"] = max(total["device_bytes"], per_device * (4 * state_bytes + 2 * data_bytes + looking))
+        total["device_bytes"] = max(total["device_bytes"], per_device * at_once)
     total["disk_bytes"] += largest if discard else 0.0
     return total
 

@@ -201,7 +201,8 @@ def segment(static: Static, dials: Dials, seed: Array, data: Data, state: State,
                 opt_state = jax.tree.map(lambda new, old: jnp.where(now, new, old), fresh, opt_state)
             updates, opt_state = optimizer.update(gradient, opt_state, state.params)
             if "optimizer.final_rate" in static.switches:
-                left = 1 - (1 - dials.optimizer["final_rate"]) * step / static.config.num_steps
+                share = jnp.minimum(step / static.config.num_steps, 1)  # a benchmark may go on after the end
+                left = 1 - (1 - dials.optimizer["final_rate"]) * share
                 updates = jax.tree.map(lambda x: left * x, updates)  # every rule is linear in the rate
             return State(optax.apply_updates(state.params, updates), opt_state)
 
@@ -250,8 +251,13 @@ def gradient_of(static: Static, model: nn.Module, dials: Dials, params: Any, exa
 
 
 def _block(static: Static) -> int:
-    """Returns how many examples a model reads at once; 0: all."""
+    """Returns how many examples a family asks to be read at once; 0: all."""
     return MODELS[static.config.model.name].block if static.runtime.backend == "cpu" else 0
+
+
+def _read_at_once(static: Static, inputs: Array) -> int:
+    """Returns how many inputs `[N, ...]` are read at once without a gradient: as the family asks, or as memory allows."""
+    return _block(static) or max(1, MOST_INPUTS * len(inputs) // inputs.size)
 
 
 def _total_loss(params: Any, model: nn.Module, static: Static, dials: Dials, examples: Examples, weights: Array) -> Array:
@@ -352,13 +358,13 @@ def forward(
     """
     model, values = build_model(static), values_at(static, order)
     own_values = {"values": values} if _axis(values) == 0 else {}
-    each, block = {"inputs": inputs, "edits": edits or {}} | own_values, _block(static)
+    each, block = {"inputs": inputs, "edits": edits or {}} | own_values, _read_at_once(static, inputs)
 
     def one(own: dict[str, Any]) -> Any:
         return model.apply(params, own["inputs"], dials, edits=own["edits"], values=own.get("values", values))
 
     with jax.default_matmul_precision(static.runtime.precision):
-        found = jax.lax.map(one, each, batch_size=block) if 0 < block < len(inputs) else jax.vmap(one)(each)
+        found = jax.lax.map(one, each, batch_size=block) if block < len(inputs) else jax.vmap(one)(each)
     return by_listed(possible(found[0], values), order), found[1]
 
 
@@ -405,8 +411,7 @@ def _scores(static: Static, dials: Dials, state: State, inputs: Array, labels: A
 def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[str, Array]:
     """Returns the activations of one run on its probe set, without labels: float32 `[N, D]` for each stored view.
 
-    A probe set of many or large images is read in blocks, since its sites would need far more memory than its views; so is
-    that of a family that asks for them.
+    They are read in blocks, as in `forward`, since the sites of a probe set would need far more memory than its views.
     """
     views, (inputs, order) = views_of(static), (data.probe.inputs, data.probe.order)
 
@@ -415,7 +420,7 @@ def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[st
         found = {name: jax.vmap(views[name].read)(sites[views[name].site]) for name in stored_views(static)}
         return {name: value.astype(jnp.float32) for name, value in found.items()}  # an input may be tokens
 
-    block = _block(static) or max(1, MOST_INPUTS * len(inputs) // inputs.size)
+    block = _read_at_once(static, inputs)
     if block >= len(inputs):
         return read(inputs, order)
 

@@ -13,8 +13,9 @@ import pytest
 from repbias_jax.config import Config, ConfigError, dials_of
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.data.images import ImageOptions
-from repbias_jax.models import convnet, layers
+from repbias_jax.models import convnet, layers, mlp
 from repbias_jax.models.convnet import ConvNetOptions
+from repbias_jax.models.mlp import MLPOptions
 
 SIZE, IMAGES = 24, 3
 TASK = ImageOptions(size=SIZE, num_probe=32)
@@ -129,7 +130,7 @@ def test_every_site_has_a_view_that_a_spread_change_moves_by_as_much(case):
 
 
 @each_case
-def test_the_places_are_means_in_order_and_maps_are_not_stored_unasked(case):
+def test_the_places_are_means_in_order_and_maps_belong_to_none_but_flat(case):
     places = convnet.places(CASES[case], TASK)
     assert places["layers"] == ("stage_0.mean", "stage_1.mean")
     assert (places["before_last"], places["last_hidden"]) == (("stage_0.mean",), ("stage_1.mean",))
@@ -146,6 +147,24 @@ def test_the_head_reads_the_mean_of_the_last_stage():
     plain, _ = run("residual")
     np.testing.assert_allclose(still, plain, rtol=0, atol=1e-5)
     assert np.abs(moved - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("size", [25, 30])
+def test_views_fit_stages_whose_sides_are_rounded_up(size):
+    task, own = dataclasses.replace(TASK, size=size), ConvNetOptions(form="residual", widths=(4, 4, 4), groups=2, blocks=2)
+    convnet.check(own, task)
+    dials, module = dials_of(Config(task, own)), convnet.build(own, task, 4, ())
+    image = jnp.zeros((size, size, 3), jnp.uint8)
+    _, sites = jax.eval_shape(lambda key: module.apply(module.init(key, image, dials), image, dials), jax.random.key(0))
+    assert sites["stage_2"].shape[0] == -(-size // 8) > size // 8
+    for name, view in convnet.views(own, task).items():
+        change = jax.eval_shape(view.read, sites[view.site])
+        assert jax.eval_shape(view.spread, change).shape == sites[view.site].shape, name
+
+
+def test_an_mlp_reads_no_images():
+    with pytest.raises(ConfigError, match=r"^config\.task\.name=images: expected inputs of one axis"):
+        mlp.check(MLPOptions(), TASK)
 
 
 REFUSED = [

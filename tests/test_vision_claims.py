@@ -1,5 +1,7 @@
 """The statistics of C17, C18 and C41 on frames whose right answers are known, and where each network is read."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from looks import assert_readable
@@ -103,13 +105,16 @@ def test_the_last_stage_does_not_hold_what_lies_inside_the_null_band():
 
 
 def test_skips_are_compared_within_a_seed():
-    made = Seen(["skip_1", "skip_0", "vit"]).put_r2("skip_1", r2_of(0.5, 0.2, end=-0.1))
-    made.put_r2("skip_0", r2_of(0.25, 0.2)).put_r2("vit", r2_of(0.1, 0.2, end=0.3))  # read at the end
+    made = Seen(["skip_1", "skip_0", "titrated", "vit"]).put_r2("skip_1", r2_of(0.5, 0.2, end=-0.1))
+    made.put_r2("skip_0", r2_of(0.25, 0.2, end=0.05)).put_r2("titrated", r2_of(0.4, 0.35, end=0.2))
+    made.put_r2("vit", r2_of(0.1, 0.2, end=0.3))  # read at the end
     parts = parts_of(made, vision_residual)
-    for label, effect in {"a": 0.3, "b": 0.25, "d": 0.1, "e": -0.3}.items():
+    expected = {"a": 0.3, "b": 0.25, "c": 0.05, "d": 0.1, "e": -0.3, "f": 0.15}
+    for label, effect in expected.items():
         assert parts[label].values.to_numpy() == pytest.approx(np.full(len(SEEDS), effect)), label
     assert parts["b"].secondary.to_numpy() == pytest.approx(np.log(0.5 / 0.25), abs=1e-3)
-    assert set(parts) == {"a", "b", "d", "e"}
+    assert list(parts) == list(expected)
+    assert [label for label, part in parts.items() if part.kind == "deciding"] == ["a", "b"]
     verdicts = {row["id"]: row["verdict"] for row in judge(vision_residual.claims(made, "sgd"), "sgd", False)}
     assert verdicts["C18"] == "reproduced"
 
@@ -131,8 +136,9 @@ def test_digits_are_read_after_the_mastery_of_parity_and_no_part_decides():
     assert [row["kind"] for row in rows] == ["ours"] * 4 + ["shown"] * 2
     assert [row["verdict"] for row in rows] == ["reproduced", "opposite"] * 2 + ["reproduced, size not shown", "opposite"]
     assert np.isnan([row["p_holm"] for row in rows]).all()  # none of them is a claim of the card
-    two = Seen(["two_colors"], hard="parity").put_r2("two_colors", r2_of(0.2, 0.3))
-    assert list(parts_of(two, digits)) == list("ghi")
+    two = Seen(["two_colors"], hard="parity").put_r2("two_colors", r2_of(0.2, 0.3, end=0.25, before=0.3))
+    found = {label: part.values.mean() for label, part in parts_of(two, digits).items()}
+    assert found == pytest.approx({"g": 0.1, "h": -0.2, "i": 0.25})
     counts = digits.EXPERIMENT.configs()["base.two_colors"].task
     assert {own.values for name, own in DATA["digits"].factors(counts).items() if name != "digit"} == {2}
 
@@ -151,10 +157,12 @@ def test_every_figure_is_drawn_and_has_a_caption(module):
 
 
 def test_nothing_is_drawn_or_judged_of_settings_that_were_not_run():
-    for module, setting in ((vision_plain, "c030"), (vision_residual, "vit"), (digits, "other")):
-        made = Seen([setting])
-        (claim,) = module.claims(made.done(), "sgd")
-        assert [part.kind for part in claim.parts if part.kind == "deciding"] == []
+    cases = (vision_plain, "c030", "", 3), (vision_residual, "vit", "e", 3), (digits, "other", "", 0)
+    for module, setting, labels, figures in cases:
+        made = Seen([setting], hard="parity" if module is digits else "shape").put_r2(setting, r2_of(0.2, 0.5))
+        assert list(parts_of(made, module)) == list(labels)
+        drawn = [one.name for one in module.figures(made.done()) if one.name != "sheet"]
+        assert len(drawn) == figures, (module, drawn)
 
 
 def test_the_sheet_shows_all_values_of_three_factors():
@@ -169,9 +177,9 @@ def test_the_sheet_shows_all_values_of_three_factors():
 
 def test_the_compared_networks_of_a_seed_have_the_same_data_and_differ_in_the_skips_alone():
     on, off = (EXPERIMENTS["vision_residual"].EXPERIMENT.configs()[f"base.skip_{s}"] for s in (1, 0))
-    assert on.task == off.task
     assert (on.model.skips, off.model.skips) == ((1.0,) * 3, (0.0,) * 3)
-    assert on.training == off.training
+    assert dataclasses.replace(on, model=off.model) == off
+    assert dataclasses.replace(on.model, skips=off.model.skips) == off.model
 
 
 @pytest.mark.parametrize("name", ["vision_plain", "vision_residual", "digits"])

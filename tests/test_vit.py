@@ -1,5 +1,6 @@
 """The Vision Transformer: a slow twin in float64 with every site edited, its patches, views and refused options."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 from test_transformer import dense_by_hand, stack_by_hand
 from test_transformer import options as blocks_of
 
-from repbias_jax.config import Config, ConfigError, dials_of
+import repbias_jax
+from repbias_jax.config import Config, ConfigError, Experiment, Keep, Optimizer, Training, dials_of
 from repbias_jax.data.binary import BinaryOptions
 from repbias_jax.data.images import ImageOptions
 from repbias_jax.models import vit
@@ -99,3 +101,19 @@ def test_options_that_do_not_fit_together_are_refused_in_one_line(named, own, ta
     assert str(caught.value).startswith("config.")
     assert named in str(caught.value).split(":")[0]
     assert "\n" not in str(caught.value)
+
+
+def test_it_is_trained_stored_and_measured(tmp_path):
+    """The loss falls, and r2 is there at every stage before and after training."""
+    task = dataclasses.replace(
+        TASK, num_train=256, num_test=64, num_probe=64, colors=("red", "green"), tints=("red", "green")
+    )
+    task = dataclasses.replace(task, features=("color",))
+    config = Config(task, OWN, Optimizer("adam", 3e-3), Training(batch_size=16, epochs=3, observe_every=16), Keep(every=16))
+    experiment = Experiment("vit", "A small Vision Transformer", config, (("one", ()),), num_seeds=2)
+    results = repbias_jax.run(experiment, tmp_path)
+    loss = results.curves.query("output == 'color' and split == 'train'").groupby("step")["loss"].mean()
+    assert loss.iloc[-1] < 0.5 * loss.iloc[0]
+    for site in ("embedding.mean", "block_0.mean", "block_1.mean"):
+        for step in (0, results.last_step("base.one")):
+            assert results.values("base.one", "r2", "color", step=step, site=site).notna().all(), (site, step)

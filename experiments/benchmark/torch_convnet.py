@@ -24,7 +24,7 @@ from experiments.benchmark.torch_networks import NetworkEnsemble, TrainedByName,
 
 EPSILON = 1e-6  # of group norms, as in Flax
 COLORS = 3  # channels of an image
-CHANNELS_LAST = "grouped channels-last"  # `form` of an ensemble whose channels are the last axis in memory
+CHANNELS_LAST = "grouped channels-last"  # `batching` of an ensemble whose channels are the last axis in memory
 
 
 def shapes_of(options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -154,7 +154,7 @@ class ConvNetTuned(Images, TunedNetwork):
 
 
 class ConvNetEnsemble(Images, NetworkEnsemble):
-    """Many networks at once by grouped convolutions; `form`: how channels lie in memory, `step`, `compile` as elsewhere."""
+    """Many networks at once by grouped convolutions; `batching`: how channels lie, `step` and `compile` as elsewhere."""
 
     def _side_by_side(self) -> int:
         return len(self.inputs)

@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
     ),
     settings=(
         ("plain", ()),
-        ("residual", (("model", ConvNetOptions(form="residual", widths=(16, 32, 64))),)),
+        ("residual", (("model", vision.RESIDUAL),)),
         ("two_colors", (("task.colors", TWO_COLORS), ("task.tints", TWO_COLORS))),
     ),
     probes=("variance",),

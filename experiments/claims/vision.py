@@ -13,6 +13,7 @@ import pandas as pd
 
 from repbias_jax.config import Overrides
 from repbias_jax.data import images
+from repbias_jax.models.convnet import ConvNetOptions
 from repbias_jax.report import contrasts
 from repbias_jax.report import figures as draw
 from repbias_jax.report.figures import Axes, Figure
@@ -20,6 +21,7 @@ from repbias_jax.results import Results
 from repbias_jax.statistics import Part, gate
 
 SHAPE, TEXTURE, COLOR = "shape", "texture", "color"
+RESIDUAL = ConvNetOptions(form="residual", widths=(16, 32, 64))  # the residual network of all experiments
 FIRST_SEED = 21_000  # of the runs that give the verdicts on images
 MARGIN = 0.05
 AFTER = 1000  # updates after the harder feature's mastery, at which representations are compared

@@ -69,7 +69,7 @@ SESOI_SIMILARITY = float(np.log(1.1))
 FLAT = {name: f"{name}_flat" for name in FAMILIES}  # the setting in which the last stage is read flat, too
 FLAT_TOO = (("keep.views", ("layers", "flat")), ("keep.probes", ("decode_flat",)))
 ALIKE = (("keep.shared", True), ("keep.probes", ("similarity",)))
-MODELS = {"plain": ConvNetOptions(), "residual": ConvNetOptions(form="residual", widths=(16, 32, 64))}
+MODELS = {"plain": ConvNetOptions(), "residual": vision.RESIDUAL}
 
 
 TEN = (  # large images of ten values of every feature

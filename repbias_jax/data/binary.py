@@ -15,7 +15,7 @@ Source: 32 bits after Hermann and Lampinen 2020; the rest is ours.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,7 +71,7 @@ def _own(config: Config) -> BinaryOptions:
 class Example(NamedTuple):
     """One example, or, with leading axes, many."""
 
-    inputs: Array  # [num_bits], float32 in {0, 1}
+    inputs: Array  # as `input_spec` says; of bits, [num_bits], float32 in {0, 1}
     factors: dict[str, Array]  # [] each, int32: target, features, their parts, their twins
     labels: Array  # [O], int32 in 0..C-1, or UNSEEN, by output position
     order: Array  # [O], int32: the listed output at each position
@@ -275,10 +275,7 @@ def sample(task: BinaryOptions, dials: Dials, drawn: None, key: Array) -> Exampl
         value = jnp.where(follows, target, _value(block.feature, own, dials.task["prevalence"][f]))
         bits = bits.at[block.places].set(block.feature.bits_at(value, place))
     known = {"target": target, **factors_of(task, bits)}
-    order = dials.task["output_order"]
-    seen = jax.random.bernoulli(key_seen, dials.task["exposure"])
-    labels = jnp.where(seen, labels_of(task, known), UNSEEN)
-    return Example(bits.astype(jnp.float32), known, labels[order], order)
+    return labelled(bits.astype(jnp.float32), known, task.outputs or feature_names(task), dials, key_seen)
 
 
 def _value(feature: Feature, uniform: Array, prevalence: Array) -> Array:
@@ -290,9 +287,19 @@ def _value(feature: Feature, uniform: Array, prevalence: Array) -> Array:
     return jnp.sum(uniform >= jnp.asarray(ends, jnp.float32)).astype(jnp.int32)
 
 
-def labels_of(task: BinaryOptions, factors: dict[str, Array]) -> Array:
-    """Returns the reported factors in the order listed. Args: factors `[]` each. Returns: int32 `[O]`."""
-    return jnp.stack([factors[name] for name in task.outputs or feature_names(task)])
+def labelled(inputs: Array, known: dict[str, Array], reported: Sequence[str], dials: Dials, key: Array) -> Example:
+    """Returns an example with its labels, each of which is UNSEEN unless it is exposed.
+
+    Args:
+      inputs: of the example.
+      known: its factors, `[]` each.
+      reported: names of the factors that outputs report, as listed.
+      dials: exposure and output_order.
+      key: a PRNG key.
+    """
+    order, labels = dials.task["output_order"], jnp.stack([known[name] for name in reported])
+    labels = jnp.where(jax.random.bernoulli(key, dials.task["exposure"]), labels, UNSEEN)
+    return Example(inputs, known, labels[order], order)
 
 
 def factors_of(task: BinaryOptions, bits: Array) -> dict[str, Array]:

@@ -31,7 +31,7 @@ import numpy as np
 from jax import Array
 
 from repbias_jax.config import Dials, Factor, Task, option
-from repbias_jax.data.binary import UNSEEN, Example, check_outputs, draw, draw_each, order_of  # noqa: F401 draw: contract
+from repbias_jax.data.binary import Example, check_outputs, draw, draw_each, labelled, order_of  # noqa: F401 draw: contract
 from repbias_jax.data.images import (
     ImageOptions,
     check_counts,
@@ -160,10 +160,7 @@ def sample(task: DigitOptions, dials: Dials, drawn: None, key: Array) -> Example
     counts = values_of(task)
     each = jax.random.randint(key_values, (len(counts),), 0, jnp.asarray(list(counts.values()), jnp.int32))
     known = with_digit(task, {name: each[i] for i, name in enumerate(counts)}, key_digit)
-    order = dials.task["output_order"]
-    labels = jnp.stack([known[name] for name in task.outputs or task.features])
-    labels = jnp.where(jax.random.bernoulli(key_seen, dials.task["exposure"]), labels, UNSEEN)
-    return Example(image(task, dials, known, key_image), known, labels[order], order)
+    return labelled(image(task, dials, known, key_image), known, task.outputs or task.features, dials, key_seen)
 
 
 def with_digit(task: DigitOptions, values: dict[str, Array], key: Array) -> dict[str, Array]:
@@ -236,8 +233,9 @@ def probe_set(
 ) -> tuple[Array, dict[str, Array], Array]:  # fmt: skip
     """Draws the examples on which representations are probed: the first half to fit on, the second to score on.
 
-    All show held-out pictures, the `natural` set, too. In the `balanced` set all combinations of parity, large, color and
-    tint are equally frequent in each half; in the others they are drawn independently.
+    All show held-out pictures, the `natural` set, too. Both halves may show the same picture, in other colors and places.
+    In the `balanced` set all combinations of parity, large, color and tint are equally frequent in each half; in the others
+    they are drawn independently.
 
     Args:
       task: options of the generator.

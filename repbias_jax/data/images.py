@@ -31,12 +31,12 @@ from jax import Array
 
 from repbias_jax.config import Config, ConfigError, Dials, Factor, Task, option
 from repbias_jax.data.binary import (  # noqa: F401 draw: contract
-    UNSEEN,
     Example,
     check_length,
     check_outputs,
     draw,
     draw_each,
+    labelled,
     order_of,
 )
 
@@ -255,10 +255,7 @@ def sample(task: ImageOptions, dials: Dials, drawn: None, key: Array) -> Example
     del drawn
     key_values, key_follow, key_seen, key_image = jax.random.split(key, 4)
     known = _draw_factors(task, dials, key_values, key_follow)
-    order = dials.task["output_order"]
-    labels = jnp.stack([known[name] for name in task.outputs or task.features])
-    labels = jnp.where(jax.random.bernoulli(key_seen, dials.task["exposure"]), labels, UNSEEN)
-    return Example(image(task, dials, known, key_image), known, labels[order], order)
+    return labelled(image(task, dials, known, key_image), known, task.outputs or task.features, dials, key_seen)
 
 
 def _draw_factors(task: ImageOptions, dials: Dials, key: Array, follow: Array) -> dict[str, Array]:
@@ -433,8 +430,8 @@ def probe_set(
     """Draws the examples on which representations are probed: the first half to fit on, the second to score on.
 
     The `natural` set is drawn like the training set, the `decorrelated` set with independent features. In the `balanced`
-    set all combinations of the features' values are equally frequent in each half; each other factor is balanced, too, in
-    an order of its own.
+    set all combinations of the features' values are equally frequent in each half; each other factor is as balanced as a
+    half allows, in an order of its own.
 
     Args:
       task: options of the generator.
@@ -464,7 +461,8 @@ def crossed(known: Mapping[str, Factor], names: Sequence[str], key: Array, half:
 
     Args:
       known: all factors.
-      names: those of which all combinations are equally frequent in each half; each other one is balanced by itself.
+      names: those of which all combinations are equally frequent in each half; each other one is balanced by itself, as
+        far as its number of values divides a half.
       key: a PRNG key.
       half: number of examples in a half, a multiple of the number of combinations.
     """

@@ -10,7 +10,7 @@ the shape, its skip is a norm of a 1 x 1 convolution. The dial `skips` has a fac
 y = relu((s skip(x) + f(x)) / sqrt(1 + s^2)). The head reads the mean of the last stage over places.
 
 Sites: `input` (the image in -1..1), `stage_0`, ... `[H, W, C]`, `logits`. Views: `X.mean` over places, and `X.flat` of the
-last stage, which is not stored unless it is asked for.
+last stage, which belongs to the place `flat` alone.
 
 Source: He et al. 2016, Wu and He 2018 (group norm); sizes and the dial are ours.
 """
@@ -78,7 +78,7 @@ class ConvNet(nn.Module):
                 x = layer(x, width, f"{name}_skip", stride, size=1)
             return act(weighted_skip(x, change, skip))
 
-        x = site(sites, edits, "input", inputs.astype(jnp.float32) / 127.5 - 1)
+        x = site(sites, edits, "input", centred(inputs))
         if options.form == "residual":
             x = act(layer(x, options.widths[0], "stem", stride=2))
         for i, width in enumerate(options.widths):
@@ -112,9 +112,7 @@ def build(options: ConvNetOptions, task: Task, num_values: int, switches: tuple[
 
 def check(options: ConvNetOptions, task: Task) -> None:
     """Raises ConfigError, naming the option, if the options do not fit together or the input is no image."""
-    shape = DATA[task.name].input_spec(task).shape
-    if len(shape) != 3:
-        raise ConfigError(f"config.task.name={task.name}: expected images")
+    shape = image_shape(task)
     if not options.widths:
         raise ConfigError("config.model.widths is empty: expected at least one stage, such as 32,64")
     if odd := [width for width in options.widths if width % options.groups]:
@@ -131,6 +129,19 @@ def check(options: ConvNetOptions, task: Task) -> None:
             f"config.model.widths={options.widths}: {len(options.widths)} stages leave {least} x {least} of the image's "
             f"{shape[0]} x {shape[1]} pixels; expected fewer stages or a larger config.task.size"
         )
+
+
+def image_shape(task: Task) -> tuple[int, ...]:
+    """Returns the shape `(H, W, C)` of the images of a task; raises ConfigError if its inputs are no images."""
+    shape = DATA[task.name].input_spec(task).shape
+    if len(shape) != 3:
+        raise ConfigError(f"config.task.name={task.name}: expected images")
+    return shape
+
+
+def centred(image: Array) -> Array:
+    """Returns an image of bytes as floats in -1..1."""
+    return image.astype(jnp.float32) / 127.5 - 1
 
 
 def _sides(options: ConvNetOptions, side: int) -> list[int]:

@@ -66,9 +66,9 @@ def resolve(
 
 
 def places_of_means(views: Mapping[str, View], before: int = 0) -> dict[str, tuple[str, ...]]:
-    """Returns the places of a model whose layers are read as means, `X.mean`, and whole only where that is asked for.
+    """Returns the places of a model whose layers are read as means, `X.mean`.
 
-    Besides the places of every family, `flat` is the site of which `last_hidden` is the mean.
+    Besides the places of every family, `flat` is the whole site of which `last_hidden` is the mean; it belongs to no other.
 
     Args:
       views: of the model; those that end in `.flat` belong to no other place.

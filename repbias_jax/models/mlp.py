@@ -12,6 +12,7 @@ import jax
 from jax import Array
 
 from repbias_jax.config import ConfigError, Dials, Model, Task, num_outputs, option
+from repbias_jax.data import DATA
 from repbias_jax.models.family import Family, View, flatten
 from repbias_jax.models.layers import ACTIVATIONS, dense, drop, readout
 from repbias_jax.models.sites import site
@@ -67,8 +68,11 @@ def build(options: MLPOptions, task: Task, num_values: int, switches: tuple[str,
 
 
 def check(options: MLPOptions, task: Task) -> None:
-    """Raises ConfigError if there is no hidden layer."""
-    del task
+    """Raises ConfigError if there is no hidden layer, or the input is not one vector."""
+    if len(DATA[task.name].input_spec(task).shape) != 1:
+        raise ConfigError(
+            f"config.task.name={task.name}: expected inputs of one axis, such as binary, or another config.model"
+        )
     if not options.widths:
         raise ConfigError("config.model.widths is empty: expected at least one hidden layer, such as 128,64")
 

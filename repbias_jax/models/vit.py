@@ -5,7 +5,7 @@
 The blocks are those of `repbias_jax.models.transformer`: pre-norm, attention to all patches, then dense layers.
 
 Sites: `embedding` `[patches, D]`, `block_0`, ... (the last one after the norm), `logits`. Views: `X.mean` over patches, and
-`X.flat` of the last block, which is not stored unless it is asked for.
+`X.flat` of the last block, which belongs to the place `flat` alone.
 
 Source: Dosovitskiy et al. 2021; the mean instead of a class token after Beyer et al. 2022; sizes are ours.
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from repbias_jax.config import ConfigError, Dials, Model, Task, num_outputs, option
-from repbias_jax.data import DATA
+from repbias_jax.models.convnet import centred, image_shape
 from repbias_jax.models.family import Family, View, flatten, places_of_means
 from repbias_jax.models.layers import dense, embedding, readout
 from repbias_jax.models.sites import site
@@ -60,7 +60,7 @@ class ViT(nn.Module):
         del labels, values
         own, sites = self.options, {}
         record = functools.partial(site, sites, edits or {})
-        patches = cut(inputs.astype(jnp.float32) / 127.5 - 1, own.patch)
+        patches = cut(centred(inputs), own.patch)
         place = embedding(len(patches), own.width, dials, "places")(jnp.arange(len(patches), dtype=jnp.int32))
         x = record("embedding", dense(own.width, dials, "patches")(patches) + place)
         blocks = TransformerOptions(
@@ -90,9 +90,7 @@ def build(options: ViTOptions, task: Task, num_values: int, switches: tuple[str,
 
 def check(options: ViTOptions, task: Task) -> None:
     """Raises ConfigError, naming the option, if the options do not fit together or the input is no image."""
-    shape = DATA[task.name].input_spec(task).shape
-    if len(shape) != 3:
-        raise ConfigError(f"config.task.name={task.name}: expected images")
+    shape = image_shape(task)
     if shape[0] % options.patch or shape[1] % options.patch:
         raise ConfigError(
             f"config.model.patch={options.patch}: expected a divisor of the image's {shape[0]} x {shape[1]} pixels"
@@ -103,7 +101,7 @@ def check(options: ViTOptions, task: Task) -> None:
 
 def views(options: ViTOptions, task: Task) -> dict[str, View]:
     """Returns the views: the mean of every site over patches, the last block flattened, and the logits."""
-    high, wide, _ = DATA[task.name].input_spec(task).shape
+    high, wide, _ = image_shape(task)
     count, last = high * wide // options.patch**2, options.layers - 1
 
     def spread(change: Array) -> Array:
