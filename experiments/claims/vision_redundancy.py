@@ -18,11 +18,14 @@ they differ, how often the answer is the value of each.
 
 The preference at equal probabilities is found by linear interpolation: it is the mean of those of color .8, shape .9, and
 of the reverse. A network that follows the better feature wherever it can, but does not read every shape, would have a mean
-above zero. So what the control lacks is subtracted: in the control (color .5, shape .9) such a network follows shape in all
-conflicts but those whose shape it does not read. With too few images no network reads shape: b to g are measured only
-where the control's answers are the shape in .90 of all images, on average.
+above zero, and one that also learned the noise of its labels another one. So the mean of two controls is subtracted, in
+which one feature predicts little (color .5, shape .9, and the reverse): whatever such networks do not read, or answer by
+heart, is missing there, too. With too few images no network reads shape: only numbers of images decide at which the
+answers of the first control are the shape in .90 of all images, on average over calibration seeds. Part a counts the
+networks that answer right in .95 of the images whose color and shape agree; the others have no gate, as labels are noisy.
 
-Settings: both; n1k_, n8k_ and fresh_ (numbers of images) with c50, c80 and c90 (P(color = label); shape .9, .9 and .8).
+Settings: both; n1k_, n8k_ and fresh_ (numbers of images) with c50, c80, c90 and s50 (P(color = label), P(shape = label):
+.5 and .9, .8 and .9, .9 and .8, .9 and .5).
 
 For cost and outcome of the run see `manifest.json` and `claims.csv` in `experiments/results/vision_redundancy/`.
 Expected from the paper: color.
@@ -49,8 +52,8 @@ from repbias_jax.statistics import Claim, Part
 VALUES = 4  # of the label and of every factor
 BATCH, UPDATES = 64, 3072
 SIZES = {"n1k": 1024, "n8k": 8192, "fresh": BATCH * UPDATES}  # numbers of training images
-MATCHES = {"c50": (0.5, 0.9), "c80": (0.8, 0.9), "c90": (0.9, 0.8)}  # P(feature = label), of color and of shape
-READABLE = 0.90  # of all answers are the shape in the control, or shape is not learned from so few images
+MATCHES = {"c50": (0.5, 0.9), "c80": (0.8, 0.9), "c90": (0.9, 0.8), "s50": (0.9, 0.5)}  # P(feature = label): color, shape
+DECIDING = tuple(SIZES)  # numbers of images at which the control reads shape, on calibration seeds
 LADDER = {f"{size}_{name}": (SIZES[size], match) for size in SIZES for name, match in MATCHES.items()}
 SEEDS, SEEDS_LADDER = 32, 16
 PREFERENCE = "share of conflicts that follow color minus share that follow shape"
@@ -93,7 +96,7 @@ EXPERIMENT = Experiment(
             "smoke",
             Preset(
                 2,
-                settings=("both", "n1k_c50", "n1k_c80", "n1k_c90", "n8k_c80"),
+                settings=("both", *(f"n1k_{name}" for name in MATCHES), "n8k_c80"),
                 overrides=(*vision.SMOKE, ("keep.every", 0)),
             ),
         ),
@@ -131,30 +134,24 @@ def _always(results: Results, setting: str) -> Part:
     return Part("a", text, preference(results, setting), passed, +1, MARGIN)
 
 
-def _compared(
-    results: Results, labels: tuple[str, str], size: str, control: str, worse: str, better: str
-) -> list[Part]:  # fmt: skip
-    """Returns the two parts of a number of images, without values where shape is not learned from so few.
+def _compared(results: Results, labels: tuple[str, str], size: str, *settings: str) -> list[Part]:
+    """Returns the two parts of a number of images.
 
     Args:
       results: of the experiment.
       labels: of the part at equal probabilities, and of that where shape predicts better.
       size: key of SIZES.
-      control: full name of the setting in which color predicts little.
-      worse: of that in which color predicts less well than shape.
-      better: of that in which it predicts better.
+      *settings: full names, as in MATCHES.
     """
     equal, less = (f"{PREFERENCE}, {what}, {_images(size)}" for what in ("equal probabilities", ".8 / .9"))
-    if not results.has(control, worse, better):
-        return [contrasts.not_run(labels[0], equal, +1, MARGIN)]
-    is_read = results.values(control, "agreement", SHAPE).mean() >= READABLE
-    mean = (preference(results, worse) + preference(results, better)) / 2
-    lacking = (1 + preference(results, control)) / 2  # 0 where the control follows shape in all conflicts
-    values = [own if is_read else own * np.nan for own in (mean - lacking, preference(results, worse))]
-    passed = [pd.DataFrame({f"{worse} (no gate)": own.notna()}) for own in values]
+    kind = "deciding" if size in DECIDING else "shown"
+    if not results.has(*settings):
+        return [contrasts.not_run(labels[0], equal, +1, MARGIN)] if kind == "deciding" else []
+    little_color, worse, better, little_shape = (preference(results, s) for s in settings)
+    even = (worse + better) / 2 - (little_color + little_shape) / 2
     return [
-        Part(label, text, own, gate, +1, MARGIN, kind=kind)
-        for label, text, own, gate, kind in zip(labels, (equal, less), values, passed, ("deciding", "shown"), strict=True)
+        Part(label, text, own, pd.DataFrame({f"{settings[1]} (no gate)": own.notna()}), +1, MARGIN, kind=kind)
+        for label, text, own, kind in zip(labels, (equal, less), (even, worse), (kind, "shown"), strict=True)
     ]
 
 

@@ -29,7 +29,7 @@ def claims_of(table: Mapping[str, tuple], results: Results, condition: str) -> l
 
     Args:
       table: for each id: the text of the claim, what its source says, the settings that it reads, a function
-        `(results, *full names) -> parts`, and optionally the source, as in `Claim`.
+        `(results, *full names) -> parts`, and optionally the source and whether parts are separate, as in `Claim`.
       results: of the experiment.
       condition: name of the condition.
     """
