@@ -19,9 +19,12 @@ from repbias_jax import measure, planning, report, training
 from repbias_jax.config import Config, ConfigError, Experiment, Keep, Runtime, Training, dials_of, override_all, static_half
 from repbias_jax.data import DATA, output_values, reported
 from repbias_jax.data.binary import BinaryOptions
+from repbias_jax.data.images import ImageOptions
 from repbias_jax.models import MODELS
+from repbias_jax.models.convnet import ConvNetOptions
 from repbias_jax.models.family import IMPOSSIBLE
 from repbias_jax.models.mlp import MLPOptions
+from repbias_jax.models.vit import ViTOptions
 from repbias_jax.probes import PROBES, Probe
 from repbias_jax.probes.moments import Measured
 from repbias_jax.report import page
@@ -38,10 +41,19 @@ SIZES = {"num_train": 64, "num_test": 48, "num_probe": 48}
 TRAINING = Training(batch_size=16, epochs=2, observe_every=4)
 TASKS = {
     "binary": BinaryOptions(features=("parity1", "parity2"), num_bits=8, output_order=(1, 0), **SIZES),
+    "images": ImageOptions(
+        size=24, shapes=("square", "circle"), colors=("red", "green"), output_order=(1, 0), **SIZES | {"num_probe": 64}
+    ),
     **{order: toy_data.ToyTask(order=order, output_order=(1, 0), **SIZES) for order in ("listed", "run", "example")},
 }
-OPTIONS = {"mlp": MLPOptions(widths=(8, 6)), "decoder": toy_model.ToyModel()}
-CASES = [("binary", "mlp"), ("run", "mlp"), ("listed", "decoder"), ("run", "decoder"), ("example", "decoder")]
+OPTIONS = {
+    "mlp": MLPOptions(widths=(8, 6)),
+    "decoder": toy_model.ToyModel(),
+    "convnet": ConvNetOptions(widths=(4, 8), groups=2),
+    "vit": ViTOptions(patch=8, width=8, heads=2, layers=1),
+}
+BY_HAND = [("binary", "mlp"), ("run", "mlp"), ("listed", "decoder"), ("run", "decoder"), ("example", "decoder")]
+CASES = [*BY_HAND, ("images", "convnet"), ("images", "vit")]
 each_case = pytest.mark.parametrize(("task", "model"), CASES)
 
 
@@ -149,7 +161,7 @@ def mlp_by_hand(params, x, change, counts):
     return ((x + change) @ p["readout"]["kernel"] + p["readout"]["bias"]).reshape(2, -1)
 
 
-@each_case
+@pytest.mark.parametrize(("task", "model"), BY_HAND)
 def test_interventions_are_edited_passes_of_real_inputs(task, model, monkeypatch):
     """Against a network written by hand, and by the names of features whatever their order."""
     static, dials, data, state = made_of(config_of(task, model), seed=1)
