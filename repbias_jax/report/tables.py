@@ -105,9 +105,11 @@ def with_parts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path) -> None:
-    """Writes the small files of a reference run: claims, their values, rows of the last snapshot, curves, manifest.
+    """Writes the small files of a reference run: claims, their values, rows of two snapshots, curves, manifest.
 
-    Curves are accuracies on test data: mean, minimum and maximum over seeds.
+    Measures are means over seeds, before training and at the last snapshot; r2 before the readout, the upper end of its
+    null band and readout norms are also written by seed, at the last one. Curves are accuracies on test data: mean, minimum
+    and maximum over seeds.
 
     Args:
       results: of the run.
@@ -116,16 +118,17 @@ def reference(results: Results, rows: Sequence[Mapping[str, Any]], target: Path)
     """
     write_claims(target, rows)
     last = results.rows["setting"].map(lambda s: results.last_step(s))
-    final = results.rows[results.rows["step"] == last].drop(columns=["experiment", "group", "split"])
-    # Every measure is averaged over seeds; measures of pairs over the seeds of both models. The main measures are also
-    # written by seed.
-    final["other"] = final["other"].str.replace(r"/\d+", "", n=1, regex=True)
-    paired = ["other"] if set(final["other"]) != {""} else []
-    final = final if paired else final.drop(columns="other")
+    chosen = results.rows[results.rows["step"].isin([0]) | (results.rows["step"] == last)]
+    chosen = chosen.drop(columns=["experiment", "group", "split"])
+    # Measures of pairs are averaged over the seeds of both models.
+    chosen["other"] = chosen["other"].str.replace(r"/\d+", "", n=1, regex=True)
+    paired = ["other"] if set(chosen["other"]) != {""} else []
+    chosen = chosen if paired else chosen.drop(columns="other")
     keys = ["setting", "step", "site", "probe", "metric", "feature", *paired, "at"]
-    summary = final.groupby(keys)["value"].agg(["mean", "std", "count"]).reset_index()
+    summary = chosen.groupby(keys)["value"].agg(["mean", "std", "count"]).reset_index()
+    final = chosen[chosen["step"] == last.reindex(chosen.index)]
     penultimate = final["setting"].map(lambda s: results.site(s, "last_hidden"))
-    main = final[final["metric"].isin(["r2", "readout_norm"]) & (final["site"] == penultimate)]
+    main = final[final["metric"].isin(["r2", "null_high", "readout_norm"]) & (final["site"] == penultimate)]
     _write_frame(target / "measures.csv", summary)
     _write_frame(target / "seeds.csv", main.drop(columns=paired))
     curves = results.curves[results.curves["split"] == "test"]
