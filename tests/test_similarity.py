@@ -402,7 +402,9 @@ def test_reference_files_keep_pairs_apart_by_what_is_compared(folder, tmp_path):
     results = Results(folder)
     tables.reference(results, tables.read_claims(folder), tmp_path)
     written = pd.read_csv(tmp_path / "measures.csv", keep_default_na=False)
-    own = written[(written["metric"] == "rsa") & (written["setting"] == "sgd.both")].set_index("other")
+    own = written[(written["metric"] == "rsa") & (written["setting"] == "sgd.both")]
+    assert set(own["step"]) == {0, 32}
+    own = own[own["step"] == 32].set_index("other")
     assert set(own.index) == {"sgd.both", "sgd.both/0", "sgd.easy_only", "sgd.hard_only"}
     found = contrasts.similarities(results, "sgd", "rsa").loc[("sgd.both", 32)]
     for name, other in (("sgd.easy_only", ("sgd.easy_only", 32)), ("sgd.both/0", ("sgd.both", 0))):
