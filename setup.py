@@ -42,7 +42,7 @@ setup(
             "pyright[nodejs]>=1.1.400",
             "PyYAML>=6",
             "pytest>=8",
-            "pytest-xdist>=3.7",  # two workers, for tests in under 15 minutes
+            "pytest-xdist>=3.7",  # two workers
             "rsatoolbox>=0.3.2",
             "ruff>=0.11",
             "xarray>=2025.1",

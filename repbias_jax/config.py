@@ -183,7 +183,7 @@ class Keep:
     probe_set: str = option(
         "balanced", "examples whose activations are kept", choices=("balanced", "natural", "decorrelated")
     )
-    shared: bool = option(False, "all seeds see the same probe examples, so that their representations can be compared")
+    shared: bool = option(False, "all seeds have the same probe set, so that their representations can be compared")
     along: str = option("last_hidden", "view kept along training: a view or one of the model's named places")
     every: int = option(0, "distance of snapshots along training; 0: only first and last", "steps", low=0)
     until: int = option(0, "from this step on, snapshots are `every_late` apart; 0: never", "steps", low=0)

@@ -193,6 +193,8 @@ class Results:
         own = {run["seed"]: run["order"] for run in self._runs if run["setting"] == setting and "order" in run}
         if not own:
             raise ConfigError(f"{setting} has no common order of its outputs in {self.folder}")
+        measured = set(self.rows.loc[self.rows["setting"] == setting, "seed"])  # others may be trained meanwhile
+        own = {seed: order for seed, order in own.items() if seed in measured}
         names = self.outputs(setting)
         return pd.DataFrame({seed: [names[listed] for listed in order] for seed, order in own.items()}).T.sort_index()
 

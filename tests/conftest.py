@@ -58,8 +58,9 @@ def run_here(*arguments: str) -> int:
 
 @pytest.fixture
 def call(capsys, monkeypatch):
-    """`run_here`, and what it printed and complained of. It times no update: for all experiments this takes minutes."""
+    """`run_here`, and what it printed and complained of. It times and compiles no update: for all experiments, minutes."""
     monkeypatch.setattr("repbias_jax.population.step_seconds", lambda chunk, stop: 0.01)
+    monkeypatch.setattr("repbias_jax.layout.step_flops", lambda group: 1e6)
 
     def do(*arguments: str):
         status = run_here(*arguments)

@@ -14,7 +14,7 @@ from repbias_jax.config import ConfigError
 
 def plan_of(name, preset, folder, *dotted):
     experiment = command.assemble(EXPERIMENTS[name], preset, None, None, dotted)
-    return planning.place(experiment, planning.check(experiment, "cpu"), folder, jax.device_count())
+    return planning.place(experiment, planning.check(experiment, "cpu", 1), folder, jax.device_count())
 
 
 @pytest.mark.parametrize("preset", ["smoke", "quick", "full"])

@@ -119,12 +119,14 @@ def _part(results: Results, label: str, cells: list[str], narrow: str, wide: str
     """Returns how much a skip changes the log ratio of wide to narrow, with it minus without; second: their difference."""
     seeds = results.values(cells[1], "r2", narrow).index  # a control has fewer
     found = contrasts.gaps(results, cells, wide, narrow)
+    absent = orders.absent(results, cells)
     ratio, gap = (table[cells[0]] - table[cells[1]] for table in (found.ratios, found.apart))
     return Part(
         label, f"log(r2(wide) / r2(narrow)) at s = 1 minus s = 0, {name}", ratio,
         contrasts.all_at_end(results, cells).loc[seeds], +1, MARGIN, secondary=gap,
         secondary_statistic="the same of r2(wide) - r2(narrow)", floored=found.floored.sum(axis=1),
-        accuracy=found.accuracy.mean(axis=1), absent=orders.absent(results, cells), kind=kind,
+        accuracy=found.accuracy.mean(axis=1), kind=kind,
+        absent=absent[absent.index.get_level_values(-1).isin(seeds)],
     )  # fmt: skip
 
 

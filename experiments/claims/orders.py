@@ -68,8 +68,9 @@ def order_of(results: Results, setting: str) -> pd.DataFrame:
     if results.settings.loc[setting, "task.order"] != "example":
         return results.order(setting)
     seeds = results.values(setting, "r2", results.outputs(setting)[0]).index
-    row = ast.literal_eval(str(results.settings.loc[setting, "task.output_order"]))
-    return pd.DataFrame([[results.outputs(setting)[i] for i in row]] * len(seeds), index=seeds)
+    outputs = results.outputs(setting)
+    row = ast.literal_eval(str(results.settings.loc[setting, "task.output_order"])) or range(len(outputs))
+    return pd.DataFrame([[outputs[i] for i in row]] * len(seeds), index=seeds)
 
 
 def placed(by_feature: pd.DataFrame, order: pd.DataFrame) -> pd.DataFrame:

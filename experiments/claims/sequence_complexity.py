@@ -37,6 +37,7 @@ Expected from the paper: simple features explain more at every position.
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
 # (pandas annotates what may be a Series, a DataFrame or an array as any of them.)
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -174,13 +175,13 @@ def coefficient(results: Results, rows: Sequence[str], simple: Sequence[str]) ->
     """
     tables = [(orders.by_position(results, s), results.order(s).isin(list(simple)).astype(float)) for s in rows]
     found = {}
-    for seed in tables[0][0].index:
+    for seed in functools.reduce(pd.Index.intersection, [table.index for pair in tables for table in pair]):
         r2, is_simple = (np.stack([table[i].loc[seed].to_numpy(float) for table in tables]) for i in range(2))
         before = np.concatenate([np.zeros((len(rows), 1)), is_simple[:, :-1] - 0.5], axis=1)
         position = np.broadcast_to(np.arange(r2.shape[1]), r2.shape)
         design = np.stack([np.ones(r2.size), is_simple.ravel(), position.ravel(), before.ravel()], axis=1)
         found[seed] = np.linalg.lstsq(design, r2.ravel(), rcond=None)[0][1] if np.isfinite(r2).all() else np.nan
-    return pd.Series(found, dtype=float)
+    return pd.Series(found, index=list(found), dtype=float)
 
 
 def _part(results: Results, rows: Sequence[str], label: str, kind: str, text: str) -> Part:
@@ -363,7 +364,7 @@ def by_order(results: Results, rows: Sequence[str]) -> pd.DataFrame:
 
 
 def _draw_similarity(results: Results, rows: list[str]) -> Figure | None:
-    if not rows:
+    if not rows or results.settings.loc[rows[0], "task.order"] == "example":  # then networks have no order
         return None
     found = by_order(results, rows)
     if found.empty:  # a single seed has no other to be compared with

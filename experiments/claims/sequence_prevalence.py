@@ -180,7 +180,7 @@ def _draw_natural(results: Results, crossed: list[str], natural: list[str]) -> F
     (axes,) = panels[0]
     orders.draw_levels(axes, results, {"crossed set": crossed, "natural set": natural}, {"the rare feature": (RARE,)})
     seeds = results.values(natural[0], "r2", RARE).index  # the natural set has fewer
-    r2 = np.array([results.values(setting, "r2", RARE).loc[seeds] for setting in crossed])
+    r2 = np.array([results.values(setting, "r2", RARE).reindex(seeds) for setting in crossed])
     predicted = pd.Series(natural_r2(r2, np.full(r2.shape, 0.05)).ravel()).mean()
     axes.plot(
         [1.15], [predicted], "o", markerfacecolor="none", color=STYLES[1]["color"], label="predicted from the crossed set"

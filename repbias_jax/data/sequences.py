@@ -44,7 +44,7 @@ MOST_PLACEMENTS = 1_000_000  # of features at distances, which are listed
 
 
 class StringFeature(NamedTuple):
-    """A feature of a string: it is there (1) or not (0), each in half of the strings.
+    """A feature of a string: it is there (1) or not (0), each in half of the strings unless prevalence says otherwise.
 
     Attributes:
       write: `(value, filler [w], own [k], key) -> tokens [w]` puts it into a stretch of the string full of filler tokens.
