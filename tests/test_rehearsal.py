@@ -44,10 +44,6 @@ REFUSED = {
         ("--experiment=output_position", "--settings=joint_0", "--config.task.length=8"),
         "which the input has not; expected",
     ),
-    "phrase": (
-        ("--experiment=sequence_complexity", "--settings=strings_0", "--config.task.phrase=4", "--config.task.length=3"),
-        "config.task.phrase=4: longer than the string; expected at most 3",
-    ),
     "order": (
         ("--experiment=complexity", "--settings=joint", "--config.task.output_order=0,1,2"),
         "config.task.output_order",
