@@ -623,9 +623,20 @@ def test_distances_that_cannot_be_are_refused_in_one_line(own, named):
 def test_a_feature_defined_anew_changes_the_definitions(monkeypatch):
     """So that neither a workdir nor a compiled program mixes two meanings of one name."""
     task = SequenceOptions(features=("contains_token",), length=8, vocabulary=8)
-    before = sequences.definitions(task)
-    other = STRINGS["contains_token"]._replace(read=lambda tokens, own: tokens[0] == own[0])
-    monkeypatch.setitem(STRINGS, "contains_token", other)
-    first = sequences.definitions(task)
-    monkeypatch.setitem(STRINGS, "contains_token", other._replace(read=lambda tokens, own: tokens[1] == own[0]))
-    assert len({before, first, sequences.definitions(task)}) == 3
+    built_in = STRINGS["contains_token"]
+
+    def token_at(place):
+        return lambda tokens, own: tokens[place] == own[0]
+
+    typed = {}
+    exec("first = lambda tokens, own: tokens[0] == 2\nsecond = lambda tokens, own: tokens[0] == 3", typed)
+    found = []
+    for changes in (
+        {}, {"read": lambda tokens, own: tokens[0] == own[0]}, {"read": lambda tokens, own: tokens[1] == own[0]},
+        {"ends": not built_in.ends}, {"read": token_at(0)}, {"read": token_at(1)}, {"read": typed["first"]},
+        {"read": typed["second"]}, {"read": functools.partial(token_at(0), own=1)},
+    ):  # fmt: skip
+        monkeypatch.setitem(STRINGS, "contains_token", built_in._replace(**changes))
+        found.append(sequences.definitions(task))
+    assert len(set(found)) == len(found)
+    assert not [text for text in found if " at 0x" in text]

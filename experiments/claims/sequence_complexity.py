@@ -252,7 +252,7 @@ def figures(results: Results) -> list[Drawn]:
 
 
 FIGURES = {"C14": "classes"}  # the figure that shows a claim
-NOTES = {"C14": "most of the lead is there before training: f, g"}  # on the score card
+NOTES = {"C14": "untrained networks have as large a lead: f, g"}  # on the score card
 NAMES = {
     "pair": ("identity", "xor"),
     "equal": ("majority of 3", "parity of 3"),

@@ -28,7 +28,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -318,19 +318,27 @@ def definitions(task: SequenceOptions) -> str:
     """Returns the truth tables of the task's features as text; of features of strings, the functions that define them."""
     if of_bits(task):
         return binary.definitions(as_bits(task))
-    return repr([(name, [_text(part) for part in STRINGS[name] if callable(part)]) for name in task.features])
+    return repr([(name, [_text(part) for part in STRINGS[name]]) for name in task.features])
 
 
-def _text(function: Callable) -> str:
-    """Returns what identifies a function: its name within this module, whose code is known, else its source."""
-    if function.__module__ == __name__:
-        return function.__qualname__
-    if isinstance(function, functools.partial):
-        return f"{_text(function.func)} {function.args} {function.keywords}"
+def _text(part: Any) -> str:
+    """Returns what identifies a part of a feature.
+
+    Of a function this is its name within this module, whose code is known, else its source and the values it refers to.
+    """
+    if isinstance(part, functools.partial):
+        return f"{_text(part.func)} {part.args} {part.keywords}"
+    if not inspect.isfunction(part):
+        return repr(part)
+    if part.__module__ == __name__:
+        return part.__qualname__
+    code, inner = part.__code__, [_text(cell.cell_contents) for cell in part.__closure__ or ()]
+    constants = [own for own in code.co_consts if not inspect.iscode(own)]  # two functions may stand in one line of source
     try:
-        return inspect.getsource(function)
+        text = inspect.getsource(part)
     except OSError:  # it was typed into an interpreter
-        return function.__code__.co_code.hex()
+        text = code.co_code.hex()
+    return f"{text} {constants} {code.co_names} {part.__defaults__} {inner}"
 
 
 def base_rates(task: SequenceOptions) -> tuple[float, ...]:
