@@ -283,8 +283,7 @@ def test_the_gradient_by_blocks_is_that_of_the_batch(task, model, monkeypatch):
 
 
 @each_case
-@pytest.mark.parametrize("block", [5, 16])
-def test_reading_by_blocks_is_reading_all(task, model, block, monkeypatch):
+def test_reading_by_blocks_is_reading_all(task, model, monkeypatch):
     """Also where blocks do not divide the number of examples, and with edits and orders that differ by example."""
     static, dials, data, state = made_of(config_of(task, model), seed=5)
     order = data.probe.order
@@ -292,16 +291,24 @@ def test_reading_by_blocks_is_reading_all(task, model, block, monkeypatch):
     view = next(view for view in training.views_of(static).values() if view.spread is not None)
     edits = {view.site: jax.random.normal(jax.random.key(1), sites[view.site].shape)}
 
-    def readings():
-        found = training.forward(static, dials, state.params, data.probe.inputs, order, edits)
-        return found, training.represent(static, dials, data, state), training.observe(static, dials, data, state)
+    def readings(block):
+        """In blocks, and whether they are read in a loop."""
+        name = static.config.model.name
+        monkeypatch.setitem(MODELS, name, MODELS[name]._replace(block=block))
 
-    whole, name = readings(), static.config.model.name
-    monkeypatch.setitem(MODELS, name, MODELS[name]._replace(block=block))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), readings(), whole)
-    assert "scan" in str(
-        jax.make_jaxpr(lambda x: training.forward(static, dials, state.params, x, order))(data.probe.inputs)
-    )
+        def read(data, state, edits):
+            found = training.forward(static, dials, state.params, data.probe.inputs, order, edits)
+            return found, training.represent(static, dials, data, state), training.observe(static, dials, data, state)
+
+        program = jax.jit(read).trace(data, state, edits)
+        return program.lower().compile()(data, state, edits), "scan" in str(program.jaxpr)
+
+    whole, looped = readings(0)
+    assert not looped
+    for block in (5, 16):
+        found, looped = readings(block)
+        assert looped
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, whole)
 
 
 def test_every_run_draws_an_order_of_its_own():
