@@ -85,7 +85,6 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
             f"--seed={experiment.seed} and --num_seeds={experiment.num_seeds}: the last seed is "
             f"{experiment.seed + experiment.num_seeds - 1}; expected seeds from 0 to {MAX_SEED - 1}"
         )
-    _check_reserved(experiment)
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError("JAX_THREEFRY_PARTITIONABLE is off: expected JAX's default, on which the drawn data depend")
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
@@ -105,6 +104,7 @@ def check(experiment: Experiment, backend: str, lanes: int = 0) -> tuple[dict[st
     runs = layout.count_runs(groups, Layout(1, experiment.seed, (experiment.num_seeds,), experiment.caps()))
     if runs > MAX_RUNS:
         raise ConfigError(f"--num_seeds={experiment.num_seeds}: {runs:,} runs; expected at most {MAX_RUNS:,}")
+    _check_reserved(experiment)
     return configs, groups, backend
 
 
