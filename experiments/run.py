@@ -132,6 +132,7 @@ def main(arguments: Sequence[str]) -> int:
         def run_one(job: Job) -> pipeline.Outcome:
             seconds = FLAGS.checkpoint_seconds
             how = (stages, stop, recorded, seconds, share, FLAGS.mix_code, discard)
+            rehearse(job.plan, job.module)
             return pipeline.run(job.plan, job.module, job.folder, *how)
 
         if not _is_several():
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, int]]:
-    """Returns the chosen experiments, the stages and the shard, all checked and rehearsed; starts JAX, writes nothing."""
+    """Returns the chosen experiments, the stages and the shard, all checked; starts JAX, and writes nothing."""
     dotted = [a for a in arguments if a.startswith("--config.")]
     if extra := [a for a in arguments if a not in dotted]:
         raise ConfigError(f"unexpected argument {extra[0]}; flags are written --name=value")
@@ -164,7 +165,6 @@ def _read(arguments: Sequence[str]) -> tuple[list[Job], list[str], tuple[int, in
         store.check_workdir(folder)
         with _named(experiment.name):
             jobs.append(Job(module, _plan(experiment, folder, stages), folder))
-            rehearse(jobs[-1].plan, module)
     return jobs, stages, share
 
 
