@@ -100,7 +100,14 @@ def lanes_of(static: Static, dials: Dials) -> int:
 
 def kept_bytes(static: Static, dials: Dials) -> int:
     """Returns the bytes that the gradient of a batch keeps of its forward pass, if the batch is read at once."""
-    loss = functools.partial(training.loss_of_batch, static)
+    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: dials))
+    return _kept_bytes(Static(static.config, static.switches, Runtime(static.runtime.backend)), tree, tuple(leaves))
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept_bytes(static: Static, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> int:
+    """As `kept_bytes`, for the shapes of the dials; it traces the network, and lanes and costs both ask for it."""
+    dials, loss = jax.tree.unflatten(tree, leaves), functools.partial(training.loss_of_batch, static)
     params, *batch = training.shapes_of_batch(static, dials)
     kept = jax.eval_shape(lambda d, p, *b: jax.vjp(lambda q: loss(d, q, *b), p)[1], dials, params, *batch)
     return 4 * (_count(kept) - _count(params))

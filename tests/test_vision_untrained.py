@@ -8,10 +8,11 @@ import pytest
 from made import SEEDS, Made
 
 from experiments.claims import vision_untrained
-from experiments.claims.vision_untrained import FEATURES, PAIRS
+from experiments.claims.vision_untrained import FEATURES, PAIRS, UNTRAINED
 from repbias_jax.statistics import judge
 
 END = 100
+PAIRED = list(itertools.permutations(SEEDS, 2))  # networks of different seeds
 BEFORE = {"shape": 0.40, "texture": 0.30, "color": 0.80}  # chance is .25, so texture cannot fall by much
 AFTER_OTHER = {"shape": 0.34, "texture": 0.29, "color": 0.60}
 ANYWAY = 0.03  # by which every accuracy falls in training on labels that do not depend on the image
@@ -139,3 +140,23 @@ def test_similarities_are_compared_as_a_log_ratio_and_as_a_difference(untrained,
     expected = np.log(untrained / other) if min(untrained, other) > 0 else np.nan
     assert vision_untrained.log_ratio(own, list(SEEDS)) == pytest.approx(expected, nan_ok=True)
     assert vision_untrained.difference(own, list(SEEDS)) == pytest.approx(untrained - other)
+
+
+def test_untrained_networks_and_those_of_chance_labels_are_each_compared():
+    """Networks of a feature: .8 alike untrained ones, .4 alike those of chance labels, .2 alike those of other features."""
+    made = trained()
+    made.learn("chance", "target", [END])
+    models = [(name, END) for name in (*FEATURES, "chance")] + [(FEATURES[0], 0)]
+
+    def alike(one, other):
+        names = {one[0] if one[1] else UNTRAINED, other[0] if other[1] else UNTRAINED}
+        return 0.8 if UNTRAINED in names else 0.4 if "chance" in names else 0.2 if len(names) == 2 else 0.9
+
+    for (one, two), (k, m) in itertools.product(itertools.combinations_with_replacement(models, 2), PAIRED):
+        for metric in ("rsa", "cka_debiased"):
+            made.put(one[0], metric, "", alike(one, two), one[1], other=f"sgd.{two[0]}/{m}/{two[1]}", seeds=[k])
+    parts = parts_of(made.done(), "C39")
+    effects = {label: part.values.mean() for label, part in parts.items()}
+    assert effects == pytest.approx({"a": np.log(4), "b": 0.6, "c": np.log(2)}, abs=1e-2)
+    assert {label: part.secondary.mean() for label, part in parts.items()} == pytest.approx(effects, abs=1e-6)
+    assert [part.kind for part in parts.values()] == ["deciding", "shown", "shown"]

@@ -43,9 +43,7 @@ def config_of(smoke: bool, form: str = "") -> Config:
 def _config_of_form(smoke: bool, form: str) -> Config:
     name, setting = SETTINGS[form]
     experiment = importlib.import_module(f"experiments.claims.{name}").EXPERIMENT  # here, because it takes a second
-    config = override_all(
-        experiment.configs()[setting], {"optimizer.final_rate": 1.0}
-    )  # constant, as the rivals' rates are
+    config = override_all(experiment.configs()[setting], {"optimizer.final_rate": 1.0})  # the rivals' rates are constant
     if smoke:
         return override_all(config, dict(dict(experiment.presets)["smoke"].overrides))
     if isinstance(config.task, ImageOptions):

@@ -204,26 +204,26 @@ def _alike(results: Results, *settings: str) -> tuple[Part, ...]:
     condition = settings[0].split(".")[0]
     passed = contrasts.all_at_end(results, settings)
     passing, seeds = list(passed.index[passed.all(axis=1)]), list(passed.index)
-    same = {UNTRAINED: "untrained", CHANCE_LABELS: "trained on chance labels"}
 
-    def part(label: str, statistic: Contrast, text: str, margin: float, base: str, kind: str) -> Part:
+    def part(label: str, statistic: Contrast, text: str, margin: float, kind: str, base: str = UNTRAINED) -> Part:
         first, second = (_similarities(results, condition, metric, base) for metric in (PRIMARY, SECONDARY))
 
         def values(own: Similarities, among: Sequence[int]) -> pd.Series:
             defined = own.defined(list(own.kinds), among)
             return pseudo_values(lambda chosen: statistic(own, chosen), defined).reindex(seeds)
 
-        pairs = f"similarity(trained, {same[base]})", "similarity(trained on one feature, on another)"
+        of_none = base if base == UNTRAINED else "trained on chance labels"
+        pairs = f"similarity(trained, {of_none})", "similarity(trained on one feature, on another)"
         return Part(
             label, f"{text.format(*pairs)}, means over features, by {PRIMARY}", values(first, passing), passed, +1, margin,
             secondary=values(second, passing), secondary_statistic=f"the same, by {SECONDARY}",
             everyone=values(first, seeds), kind=kind,
         )  # fmt: skip
 
-    parts = [part("a", log_ratio, "log({} / {})", SESOI_SIMILARITY, UNTRAINED, "deciding")]
-    parts += [part("b", difference, "{} - {}", MARGIN, UNTRAINED, "shown")]
+    parts = [part("a", log_ratio, "log({} / {})", SESOI_SIMILARITY, "deciding")]
+    parts += [part("b", difference, "{} - {}", MARGIN, "shown")]
     if results.has(f"{condition}.{CHANCE_LABELS}"):
-        parts += [part("c", log_ratio, "log({} / {})", SESOI_SIMILARITY, CHANCE_LABELS, "shown")]
+        parts += [part("c", log_ratio, "log({} / {})", SESOI_SIMILARITY, "shown", CHANCE_LABELS)]
     return tuple(parts)
 
 
@@ -232,10 +232,13 @@ def _similarities(results: Results, condition: str, metric: str, base: str = UNT
 
     Args: metric, of the probe; base, UNTRAINED or CHANCE_LABELS, which are the `base` of what is returned.
     """
-    kinds = {name: (f"{condition}.{name}", results.last_step(f"{condition}.{name}")) for name in FEATURES}
-    setting = f"{condition}.{base if base == CHANCE_LABELS else FEATURES[0]}"
-    of_none = (setting, results.last_step(setting) if base == CHANCE_LABELS else 0)
-    return Similarities(contrasts.similarities(results, condition, metric), kinds | {"base": of_none})
+
+    def trained(name: str) -> tuple[str, int]:
+        return f"{condition}.{name}", results.last_step(f"{condition}.{name}")
+
+    of_none = (f"{condition}.{FEATURES[0]}", 0) if base == UNTRAINED else trained(base)
+    kinds = {name: trained(name) for name in FEATURES} | {"base": of_none}
+    return Similarities(contrasts.similarities(results, condition, metric), kinds)
 
 
 def _two_means(own: Similarities, seeds: Sequence[int]) -> tuple[float, float]:

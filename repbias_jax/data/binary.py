@@ -80,7 +80,7 @@ class Example(NamedTuple):
 def draw_each(spec: jax.ShapeDtypeStruct, one: Callable[..., Any], *arguments: Any) -> Any:
     """Returns the values of a function that draws one input, for each of N arguments, `[N, ...]`.
 
-    Many large inputs are drawn in blocks: while an image is drawn it needs some fifty times the memory of its bytes.
+    Many large inputs are drawn in blocks: while an image is drawn it needs some sixteen times the memory of its bytes.
 
     Args:
       spec: shape and dtype of an input.
