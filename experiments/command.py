@@ -326,6 +326,8 @@ def _training_seconds(
     """
     if jax.process_count() > 1 or plan.backend != jax.default_backend():
         return None
+    if not any(work):
+        return 0.0  # nothing is trained
     dearest = work.index(max(work))
     chunk = plan.chunks[dearest]
     try:

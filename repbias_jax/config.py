@@ -147,7 +147,7 @@ class Training:
 
     loss: str = option("cross_entropy", "loss over [O, C] logits", choices=("cross_entropy", "squared"))
     batch_size: int = option(128, "batch", "examples", low=1, high=LARGEST)
-    epochs: int = option(160, "passes over the training set", "epochs", low=1)
+    epochs: int = option(160, "passes over the training set; 0: networks are read as they are initialised", "epochs", low=0)
     observe_every: int = option(128, "distance of points on the loss and accuracy curves", "steps", low=1)
     loss_weights: tuple[tuple[float, ...], ...] = option(
         (),

@@ -205,7 +205,7 @@ def snapshots_of(config: Config) -> tuple[int, ...]:
         if step >= end:
             break
         steps.append(step)
-    return (*steps, end)
+    return (*steps, end) if end else (0,)
 
 
 def points_of(config: Config) -> tuple[int, ...]:
@@ -218,5 +218,5 @@ def points_of(config: Config) -> tuple[int, ...]:
 
 def snapshots_by_view(static: Static) -> dict[str, tuple[int, ...]]:
     """Returns the steps at which each stored view is kept."""
-    along, ends = training.along_view(static), (0, static.config.num_steps)
+    along, ends = training.along_view(static), tuple(sorted({0, static.config.num_steps}))
     return {name: snapshots_of(static.config) if name == along else ends for name in training.stored_views(static)}

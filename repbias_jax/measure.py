@@ -178,7 +178,7 @@ def _blocks(folder: Path, chunk: Chunk) -> Iterator[Block]:
                 full = [*range(last - first), *[last - first - 1] * (lanes - last + first)]
                 own = {name: values[first:last][full] for name, values in factors.items()}
                 phi = arrays.read(site, np.s_[first:last, t])[full]
-                padding = widest if len(steps) == 2 else 0
+                padding = widest if len(steps) <= 2 else 0
                 yield Block(chunk, site, int(step), first, padding, chunk.runs[first:last], phi, own)
 
 

@@ -82,7 +82,7 @@ def models_of(chunks: Sequence[Chunk]) -> dict[str, list[Model]]:
         last = chunk.group.static.config.num_steps
         for place, (setting, seed) in enumerate(chunk.runs):
             condition = setting.split(".")[0]
-            steps = (0, last) if first.setdefault(condition, setting) == setting else (last,)
+            steps = {0, last} if first.setdefault(condition, setting) == setting else {last}
             found.setdefault(condition, []).extend(Model(setting, seed, step, last, chunk, place) for step in steps)
     return {condition: sorted(models, key=lambda m: (m.step != m.last, *m[:3])) for condition, models in found.items()}
 

@@ -163,7 +163,7 @@ def _check_config(config: Config) -> None:
         if len(row) != num_outputs(task):
             raise ConfigError(f"config.training.loss_weights: expected {num_outputs(task)} weights a phase, one an output")
     ends = training_.phase_ends or (1.0,)
-    rising = all(a < b for a, b in itertools.pairwise([0, *(round(end * config.num_steps) for end in ends)]))
+    rising = not config.num_steps or all(a < b for a, b in itertools.pairwise([0, *config.phase_steps]))
     if len(ends) != phases or ends[-1] != 1 or not rising:
         raise ConfigError(
             f"config.training.phase_ends={training_.phase_ends}: expected {phases} rising shares of training, the last 1"

@@ -270,6 +270,8 @@ class _Trainer:
             self.progress.skip(0, step * len(self.chunk.runs))
             if step == 0:
                 self._look(0, data, state, curves, activations)
+                if not self.config.num_steps and checkpoints.is_empty():
+                    self._save(checkpoints, 0, state, curves)
             elif devices.is_first():
                 print(f"train: {self.chunk.path} resumed at step {step}", file=sys.stderr, flush=True)
             clock, longest = time.monotonic(), FIRST_STEPS

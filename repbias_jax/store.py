@@ -339,6 +339,10 @@ class Checkpoints:
                 self._manager.reload()
         return -1, None, damaged
 
+    def is_empty(self) -> bool:
+        """Returns whether there is no checkpoint."""
+        return not self._manager.all_steps()
+
     def _describe(self, saved: Saved) -> None:
         """Writes the structure of the checkpoints to `structure.json`, unless the file has it already."""
         wanted = structure(saved._asdict())
