@@ -92,30 +92,10 @@ def lanes_of(static: Static, dials: Dials) -> int:
     backend = static.runtime.backend
     most = LANES.get(backend, 8)
     params = training.shapes_of_batch(static, dials)[0]
-    sizes = (16 * _count(params), LANE_BYTES), (kept_bytes(static, dials), KEPT_BYTES)
+    sizes = (16 * training.count(params), LANE_BYTES), (training.kept_bytes(static, dials), KEPT_BYTES)
     while most > 1 and any(most * size > room.get(backend, 1e9) for size, room in sizes):
         most //= 2
     return most
-
-
-def kept_bytes(static: Static, dials: Dials) -> int:
-    """Returns the bytes that the gradient of a batch keeps of its forward pass, if the batch is read at once."""
-    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: dials))
-    return _kept_bytes(Static(static.config, static.switches, Runtime(static.runtime.backend)), tree, tuple(leaves))
-
-
-@functools.lru_cache(maxsize=1024)
-def _kept_bytes(static: Static, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> int:
-    """As `kept_bytes`, for the shapes of the dials; it traces the network, and lanes and costs both ask for it."""
-    dials, loss = jax.tree.unflatten(tree, leaves), functools.partial(training.loss_of_batch, static)
-    params, *batch = training.shapes_of_batch(static, dials)
-    kept = jax.eval_shape(lambda d, p, *b: jax.vjp(lambda q: loss(d, q, *b), p)[1], dials, params, *batch)
-    return 4 * (_count(kept) - _count(params))
-
-
-def _count(tree: Any) -> int:
-    """Returns how many numbers the arrays of a tree have."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def count_runs(groups: Sequence[Group], layout: Layout) -> int:
@@ -189,7 +169,7 @@ def step_flops(group: Group) -> float:
     params, *batch = training.shapes_of_batch(static, dials)
     host = devices.host()
     if host is None:
-        return 6.0 * static.config.training.batch_size * _count(params)
+        return 6.0 * static.config.training.batch_size * training.count(params)
     with jax.default_device(host):
         loss = jax.jit(functools.partial(training.loss_of_batch, static)).lower(dials, params, *batch)
         found: Any = loss.cost_analysis()

@@ -4,6 +4,8 @@ Batching over runs belongs to the caller: everything here is written for one run
 is `make_data`, `init`, then `segment` from step to step; `observe` and `represent` evaluate it in between.
 """
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import chex
@@ -14,7 +16,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from repbias_jax.config import Dials, Static, Task, num_outputs
+from repbias_jax.config import Dials, Runtime, Static, Task, num_outputs
 from repbias_jax.data import DATA, output_values
 from repbias_jax.data.binary import draw_each
 from repbias_jax.models import MODELS
@@ -23,7 +25,7 @@ from repbias_jax.models.family import View, possible, resolve
 METRICS = ("loss", "accuracy", "worst_class")  # of an output; accuracy is the mean over classes, in [0, 1]
 SPLITS = ("train", "test")
 SHARED_SEED = 2**31 - 1  # the seed of a probe set that all seeds share; no run has it
-MOST_INPUTS = 2**23  # numbers of the inputs that a network represents at once; an image of 64 pixels has 12,288
+MOST_HELD = 2**28  # numbers that a gradient of what is read at once would keep; without one at most half are there
 
 
 class Keys(NamedTuple):
@@ -255,9 +257,29 @@ def _block(static: Static) -> int:
     return MODELS[static.config.model.name].block if static.runtime.backend == "cpu" else 0
 
 
-def _read_at_once(static: Static, inputs: Array) -> int:
-    """Returns how many inputs `[N, ...]` are read at once without a gradient: as the family asks, or as memory allows."""
-    return _block(static) or max(1, MOST_INPUTS * len(inputs) // inputs.size)
+def read_at_once(static: Static, dials: Dials) -> int:
+    """Returns how many examples are read at once without a gradient: as the family asks, or as memory allows."""
+    return _block(static) or max(1, MOST_HELD // (1 + kept_bytes(static, dials) // (4 * static.config.training.batch_size)))
+
+
+def kept_bytes(static: Static, dials: Dials) -> int:
+    """Returns the bytes that the gradient of a batch keeps of its forward pass, if the batch is read at once."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: dials))
+    return _kept_bytes(Static(static.config, static.switches, Runtime(static.runtime.backend)), tree, tuple(leaves))
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept_bytes(static: Static, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> int:
+    """As `kept_bytes`, for the shapes of the dials; it traces the network, and several ask for it."""
+    dials, loss = jax.tree.unflatten(tree, leaves), functools.partial(loss_of_batch, static)
+    params, *batch = shapes_of_batch(static, dials)
+    kept = jax.eval_shape(lambda d, p, *b: jax.vjp(lambda q: loss(d, q, *b), p)[1], dials, params, *batch)
+    return 4 * (count(kept) - count(params))
+
+
+def count(tree: Any) -> int:
+    """Returns how many numbers the arrays of a tree have."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def _total_loss(params: Any, model: nn.Module, static: Static, dials: Dials, examples: Examples, weights: Array) -> Array:
@@ -358,7 +380,7 @@ def forward(
     """
     model, values = build_model(static), values_at(static, order)
     own_values = {"values": values} if _axis(values) == 0 else {}
-    each, block = {"inputs": inputs, "edits": edits or {}} | own_values, _read_at_once(static, inputs)
+    each, block = {"inputs": inputs, "edits": edits or {}} | own_values, read_at_once(static, dials)
 
     def one(own: dict[str, Any]) -> Any:
         return model.apply(params, own["inputs"], dials, edits=own["edits"], values=own.get("values", values))
@@ -420,7 +442,7 @@ def represent(static: Static, dials: Dials, data: Data, state: State) -> dict[st
         found = {name: jax.vmap(views[name].read)(sites[views[name].site]) for name in stored_views(static)}
         return {name: value.astype(jnp.float32) for name, value in found.items()}  # an input may be tokens
 
-    block = _read_at_once(static, inputs)
+    block = read_at_once(static, dials)
     if block >= len(inputs):
         return read(inputs, order)
 

@@ -62,12 +62,17 @@ def config_of(task, model, **changes) -> Config:
     return override_all(made, {k.replace("__", "."): v for k, v in changes.items()})
 
 
+@functools.cache
+def _making(config):
+    """A program that makes the data and the first state of a run from its dials and seed, traced once."""
+    static, task, name = static_half(config, Runtime()), config.task, config.keep.probe_set
+    return jax.jit(lambda d, s: (training.make_data(task, name, d, s), training.init(static, d, s)))
+
+
 def made_of(config, seed=0):
     """Static half, dials, data and first state of one run."""
     static, dials = static_half(config, Runtime()), dials_of(config)
-    data, state = jax.jit(
-        lambda d, s: (training.make_data(config.task, config.keep.probe_set, d, s), training.init(static, d, s))
-    )(dials, jnp.int32(seed))
+    data, state = _making(config)(dials, jnp.int32(seed))
     return static, dials, data, state
 
 

@@ -45,11 +45,23 @@ def drawn(task, count, seed=0, **values):
     return jax.jit(jax.vmap(lambda k: images.sample(task, own, None, k)))(keys)
 
 
+def factors_and_labels(task, own, count, seed=0):
+    """Those of `count` examples, whose images are not rendered. Args: own, the dials."""
+    keys = jax.random.split(jax.random.key(seed), count)
+    return jax.jit(jax.vmap(lambda k: (found := images.sample(task, own, None, k)).factors | {"": found.labels}))(keys)
+
+
+@functools.cache
+def renderer(task, axes):
+    """Compiled once for all values, poses and contrasts. Args: axes of each of these, None where there is one."""
+    return jax.jit(jax.vmap(lambda values, pose, contrast: images.render(task, values, pose, contrast), axes))
+
+
 def coverage(task, shape, at):
     """Which share of each pixel a shape covers, `[N, size, size]`."""
-    one = jax.jit(jax.vmap(lambda pose: images.render(task, {"shape": jnp.int32(shape)}, pose, 1.0)))(at)
+    found = renderer(task, (None, 0, None))({"shape": jnp.int32(shape)}, at, 1.0)
     white = images.GREY + images.DISTANCE / math.sqrt(3)
-    return (np.asarray(one)[..., 0] - images.GREY) / (white - images.GREY)
+    return (np.asarray(found)[..., 0] - images.GREY) / (white - images.GREY)
 
 
 @pytest.mark.parametrize("size", [24, 32, 64])
@@ -103,15 +115,11 @@ def test_colors_are_equally_far_from_grey_and_as_different_as_the_contrast_says(
 def test_a_shape_is_as_visible_at_any_contrast():
     task = dataclasses.replace(ALL, tints=("white",), textures=("solid",))
     pose = images.draw_pose(jax.random.key(0))
-    for color, contrast in itertools.product(range(10), (0.0, 0.1, 1.0)):
-        values = {"shape": jnp.int32(1), "color": jnp.int32(color)}
-        apart = np.linalg.norm(np.asarray(images.render(task, values, pose, contrast)) - images.GREY, axis=-1)
-        np.testing.assert_allclose(apart.max(), images.DISTANCE, rtol=1e-5)
-
-
-@functools.cache
-def renderer(task):
-    return jax.jit(lambda values, pose: images.render(task, values, pose, 1.0))
+    values = {"shape": jnp.ones(10, jnp.int32), "color": jnp.arange(10)}
+    for contrast in (0.0, 0.1, 1.0):
+        found = np.asarray(renderer(task, (0, None, None))(values, pose, contrast))
+        apart = np.linalg.norm(found - images.GREY, axis=-1).max(axis=(1, 2))
+        np.testing.assert_allclose(apart, images.DISTANCE, rtol=1e-5)
 
 
 @pytest.mark.parametrize("texture", range(len(images.TEXTURES)))
@@ -119,9 +127,10 @@ def test_a_full_turn_changes_nothing_and_a_shift_by_pixels_shifts(texture):
     """Up to single pixels at the edge of a texture, where rounding decides."""
     values = {name: jnp.int32(i) for name, i in {"shape": 7, "texture": texture, "color": 3, "tint": 5}.items()}
     pose = images.draw_pose(jax.random.key(texture))._replace(place=jnp.asarray([0.5, 0.45]))
-    plain = np.asarray(renderer(ALL)(values, pose))
-    turned = np.asarray(renderer(ALL)(values, pose._replace(angle=pose.angle + 2 * math.pi)))
-    moved = np.asarray(renderer(ALL)(values, pose._replace(place=pose.place + jnp.asarray([2, -1]) / ALL.size)))
+    turned = pose._replace(angle=pose.angle + 2 * math.pi)
+    moved = pose._replace(place=pose.place + jnp.asarray([2, -1]) / ALL.size)
+    every = jax.tree.map(lambda *x: jnp.stack(x), pose, turned, moved)
+    plain, turned, moved = np.asarray(renderer(ALL, (None, 0, None))(values, every, 1.0))
     for found, expected in ((turned, plain), (moved, np.roll(plain, (-1, 2), axis=(0, 1)))):
         other = np.abs(found - expected).max(axis=-1) > 1e-3
         assert other.sum() <= 4
@@ -152,13 +161,12 @@ def test_every_factor_can_be_read_from_the_image(size):
     """By the rule that made it: of all values, that whose image in the same pose is nearest is the right one."""
     task, rng = dataclasses.replace(ALL, size=size), np.random.default_rng(0)
     names = images.values_of(task)
-    render = jax.jit(jax.vmap(lambda values, pose: images.render(task, values, pose, 1.0), (0, None)))
     for k in range(40):
         pose = images.draw_pose(jax.random.key(k))
         right = {name: int(rng.integers(len(own))) for name, own in names.items()}
         for name in names:
             tried = {other: jnp.full(10, value, jnp.int32) for other, value in right.items()} | {name: jnp.arange(10)}
-            made = np.asarray(render(tried, pose))
+            made = np.asarray(renderer(task, (0, None, None))(tried, pose, 1.0))
             noisy = made[right[name]] + 0.02 * rng.normal(size=made[0].shape)
             assert np.square(made - noisy).sum(axis=(1, 2, 3)).argmin() == right[name], (k, name)
 
@@ -178,36 +186,36 @@ def test_images_have_the_factors_that_they_name():
 
 def test_examples_are_bytes_and_factors_are_independent():
     task = ImageOptions()
-    found = drawn(task, 4000)
-    assert found.inputs.dtype == jnp.uint8
-    assert found.inputs.shape == (4000, *images.input_spec(task).shape)
+    found = factors_and_labels(task, dials(task), 4000)
+    inputs = drawn(task, 2).inputs
+    assert inputs.dtype == jnp.uint8
+    assert inputs.shape == (2, *images.input_spec(task).shape)
     names = [name for name in images.factors(task) if name != "target"]
     for one, other in itertools.combinations(["target", *names], 2):
         counts = np.zeros((4, 4))
-        np.add.at(counts, (np.asarray(found.factors[one]), np.asarray(found.factors[other])), 1)
+        np.add.at(counts, (np.asarray(found[one]), np.asarray(found[other])), 1)
         assert np.abs(counts - 250).max() < 5 * math.sqrt(250), (one, other)
-    np.testing.assert_array_equal(found.labels, np.stack([found.factors["shape"], found.factors["color"]], axis=1))
+    np.testing.assert_array_equal(found[""], np.stack([found["shape"], found["color"]], axis=1))
 
 
 def test_features_match_the_target_as_often_as_asked():
     task = ImageOptions(outputs=("target",), match=(1.0, 0.7))
     images.check(task)
-    found = drawn(task, 4000)
-    agree = [np.mean(found.factors[name] == found.factors["target"]) for name in task.features]
+    found = factors_and_labels(task, dials(task), 4000)
+    agree = [np.mean(found[name] == found["target"]) for name in task.features]
     assert agree[0] == 1
     assert abs(agree[1] - 0.7) < 0.03
-    np.testing.assert_array_equal(found.labels[:, 0], found.factors["target"])
-    own = images.fair(task, dials(task))
-    keys = jax.random.split(jax.random.key(1), 2000)
-    fair = jax.vmap(lambda k: images.sample(task, own, None, k))(keys)
-    assert abs(np.mean(fair.factors["shape"] == fair.factors["target"]) - 0.25) < 0.05
+    np.testing.assert_array_equal(found[""][:, 0], found["target"])
+    fair = factors_and_labels(task, images.fair(task, dials(task)), 2000, seed=1)
+    assert abs(np.mean(fair["shape"] == fair["target"]) - 0.25) < 0.05
 
 
 @pytest.mark.parametrize("features", [("shape", "color"), ("color",), ("shape", "texture", "color")])
 def test_the_balanced_set_is_crossed(features):
     task = ImageOptions(features=features, num_probe=256)
     images.check(task)
-    inputs, found, order = images.probe_set(task, dials(task), None, "balanced", jax.random.key(0))
+    made = jax.jit(lambda key: images.probe_set(task, dials(task), None, "balanced", key))
+    inputs, found, order = made(jax.random.key(0))
     assert inputs.shape == (256, 32, 32, 3)
     assert inputs.dtype == jnp.uint8
     assert list(order) == list(range(len(features)))

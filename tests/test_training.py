@@ -439,9 +439,22 @@ def test_many_inputs_are_represented_in_blocks(name, monkeypatch):
     own = static.config.model.name
     monkeypatch.setitem(MODELS, own, MODELS[own]._replace(block=0))
     whole, much = represented()
-    monkeypatch.setattr(training, "MOST_INPUTS", data.probe.inputs.size // 128 * 12)
+    held = training.kept_bytes(static, dials) // (4 * static.config.training.batch_size)
+    monkeypatch.setattr(training, "MOST_HELD", 12 * (1 + held))
+    assert training.read_at_once(static, dials) == 12
     blocks, little = represented()
     assert whole.keys() == blocks.keys()
     for view, value in whole.items():
         np.testing.assert_allclose(blocks[view], value, rtol=0, atol=1e-5, err_msg=view)
     assert name != "convnet" or little < much / 2
+
+
+def test_fewer_long_strings_are_read_at_once():
+    """What attention computes for one of them grows with the square of its length."""
+    task = SequenceOptions(features=("contains_token",), vocabulary=8, length=1024, order="listed")
+    config = Config(task, TransformerOptions(form="encoder"))
+    static, dials = halves(config)
+    weights = static.config.model.heads * static.config.model.layers * task.length**2
+    assert 1 <= training.read_at_once(static, dials) <= training.MOST_HELD // weights
+    short = halves(override_all(config, {"task.length": 16}))
+    assert training.read_at_once(*short) > task.num_probe
