@@ -77,11 +77,11 @@ FLAT = {name: f"{name}_flat" for name in FAMILIES}  # the setting in which the l
 READ_FLAT = (  # from half as many images, since a fit takes time with the cube of their number
     ("task.num_probe", 4000), ("keep.views", ("flat",)), ("keep.along", "flat"), ("keep.probes", ("decode_flat",)),
 )  # fmt: skip
-ALIKE = (("keep.shared", True), ("keep.probes", ("similarity",)), ("keep.views", ("last_hidden",)))
+READ_LAST = (("keep.views", ("last_hidden",)), ("keep.probes", ("decode_last", "similarity")), ("keep.shared", True))
 MODELS = {"plain": ConvNetOptions(), "residual": vision.RESIDUAL}
 
 
-LONGER = (("task.num_train", 131072), ("training.epochs", 12), ("optimizer.final_rate", 0.1))
+LONGER = (("task.num_train", 262144), ("training.epochs", 12), ("optimizer.final_rate", 0.1))
 TEN = (  # large images of ten values of every feature
     ("task.size", 64),
     ("task.shapes", tuple(images.SHAPES)),
@@ -93,7 +93,7 @@ TEN = (  # large images of ten values of every feature
 def _untrained(family: str) -> Overrides:
     """Returns the changes for an untrained network that is read on ten values of every feature."""
     few = (("task.num_train", 64), ("task.num_test", 64), ("task.num_probe", 8000))
-    return ("model", MODELS[family]), *TEN, *few, ("training.epochs", 0)
+    return ("model", MODELS[family]), *TEN, *few, ("training.epochs", 0), ("keep.probes", ("decode",))
 
 
 EXPERIMENT = Experiment(
@@ -110,16 +110,16 @@ EXPERIMENT = Experiment(
         *((name, _untrained(name)) for name in FAMILIES),
         *((FLAT[name], (*_untrained(name), *READ_FLAT)) for name in FAMILIES),
         ("ceiling", (*TEN, ("task.outputs", FEATURES), ("task.num_probe", 2000), *LONGER)),
-        *((name, (("task.outputs", (name,)), *ALIKE)) for name in FEATURES),
-        ("all", (("task.outputs", FEATURES), *ALIKE)),
-        (CHANCE_LABELS, (("task.outputs", ("target",)), *ALIKE)),
+        *((name, (("task.outputs", (name,)), *READ_LAST)) for name in FEATURES),
+        ("all", (("task.outputs", FEATURES), *READ_LAST)),
+        (CHANCE_LABELS, (("task.outputs", ("target",)), *READ_LAST)),
     ),
     seed_caps=(
         *((name, SEEDS) for name in (*FEATURES, "all", CHANCE_LABELS)),
         *((name, SEEDS_FLAT) for name in FLAT.values()),
         ("ceiling", SEEDS_CEILING),
     ),
-    probes=("decode",),
+    probes=(),  # each setting has its own
     num_seeds=SEEDS_UNTRAINED,
     variant="settings that are not frozen yet",
     presets=(

@@ -33,8 +33,9 @@ Glossary. Each probe's docstring states range, direction, perfect and null value
 - `decode`, `follow`, `agreement`: balanced accuracy of a readout; for a readout trained on a label that two features
   predict, the share of conflicts in which it follows the first; how often an output agrees with a feature.
   `agreement_where` is the agreement on the examples on which two features are equal, or on which they differ.
-  The probe `decode_flat` reads the last layer of a network of images whole, not its mean over places; `decode_answers`
-  reads the last block of a decoder at each output position, also where it has seen answers.
+  The probe `decode` reads all layers, `decode_last` the last one alone; `decode_flat` reads the last layer of a network
+  of images whole, not its mean over places; `decode_answers` the last block of a decoder at each output position, also
+  where it has seen answers.
 - `rsa`, `cka`, `procrustes`: similarity of two models' representations of the same examples; higher is more similar.
 - `readout_norm`, `margin`: norm of the weights with which the network's last layer reads an output; mean difference between
   the logit of the correct answer and the highest other logit.
@@ -73,6 +74,7 @@ PROBES: dict[str, Probe] = {
     "readout": Probe(readout.readout, "intervention", views=("last_hidden",)),
     "similarity": Probe(similarity.similarity, "pair", views=("last_hidden",)),
     "decode": Probe(decoding.decode, "representation", along=True, views=("layers",), padded=False),
+    "decode_last": Probe(decoding.decode, "representation", views=("last_hidden",), padded=False),
     "decode_flat": Probe(decoding.decode, "representation", views=("flat",), padded=False),
     "decode_answers": Probe(decoding.decode, "representation", views=("answers",), padded=False),
     "decode_nonlinear": Probe(decoding.decode_nonlinear, "representation", views=("last_hidden",), padded=False),
