@@ -374,7 +374,7 @@ def test_only_the_planned_run_uses_the_seeds_of_a_verdict(name, monkeypatch, tmp
         assert (made.seed, made.seed_blocks, made.confirmed) == (0, (), ())
     entries = [entry for entry in confirmation.load(command.CONFIRMATION) if entry.claim not in module.CLAIMS]
     monkeypatch.setattr(confirmation, "load", lambda path: tuple(entries))
-    with pytest.raises(ConfigError, match=r"confirm\.json: no entry for C1\d; expected one before --preset=full is run"):
+    with pytest.raises(ConfigError, match=r"confirm\.json: no entry for C\d\d; expected one before --preset=full is run"):
         command.assemble(module, "full", None, None, [])
     with pytest.raises(ConfigError, match=r"its full preset gives planned verdicts, which only python -m exp.* does"):
         repbias_jax.run(module, tmp_path)

@@ -59,6 +59,7 @@ LADDER = {f"{size}_{name}": (SIZES[size], match) for size in SIZES for name, mat
 FIRST_SEED = vision.FIRST_SEED + 400
 SEEDS, SEEDS_LADDER = 32, 16
 PREFERENCE = "share of conflicts that follow color minus share that follow shape"
+EVEN = "equal probabilities, minus that of the two controls"
 
 
 def _of(images: int, match: tuple[float, float]) -> Overrides:
@@ -146,7 +147,7 @@ def _compared(results: Results, labels: tuple[str, str], size: str, *settings: s
       size: key of SIZES.
       *settings: full names, as in MATCHES.
     """
-    equal, less = (f"{PREFERENCE}, {what}, {_images(size)}" for what in ("equal probabilities", ".8 / .9"))
+    equal, less = (f"{PREFERENCE}, {what}, {_images(size)}" for what in (EVEN, ".8 / .9"))
     kind = "deciding" if size in DECIDING else "shown"
     if not results.has(*settings):
         return [contrasts.not_run(labels[0], equal, +1, MARGIN)] if kind == "deciding" else []
