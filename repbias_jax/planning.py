@@ -439,7 +439,7 @@ def estimate(plan: Plan, discard: bool = False) -> dict[str, float]:
         state_bytes, data_bytes = _bytes_of_run(static, dials)
         looking = sum(4 * examples * units for examples, units in sizes.values())
         kept, read = training.kept_bytes(static, dials), training.read_at_once(static, dials)
-        # Where no gradient is computed, .14 to .43 of what it would keep is there at once; XLA frees the rest.
+        # Where no gradient is computed, .14 to .43 of what it would keep was there at once in three programs.
         reading = 0.5 * min(max(config.task.num_test, config.task.num_probe), read) * kept / config.training.batch_size
         at_once = 4 * state_bytes + 2 * data_bytes + looking + max(kept, reading)
         total["compilations"] += 5 * len(rows[group.name])

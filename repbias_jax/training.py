@@ -25,7 +25,7 @@ from repbias_jax.models.family import View, possible, resolve
 METRICS = ("loss", "accuracy", "worst_class")  # of an output; accuracy is the mean over classes, in [0, 1]
 SPLITS = ("train", "test")
 SHARED_SEED = 2**31 - 1  # the seed of a probe set that all seeds share; no run has it
-MOST_HELD = 2**28  # numbers that a gradient of what is read at once would keep; without one at most half are there
+MOST_HELD = 2**28  # numbers that a gradient of what is read at once would keep; without one fewer are there at once
 
 
 class Keys(NamedTuple):

@@ -45,10 +45,10 @@ def drawn(task, count, seed=0, **values):
     return jax.jit(jax.vmap(lambda k: images.sample(task, own, None, k)))(keys)
 
 
-def factors_and_labels(task, own, count, seed=0):
-    """Those of `count` examples, whose images are not rendered. Args: own, the dials."""
+def unrendered(task, own, count, seed=0):
+    """Examples whose images are not rendered: their inputs are 0. Args: own, the dials."""
     keys = jax.random.split(jax.random.key(seed), count)
-    return jax.jit(jax.vmap(lambda k: (found := images.sample(task, own, None, k)).factors | {"": found.labels}))(keys)
+    return jax.jit(jax.vmap(lambda k: images.sample(task, own, None, k)._replace(inputs=0)))(keys)
 
 
 @functools.cache
@@ -186,28 +186,28 @@ def test_images_have_the_factors_that_they_name():
 
 def test_examples_are_bytes_and_factors_are_independent():
     task = ImageOptions()
-    found = factors_and_labels(task, dials(task), 4000)
+    found = unrendered(task, dials(task), 4000)
     inputs = drawn(task, 2).inputs
     assert inputs.dtype == jnp.uint8
     assert inputs.shape == (2, *images.input_spec(task).shape)
     names = [name for name in images.factors(task) if name != "target"]
     for one, other in itertools.combinations(["target", *names], 2):
         counts = np.zeros((4, 4))
-        np.add.at(counts, (np.asarray(found[one]), np.asarray(found[other])), 1)
+        np.add.at(counts, (np.asarray(found.factors[one]), np.asarray(found.factors[other])), 1)
         assert np.abs(counts - 250).max() < 5 * math.sqrt(250), (one, other)
-    np.testing.assert_array_equal(found[""], np.stack([found["shape"], found["color"]], axis=1))
+    np.testing.assert_array_equal(found.labels, np.stack([found.factors["shape"], found.factors["color"]], axis=1))
 
 
 def test_features_match_the_target_as_often_as_asked():
     task = ImageOptions(outputs=("target",), match=(1.0, 0.7))
     images.check(task)
-    found = factors_and_labels(task, dials(task), 4000)
-    agree = [np.mean(found[name] == found["target"]) for name in task.features]
+    found = unrendered(task, dials(task), 4000)
+    agree = [np.mean(found.factors[name] == found.factors["target"]) for name in task.features]
     assert agree[0] == 1
     assert abs(agree[1] - 0.7) < 0.03
-    np.testing.assert_array_equal(found[""][:, 0], found["target"])
-    fair = factors_and_labels(task, images.fair(task, dials(task)), 2000, seed=1)
-    assert abs(np.mean(fair["shape"] == fair["target"]) - 0.25) < 0.05
+    np.testing.assert_array_equal(found.labels[:, 0], found.factors["target"])
+    fair = unrendered(task, images.fair(task, dials(task)), 2000, seed=1)
+    assert abs(np.mean(fair.factors["shape"] == fair.factors["target"]) - 0.25) < 0.05
 
 
 @pytest.mark.parametrize("features", [("shape", "color"), ("color",), ("shape", "texture", "color")])

@@ -15,8 +15,7 @@ MEASURED = ("train", "measure")
 
 
 def with_epochs(count, **more):
-    changes = tuple({"training.epochs": count}.items())
-    return dataclasses.replace(tiny.EXPERIMENT, overrides=changes, **more)
+    return dataclasses.replace(tiny.EXPERIMENT, overrides=(("training.epochs", count),), **more)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_they_have_the_values_that_trained_networks_have_before_training(untrain
 def test_weights_are_kept_for_interventions_and_a_killed_run_goes_on(untrained, tmp_path):
     folder = tmp_path / "tiny"
     run(with_epochs(0), folder, MEASURED)
-    assert {"truncation", "readout"} & set(rows(folder).index.get_level_values("probe"))
+    assert "readout" in rows(folder).index.get_level_values("probe")
     for done in folder.glob("*/*/done.json"):  # killed after the checkpoint was saved
         assert json.loads(done.read_text())["steps"] == 0
         done.unlink()

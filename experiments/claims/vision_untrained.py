@@ -79,9 +79,9 @@ READ_FLAT = (  # from half as many images, since a fit takes time with the cube 
 )  # fmt: skip
 READ_LAST = (("keep.views", ("last_hidden",)), ("keep.probes", ("decode_last", "similarity")), ("keep.shared", True))
 MODELS = {"plain": ConvNetOptions(), "residual": vision.RESIDUAL}
-
-
-LONGER = (("task.num_train", 262144), ("training.epochs", 12), ("optimizer.final_rate", 0.1))
+LONGER = (  # training of the ceiling, until it reads ten shapes
+    ("task.num_train", 262144), ("training.epochs", 12), ("optimizer.final_rate", 0.1),
+)  # fmt: skip
 TEN = (  # large images of ten values of every feature
     ("task.size", 64),
     ("task.shapes", tuple(images.SHAPES)),
